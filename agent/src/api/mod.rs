@@ -1,0 +1,270 @@
+//! The resources: Calico's custom resources (`crd.projectcalico.org/v1`) and the Kubernetes Node, one file a kind.
+//!
+//! Fields that are not known here are kept and written back, so that a newer writer loses nothing.
+
+mod bgp_configuration;
+mod block_affinity;
+mod ip_pool;
+mod ipam_block;
+mod ipam_config;
+mod ipam_handle;
+mod metadata;
+mod node;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+pub use bgp_configuration::{BgpConfiguration, BgpConfigurationSpec};
+pub use block_affinity::BlockAffinity;
+pub use ip_pool::{EncapsulationMode, IpPool, IpPoolSpec};
+pub use ipam_block::IpamBlock;
+pub use ipam_config::{IpamConfig, IpamConfigSpec};
+pub use ipam_handle::IpamHandle;
+pub use metadata::Metadata;
+pub use node::{Node, NodeAddress, NodeSpec, NodeStatus, annotation};
+
+/// The API group and version of Calico's custom resources.
+pub const CALICO_API_VERSION: &str = "crd.projectcalico.org/v1";
+
+/// Fields that this version does not know, kept for the next write.
+pub type UnknownFields = BTreeMap<String, serde_json::Value>;
+
+/// A kind of resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// core/v1 Node.
+    Node,
+    /// A range of pod addresses.
+    IpPool,
+    /// Settings of the BGP speakers.
+    BgpConfiguration,
+    /// A block of addresses of a pool, and who has each.
+    IpamBlock,
+    /// Which node a block belongs to.
+    BlockAffinity,
+    /// The addresses that one owner has.
+    IpamHandle,
+    /// Settings of address allocation.
+    IpamConfig,
+}
+
+impl Kind {
+    /// Every kind, in the order in which a datastore reads them.
+    pub const ALL: [Kind; 7] = [
+        Kind::Node,
+        Kind::IpPool,
+        Kind::BgpConfiguration,
+        Kind::IpamConfig,
+        Kind::BlockAffinity,
+        Kind::IpamBlock,
+        Kind::IpamHandle,
+    ];
+
+    /// The `kind` of a manifest.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Node => "Node",
+            Kind::IpPool => "IPPool",
+            Kind::BgpConfiguration => "BGPConfiguration",
+            Kind::IpamBlock => "IPAMBlock",
+            Kind::BlockAffinity => "BlockAffinity",
+            Kind::IpamHandle => "IPAMHandle",
+            Kind::IpamConfig => "IPAMConfig",
+        }
+    }
+
+    /// The `apiVersion` of a manifest.
+    #[must_use]
+    pub fn api_version(self) -> &'static str {
+        match self {
+            Kind::Node => "v1",
+            _ => CALICO_API_VERSION,
+        }
+    }
+
+    /// The name of the collection in the API, and of the folder in a directory datastore.
+    #[must_use]
+    pub fn plural(self) -> &'static str {
+        match self {
+            Kind::Node => "nodes",
+            Kind::IpPool => "ippools",
+            Kind::BgpConfiguration => "bgpconfigurations",
+            Kind::IpamBlock => "ipamblocks",
+            Kind::BlockAffinity => "blockaffinities",
+            Kind::IpamHandle => "ipamhandles",
+            Kind::IpamConfig => "ipamconfigs",
+        }
+    }
+
+    /// The kind that a manifest names.
+    #[must_use]
+    pub fn of_manifest(api_version: &str, kind: &str) -> Option<Kind> {
+        Kind::ALL
+            .into_iter()
+            .find(|k| k.as_str() == kind && k.api_version() == api_version)
+    }
+}
+
+/// An object's kind and name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its `metadata.name`.
+    pub name: String,
+}
+
+impl Key {
+    /// The key of the object of this kind and name.
+    #[must_use]
+    pub fn new(kind: Kind, name: impl Into<String>) -> Self {
+        Self {
+            kind,
+            name: name.into(),
+        }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind.as_str(), self.name)
+    }
+}
+
+/// What every resource has.
+pub trait Resource: Clone + Serialize + DeserializeOwned + Send + Sync + Sized + 'static {
+    /// Its kind.
+    const KIND: Kind;
+
+    /// Its metadata.
+    fn metadata(&self) -> &Metadata;
+
+    /// Its metadata, to be changed.
+    fn metadata_mut(&mut self) -> &mut Metadata;
+
+    /// The object as this type, or `None` when it is of another kind.
+    fn from_object(object: Object) -> Option<Self>;
+
+    /// This as an object of any kind.
+    fn into_object(self) -> Object;
+
+    /// Its key.
+    fn key(&self) -> Key {
+        Key::new(Self::KIND, self.metadata().name.clone())
+    }
+}
+
+/// A custom resource with a `spec`, and whatever else it carries.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Custom<S> {
+    /// Name, revision, annotations.
+    pub metadata: Metadata,
+    /// What the resource says.
+    pub spec: S,
+    /// Status and anything else, as it was read.
+    #[serde(flatten)]
+    pub unknown: UnknownFields,
+}
+
+impl<S> Custom<S> {
+    /// A new resource of this name.
+    pub fn new(name: impl Into<String>, spec: S) -> Self {
+        Self {
+            metadata: Metadata::named(name),
+            spec,
+            unknown: UnknownFields::new(),
+        }
+    }
+}
+
+macro_rules! objects {
+    ($($kind:ident => $type:ty),* $(,)?) => {
+        /// A resource of any kind.
+        #[derive(Clone, Debug, PartialEq)]
+        #[allow(missing_docs, reason = "each variant is the kind of its name")]
+        pub enum Object {
+            $($kind($type),)*
+        }
+
+        impl Object {
+            /// Its kind and name.
+            #[must_use]
+            pub fn key(&self) -> Key {
+                match self { $(Object::$kind(o) => Key::new(Kind::$kind, o.metadata.name.clone()),)* }
+            }
+
+            /// Its metadata.
+            #[must_use]
+            pub fn metadata(&self) -> &Metadata {
+                match self { $(Object::$kind(o) => &o.metadata,)* }
+            }
+
+            /// Its metadata, to be changed.
+            pub fn metadata_mut(&mut self) -> &mut Metadata {
+                match self { $(Object::$kind(o) => &mut o.metadata,)* }
+            }
+
+            /// Reads the body of a manifest (without `apiVersion` and `kind`) as an object of `kind`.
+            ///
+            /// # Errors
+            /// Those of the deserializer, when a field is missing or of a wrong type.
+            pub fn deserialize<'de, D: serde::Deserializer<'de>>(kind: Kind, body: D) -> Result<Object, D::Error> {
+                match kind { $(Kind::$kind => <$type>::deserialize(body).map(Object::$kind),)* }
+            }
+        }
+
+        impl Serialize for Object {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                /// A manifest as `kubectl get -o yaml` prints it.
+                #[derive(Serialize)]
+                #[serde(rename_all = "camelCase")]
+                struct Manifest<'a, T> {
+                    api_version: &'static str,
+                    kind: &'static str,
+                    #[serde(flatten)]
+                    body: &'a T,
+                }
+                let kind = self.key().kind;
+                match self {
+                    $(Object::$kind(body) => Manifest {
+                        api_version: kind.api_version(), kind: kind.as_str(), body,
+                    }.serialize(serializer),)*
+                }
+            }
+        }
+
+        $(impl Resource for $type {
+            const KIND: Kind = Kind::$kind;
+
+            fn metadata(&self) -> &Metadata {
+                &self.metadata
+            }
+
+            fn metadata_mut(&mut self) -> &mut Metadata {
+                &mut self.metadata
+            }
+
+            fn from_object(object: Object) -> Option<Self> {
+                match object { Object::$kind(o) => Some(o), _ => None }
+            }
+
+            fn into_object(self) -> Object {
+                Object::$kind(self)
+            }
+        })*
+    };
+}
+
+objects! {
+    Node => Node,
+    IpPool => IpPool,
+    BgpConfiguration => BgpConfiguration,
+    IpamBlock => IpamBlock,
+    BlockAffinity => BlockAffinity,
+    IpamHandle => IpamHandle,
+    IpamConfig => IpamConfig,
+}

@@ -1,0 +1,1 @@
+//! What the datastore says, as the rest of the agent uses it.

@@ -1,0 +1,1 @@
+//! The agent's configuration: a YAML file, overlaid by the environment.

@@ -1,0 +1,1 @@
+//! What the kernel and the speaker should hold, as a function of what is known.

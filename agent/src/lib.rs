@@ -1,0 +1,19 @@
+//! The agent: all the input and output around the pure crates, and all the wiring.
+
+pub mod allocation;
+pub mod api;
+pub mod cli;
+pub mod cluster;
+pub mod cni;
+pub mod config;
+pub mod control;
+pub mod dataplane;
+pub mod datastore;
+pub mod desired;
+pub mod fib;
+pub mod http;
+pub mod metrics;
+pub mod node;
+pub mod reconcile;
+pub mod speaker;
+pub mod status;

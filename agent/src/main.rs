@@ -1,0 +1,3 @@
+//! The `culvert` binary.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Driver of `culvert_bgp`: listener, dialler, connections, one timer.

@@ -1,0 +1,8 @@
+//! A BGP-4 speaker (RFC 4271) without sockets or clocks.
+//!
+//! Time is an argument and effects are values: a driver feeds [`speaker::Speaker`] with what happened and carries out
+//! what it asks for. The same inputs give the same outputs, in the same order, on every run.
+
+pub mod error;
+pub mod id;
+pub mod wire;

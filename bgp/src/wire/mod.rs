@@ -1,0 +1,3 @@
+//! The wire format: messages as values, and their exact bytes.
+
+pub mod message;

@@ -1,0 +1,3 @@
+//! Shows a small Culvert cluster on one machine.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The laboratory: nodes, pods and peers as network namespaces on one machine.
