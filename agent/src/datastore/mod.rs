@@ -98,6 +98,17 @@ pub enum DatastoreError {
     },
 }
 
+impl DatastoreError {
+    /// Whether somebody else's write is the cause: reading and deciding again may succeed.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        matches!(
+            self,
+            Self::Conflict { .. } | Self::AlreadyExists { .. } | Self::NotFound { .. }
+        )
+    }
+}
+
 /// [`Datastore::get`] for a type known beforehand.
 ///
 /// # Errors
