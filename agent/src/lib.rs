@@ -12,6 +12,7 @@ pub mod datastore;
 pub mod desired;
 pub mod fib;
 pub mod http;
+pub mod logging;
 pub mod metrics;
 pub mod node;
 pub mod reconcile;
