@@ -170,7 +170,7 @@ fn attributes(request: &AddRequest, node: &str, now: Timestamp) -> BTreeMap<Stri
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::net::Ipv4Addr;
 
     use tokio::sync::Semaphore;
@@ -180,15 +180,15 @@ mod tests {
     use crate::status::DatastoreStatus;
 
     /// Addresses in memory; an assignment waits until the test lets it go on.
-    struct Source {
-        held: Mutex<BTreeMap<String, Vec<IpAddr>>>,
-        attributes: Mutex<Vec<BTreeMap<String, String>>>,
+    pub(in crate::cni) struct Source {
+        pub(in crate::cni) held: Mutex<BTreeMap<String, Vec<IpAddr>>>,
+        pub(in crate::cni) attributes: Mutex<Vec<BTreeMap<String, String>>>,
         first: IpAddr,
         gate: Semaphore,
     }
 
     impl Source {
-        fn open(first: &str) -> Arc<Self> {
+        pub(in crate::cni) fn open(first: &str) -> Arc<Self> {
             Arc::new(Self {
                 held: Mutex::default(),
                 attributes: Mutex::default(),
@@ -225,7 +225,7 @@ mod tests {
         }
     }
 
-    fn running() -> AgentStatus {
+    pub(in crate::cni) fn running() -> AgentStatus {
         AgentStatus {
             node: "a".into(),
             datastore: DatastoreStatus {
@@ -237,7 +237,7 @@ mod tests {
         }
     }
 
-    fn attachments(source: &Arc<Source>, status: AgentStatus) -> Attachments {
+    pub(in crate::cni) fn attachments(source: &Arc<Source>, status: AgentStatus) -> Attachments {
         let (_, status) = watch::channel(Arc::new(status));
         Attachments::new(Arc::clone(source) as _, status)
     }

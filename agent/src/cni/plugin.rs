@@ -35,6 +35,9 @@ pub(super) trait PodNetwork: Sync {
 
     /// Takes away what [`PodNetwork::attach`] made; that there is nothing is no error.
     async fn detach(&self, host: &str, netns: Option<&Path>, pod: &str) -> Result<(), DataplaneError>;
+
+    /// The addresses that the host routes through its end of a pair.
+    fn addresses_behind(&self, host: &str) -> Result<Vec<Ipv4Addr>, CniError>;
 }
 
 /// Answers the call that this process is, on standard output.
@@ -123,7 +126,7 @@ async fn answer(
         }
         Command::Check => {
             let call = Call::new(environment, &config, client)?;
-            call.check(environment.required_netns()?, &config)
+            call.check(environment.required_netns()?, &config, network)
                 .await
                 .map(|()| None)
         }
@@ -214,7 +217,7 @@ impl Call {
             .map_err(|error| refused(&error))?
             .addresses;
         // A pod that was set up anew has the same name and so the same host's end: a late DEL must not cut it off.
-        let routed = link_check::addresses_behind(&self.host)?;
+        let routed = network.addresses_behind(&self.host)?;
         if routed.iter().all(|address| held.contains(&IpAddr::V4(*address))) {
             let netns = netns.filter(|path| link_check::of_another(path).is_ok());
             network
@@ -229,7 +232,7 @@ impl Call {
         Ok(())
     }
 
-    async fn check(&self, netns: PathBuf, config: &NetworkConfig) -> Result<(), CniError> {
+    async fn check(&self, netns: PathBuf, config: &NetworkConfig, network: &dyn PodNetwork) -> Result<(), CniError> {
         let changed = |message| Err(CniError::new(Code::Changed, message));
         if config.cni_version.starts_with("0.3.") {
             let message = format!(
@@ -258,7 +261,7 @@ impl Call {
                 netns.display()
             ));
         }
-        if !link_check::addresses_behind(&self.host)?.contains(&address) {
+        if !network.addresses_behind(&self.host)?.contains(&address) {
             return changed(format!(
                 "the host has no route to {address} through {}",
                 self.host
@@ -321,3 +324,6 @@ pub(super) struct PodAttached {
     pub host_mac: String,
     pub pod_mac: String,
 }
+
+#[cfg(test)]
+mod tests;
