@@ -27,16 +27,16 @@ use proptest::test_runner::{Config, RngSeed, TestRunner};
 use common::{Driver, Stepped, Store, assign, claim, pool, release};
 
 /// So many interleavings are tried; `PROPTEST_CASES` does not change it.
-const INTERLEAVINGS: u32 = 3000;
+const INTERLEAVINGS: u32 = 2500;
+/// Handles of each process: more than there are addresses, all in all.
+const HANDLES: u8 = 7;
 const SEED: u64 = 0x0cc1_0e57;
 
 /// What the world does next.
 #[derive(Clone, Copy, Debug)]
 enum Move {
-    /// An idle process begins a request for one of its handles.
-    Begin { process: u8, what: What, handle: u8 },
-    /// A process does one read or write.
-    Step { process: u8 },
+    /// A process does one read or write; an idle one begins a request for one of its handles.
+    Step { process: u8, what: What, handle: u8 },
     /// A process dies and comes back without memory; what it has written stays.
     Crash { process: u8 },
     /// Somebody begins to take a confirmed claim away, as Calico's garbage collector does, and gets no further.
@@ -51,14 +51,13 @@ enum What {
 }
 
 fn moves() -> impl Strategy<Value = Vec<Move>> {
-    let what = prop_oneof![4 => Just(What::Assign), 3 => Just(What::Release), 1 => Just(What::Claim)];
+    let what = prop_oneof![6 => Just(What::Assign), 3 => Just(What::Release), 1 => Just(What::Claim)];
     let one = prop_oneof![
-        10 => (any::<u8>(), what, any::<u8>()).prop_map(|(process, what, handle)| Move::Begin { process, what, handle }),
-        60 => any::<u8>().prop_map(|process| Move::Step { process }),
-        3 => any::<u8>().prop_map(|process| Move::Crash { process }),
+        60 => (any::<u8>(), what, any::<u8>()).prop_map(|(process, what, handle)| Move::Step { process, what, handle }),
+        2 => any::<u8>().prop_map(|process| Move::Crash { process }),
         1 => any::<u8>().prop_map(|which| Move::Collect { which }),
     ];
-    prop::collection::vec(one, 1..220)
+    prop::collection::vec(one, 20..240)
 }
 
 #[derive(Clone, Debug)]
@@ -142,12 +141,17 @@ impl World {
 
     fn play(&mut self, next: Move) {
         match next {
-            Move::Begin {
+            Move::Step {
                 process,
                 what,
                 handle,
-            } => self.begin(usize::from(process), what, handle),
-            Move::Step { process } => self.step(usize::from(process) % self.processes.len()),
+            } => {
+                let index = usize::from(process) % self.processes.len();
+                if self.processes[index].driver.is_none() {
+                    self.begin(index, what, handle);
+                }
+                self.step(index);
+            }
             Move::Crash { process } => {
                 let index = usize::from(process) % self.processes.len();
                 self.statistics.crashes += u64::from(self.processes[index].driver.take().is_some());
@@ -157,12 +161,8 @@ impl World {
     }
 
     fn begin(&mut self, index: usize, what: What, handle: u8) {
-        let index = index % self.processes.len();
         let process = &self.processes[index];
-        if process.driver.is_some() {
-            return;
-        }
-        let handle = match handle % 5 {
+        let handle = match handle % HANDLES {
             0 if self.setting.shared => "shared".to_owned(),
             n => format!("{}-pod{n}", process.name),
         };
@@ -331,9 +331,7 @@ impl World {
                 self.processes[index].node.clone(),
                 self.processes[index].name.clone(),
             );
-            let mut handles: Vec<String> = (0..5).map(|n| format!("{name}-pod{n}")).collect();
-            handles.push("shared".to_owned());
-            for handle in handles {
+            for handle in self.left_by(&name) {
                 self.start(index, release(&node, &handle));
                 self.finish(index);
             }
@@ -362,6 +360,21 @@ impl World {
                 .all(|a| a.state == AffinityState::Confirmed)
         );
         assert_eq!(self.store.affinities().count(), self.store.blocks().count());
+    }
+
+    /// The handles of a process, and the shared one, of which anything is left anywhere.
+    fn left_by(&self, process: &str) -> BTreeSet<String> {
+        let in_blocks = self
+            .store
+            .blocks()
+            .flat_map(|b| &b.attributes)
+            .filter_map(|a| a.handle_id.clone());
+        let counted = self.store.handles().map(|h| h.handle_id.clone());
+        let own = format!("{process}-pod");
+        in_blocks
+            .chain(counted)
+            .filter(|h| h.starts_with(&own) || Self::is_shared(h))
+            .collect()
     }
 
     fn finish(&mut self, index: usize) {
