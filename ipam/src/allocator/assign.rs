@@ -11,7 +11,7 @@ use crate::ordinals::Ordinals;
 use crate::pool::{Family, number};
 use crate::timestamp::Timestamp;
 
-use super::claim::{self, Owned, Standing};
+use super::claim::{self, Owned};
 use super::view::{BlockSeen, HandleSeen};
 use super::{Assign, Halt, Kind, Object, Progress, View};
 
@@ -90,11 +90,9 @@ fn with_free_address<'a>(
 ) -> Progress<Option<(&'a str, Ordinals)>> {
     for pool in view.pools_for(request.usage, request.family) {
         for block in owned.iter().filter(|o| pool.cidr().contains(&o.cidr())) {
-            match claim::stand(view, &request.node, block, now)? {
-                Standing::Sound { revision, ordinals } if ordinals.free() > 0 => {
-                    return Ok(Some((revision, ordinals)));
-                }
-                Standing::Sound { .. } | Standing::Broken => {}
+            let stands = claim::stand(view, &request.node, block, now)?;
+            if let Some(found) = stands.filter(|(_, ordinals)| ordinals.free() > 0) {
+                return Ok(Some(found));
             }
         }
     }

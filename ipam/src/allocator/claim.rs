@@ -1,5 +1,7 @@
 //! Claims of blocks: finishing what is half done, and making new ones.
 
+use std::collections::BTreeSet;
+
 use ipnet::IpNet;
 
 use crate::affinity::{Affinity, AffinityState};
@@ -11,7 +13,7 @@ use crate::pool::{Family, Pool, Ranges, Use};
 use crate::timestamp::Timestamp;
 
 use super::view::BlockSeen;
-use super::{Claim, Halt, Key, Kind, Object, Progress, View};
+use super::{Claim, Halt, Key, Kind, Object, Progress, Read, Step, View};
 
 /// A confirmed claim of the node.
 #[derive(Clone, Copy)]
@@ -27,17 +29,10 @@ impl Owned<'_> {
     }
 }
 
-/// The block of a confirmed claim.
-pub(super) enum Standing<'a> {
-    /// It is there and sound. What has rested long enough is free already.
-    Sound { revision: &'a str, ordinals: Ordinals },
-    /// It is there, but nothing can be taken from it.
-    Broken,
-}
-
 /// The node's confirmed blocks, at least one of them in a pool for this use.
 pub(super) fn plan(view: &View, request: &Claim, now: Timestamp) -> Progress<Vec<IpNet>> {
     let mut owned = settle(view, &request.node, now)?;
+    adopt(view, &request.node)?;
     owned.retain(|o| Family::of(o.cidr()) == request.family);
     for block in &owned {
         stand(view, &request.node, block, now)?;
@@ -80,11 +75,20 @@ pub(super) fn settle<'a>(view: &'a View, node: &str, now: Timestamp) -> Progress
 
 /// A pending claim: the block is made and the claim confirmed, or it is taken back. Nothing is done where the block cannot
 /// be read.
+///
+/// What is confirmed must be there, and stay. Somebody else of this node (an agent that is being replaced, Calico's own
+/// plugin) may have decided to delete the block, on an earlier state of the claim. So a block is only trusted that was
+/// written after the claim was seen to be pending: whoever decided on what was before is refused now.
 fn carry_on(view: &View, node: &str, claim: &Owned<'_>, now: Timestamp) -> Progress<()> {
     let cidr = claim.cidr();
     match view.block(cidr)? {
-        BlockSeen::Present { block, .. } if block.is_of_node(node) => {
+        BlockSeen::Present { block, .. }
+            if block.is_of_node(node) && view.wrote_block_after(cidr, claim.name) =>
+        {
             Err(with_state(claim, AffinityState::Confirmed))
+        }
+        BlockSeen::Present { block, revision } if block.is_of_node(node) => {
+            Err(touched(block, revision, now))
         }
         BlockSeen::Present { .. } => Err(withdrawn(claim)),
         BlockSeen::Unreadable { .. } => Ok(()),
@@ -109,6 +113,11 @@ fn give_up(view: &View, node: &str, claim: &Owned<'_>) -> Progress<()> {
             Err(with_state(claim, AffinityState::Pending))
         }
         BlockSeen::Present { block, revision } if block.is_of_node(node) => {
+            // The claim may have been made anew between reading it and reading the block.
+            if !view.saw_affinity_after(claim.name, claim.cidr()) {
+                let key = Key::new(Kind::Affinity, claim.name);
+                return Err(Halt::step(Step::Read(Read::Get(key))));
+            }
             Err(Halt::delete(Kind::Block, &name::block(claim.cidr()), revision))
         }
         BlockSeen::Unreadable { .. } => Ok(()),
@@ -116,26 +125,58 @@ fn give_up(view: &View, node: &str, claim: &Owned<'_>) -> Progress<()> {
     }
 }
 
-/// The block of a confirmed claim. A claim to a block that is not there any more is made anew, one to another's block is
+/// The sound block of a confirmed claim and its revision, with what has rested long enough free already; `None` when nothing
+/// can be taken from it, because it is broken. A claim to a block that is not there any more is made anew, one to another's block is
 /// taken back.
 pub(super) fn stand<'a>(
     view: &'a View,
     node: &str,
     claim: &Owned<'_>,
     now: Timestamp,
-) -> Progress<Standing<'a>> {
+) -> Progress<Option<(&'a str, Ordinals)>> {
     match view.block(claim.cidr())? {
         BlockSeen::Absent | BlockSeen::Deleted { .. } => Err(with_state(claim, AffinityState::Pending)),
-        BlockSeen::Unreadable { .. } => Ok(Standing::Broken),
+        BlockSeen::Unreadable { .. } => Ok(None),
         BlockSeen::Present { block, .. } if !block.is_of_node(node) => Err(withdrawn(claim)),
-        BlockSeen::Present { block, revision } => Ok(match Ordinals::of(block) {
-            Ok(mut ordinals) => {
-                ordinals.collect(now, view.limits().cooldown_seconds);
-                Standing::Sound { revision, ordinals }
-            }
-            Err(_) => Standing::Broken,
-        }),
+        BlockSeen::Present { block, revision } => Ok(Ordinals::of(block).ok().map(|mut ordinals| {
+            ordinals.collect(now, view.limits().cooldown_seconds);
+            (revision, ordinals)
+        })),
     }
+}
+
+/// The block with nothing changed but its sequence number and the time of the claim.
+fn touched(block: &Block, revision: &str, now: Timestamp) -> Halt {
+    let mut block = block.clone();
+    block.sequence_number = block.sequence_number.wrapping_add(1);
+    block.affinity_claim_time = Some(now.to_string());
+    Halt::update(name::block(block.cidr), revision, Object::Block(block))
+}
+
+/// Announces a claim to a block that says it is the node's, and to which the node has no claim. Such a block stays behind
+/// when two of one node decide on different states of it.
+fn adopt(view: &View, node: &str) -> Progress<()> {
+    let claims = view.affinities()?;
+    let claimed: BTreeSet<IpNet> = claims
+        .iter()
+        .filter(|(_, _, a)| a.is_of_node(node))
+        .map(|(_, _, a)| a.cidr)
+        .collect();
+    for block in view
+        .blocks()?
+        .into_iter()
+        .filter(|b| b.is_of_node(node) && !claimed.contains(&b.cidr))
+    {
+        let name = name::affinity(node, block.cidr);
+        let understood = matches!(view.block(block.cidr)?, BlockSeen::Present { .. });
+        if understood && !view.is_there(Kind::Affinity, &name)? {
+            return Err(Halt::create(
+                name,
+                Object::Affinity(Affinity::pending(node, block.cidr)),
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn with_state(claim: &Owned<'_>, state: AffinityState) -> Halt {
@@ -162,6 +203,7 @@ pub(super) fn new_claim(view: &View, node: &str, usage: Use, family: Family) -> 
         }
         .into());
     }
+    adopt(view, node)?;
     within_limits(view, node, family)?;
     // Blocks that others have announced a claim to are left to them; but if nothing else is there, they may have died.
     for pending in [Pending::Respected, Pending::Ignored] {
@@ -232,7 +274,7 @@ enum Pending {
 
 /// What is not the node's to claim: every block that is there, whoever's it is and of whatever size, and others' live claims.
 fn of_others(view: &View, node: &str, pending: Pending) -> Progress<Vec<IpNet>> {
-    let mut taken = view.block_cidrs()?;
+    let mut taken: Vec<IpNet> = view.blocks()?.into_iter().map(|block| block.cidr).collect();
     let claims = view.affinities()?;
     let live = claims
         .iter()

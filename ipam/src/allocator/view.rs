@@ -131,8 +131,17 @@ enum Seen {
     Present {
         revision: String,
         object: Object,
+        since: Since,
     },
     Unreadable(String),
+}
+
+/// How the present state of an object came to be known, and when: as the number of the read or write among those of the
+/// view.
+#[derive(Clone, Copy, Debug)]
+struct Since {
+    turn: u64,
+    written: bool,
 }
 
 /// A block, as far as a planner cares.
@@ -165,6 +174,8 @@ pub struct View {
     wrong_pools: Vec<PoolError>,
     limits: Limits,
     listed: BTreeSet<Kind>,
+    /// Counts reads and writes.
+    turn: u64,
     seen: BTreeMap<Key, Seen>,
 }
 
@@ -190,9 +201,14 @@ impl View {
     pub fn listed(&mut self, kind: Kind, objects: impl IntoIterator<Item = (String, String, Object)>) {
         self.seen
             .retain(|key, seen| key.kind != kind || matches!(seen, Seen::Unreadable(_)));
+        let since = self.next_turn(false);
         for (name, revision, object) in objects {
-            self.seen
-                .insert(Key::new(kind, name), Seen::Present { revision, object });
+            let seen = Seen::Present {
+                revision,
+                object,
+                since,
+            };
+            self.seen.insert(Key::new(kind, name), seen);
         }
         self.listed.insert(kind);
     }
@@ -200,7 +216,11 @@ impl View {
     /// Takes in one object: its revision and spec, or that there is none.
     pub fn got(&mut self, key: Key, object: Option<(String, Object)>) {
         let seen = match object {
-            Some((revision, object)) => Seen::Present { revision, object },
+            Some((revision, object)) => Seen::Present {
+                revision,
+                object,
+                since: self.next_turn(false),
+            },
             None => Seen::Absent,
         };
         self.seen.insert(key, seen);
@@ -215,7 +235,11 @@ impl View {
     pub fn wrote(&mut self, write: Write, revision: String) {
         let key = write.key();
         let seen = match write {
-            Write::Create { object, .. } | Write::Update { object, .. } => Seen::Present { revision, object },
+            Write::Create { object, .. } | Write::Update { object, .. } => Seen::Present {
+                revision,
+                object,
+                since: self.next_turn(true),
+            },
             Write::Delete { .. } => Seen::Absent,
         };
         self.seen.insert(key, seen);
@@ -224,6 +248,39 @@ impl View {
     /// Forgets an object, so that it is read again: after a write to it was refused.
     pub fn forget(&mut self, key: Key) {
         self.seen.insert(key, Seen::Forgotten);
+    }
+
+    fn next_turn(&mut self, written: bool) -> Since {
+        self.turn += 1;
+        Since {
+            turn: self.turn,
+            written,
+        }
+    }
+
+    fn since(&self, kind: Kind, name: &str) -> Option<Since> {
+        match self.seen.get(&Key::new(kind, name)) {
+            Some(Seen::Present { since, .. }) => Some(*since),
+            _ => None,
+        }
+    }
+
+    /// Whether the view itself wrote this block, after it learned the present state of this affinity.
+    pub(super) fn wrote_block_after(&self, cidr: IpNet, affinity: &str) -> bool {
+        let block = self.since(Kind::Block, &name::block(cidr));
+        let affinity = self.since(Kind::Affinity, affinity);
+        block
+            .zip(affinity)
+            .is_some_and(|(block, affinity)| block.written && block.turn > affinity.turn)
+    }
+
+    /// Whether the view learned the present state of this affinity after that of this block.
+    pub(super) fn saw_affinity_after(&self, affinity: &str, cidr: IpNet) -> bool {
+        let block = self.since(Kind::Block, &name::block(cidr));
+        let affinity = self.since(Kind::Affinity, affinity);
+        block
+            .zip(affinity)
+            .is_some_and(|(block, affinity)| affinity.turn > block.turn)
     }
 
     pub(super) fn limits(&self) -> &Limits {
@@ -282,6 +339,7 @@ impl View {
             Seen::Present {
                 revision,
                 object: Object::Block(block),
+                ..
             } if block.deleted => BlockSeen::Deleted { revision },
             Seen::Present {
                 object: Object::Block(block),
@@ -292,6 +350,7 @@ impl View {
             Seen::Present {
                 revision,
                 object: Object::Block(block),
+                ..
             } => BlockSeen::Present { revision, block },
             Seen::Unreadable(reason) => BlockSeen::Unreadable { reason },
             Seen::Absent | Seen::Forgotten | Seen::Present { .. } => BlockSeen::Absent,
@@ -303,10 +362,12 @@ impl View {
             Seen::Present {
                 revision,
                 object: Object::Handle(handle),
+                ..
             } if handle.deleted => HandleSeen::Deleted { revision },
             Seen::Present {
                 revision,
                 object: Object::Handle(handle),
+                ..
             } => HandleSeen::Present { revision, handle },
             Seen::Unreadable(reason) => HandleSeen::Unreadable { reason },
             Seen::Absent | Seen::Forgotten | Seen::Present { .. } => HandleSeen::Absent,
@@ -325,13 +386,13 @@ impl View {
             .collect())
     }
 
-    /// The ranges of all blocks that can be read and are not deleted.
-    pub(super) fn block_cidrs(&self) -> Progress<Vec<IpNet>> {
+    /// All blocks that can be read and are not deleted.
+    pub(super) fn blocks(&self) -> Progress<Vec<&Block>> {
         let all = self.all(Kind::Block)?;
         Ok(all
             .into_iter()
             .filter_map(|(_, _, object)| match object {
-                Object::Block(block) => (!block.deleted).then_some(block.cidr),
+                Object::Block(block) => (!block.deleted).then_some(block),
                 Object::Affinity(_) | Object::Handle(_) => None,
             })
             .collect())
@@ -345,8 +406,8 @@ impl View {
         for (key, seen) in self.seen.iter().filter(|(key, _)| key.kind == kind) {
             match seen {
                 Seen::Forgotten => return Err(Halt::step(Step::Read(Read::Get(key.clone())))),
-                Seen::Present { revision, object } => {
-                    all.push((key.name.as_str(), revision.as_str(), object))
+                Seen::Present { revision, object, .. } => {
+                    all.push((key.name.as_str(), revision.as_str(), object));
                 }
                 Seen::Absent | Seen::Unreadable(_) => {}
             }
