@@ -353,46 +353,49 @@ fn route(prefix: &str, link: u32) -> Route {
     }
 }
 
-#[test]
-fn only_what_may_have_gone_in_silence_asks_for_a_dump() {
-    let tunnel = device("tunl0", true, 1480);
-    let address = Address {
+const FIRST: &str = "10.65.42.0/32";
+const SECOND: &str = "10.65.43.0/32";
+
+fn on_tunnel(net: &str) -> Address {
+    Address {
         link: TUNNEL,
-        net: "10.65.42.0/32".parse().unwrap(),
-    };
-    let second = Address {
-        link: TUNNEL,
-        net: "10.65.43.0/32".parse().unwrap(),
-    };
-    let through = route("10.65.1.0/26", TUNNEL);
-    let sourced = Route {
-        source: Some(second.net.addr()),
-        ..route("10.65.2.0/26", 2)
-    };
-    let snapshot = Snapshot {
+        net: net.parse().unwrap(),
+    }
+}
+
+/// A tunnel with two addresses, one route through it, one elsewhere with the second address as its source, and an
+/// idle link of index 9.
+fn tunnel_and_two_routes() -> Actual {
+    let source = Some(on_tunnel(SECOND).net.addr());
+    Actual::new(Snapshot {
         links: vec![
-            tunnel.clone(),
+            device("tunl0", true, 1480),
             Link {
                 index: 9,
                 name: "idle".into(),
-                ..tunnel.clone()
+                ..device("", true, 1480)
             },
         ],
-        addresses: vec![address, second],
-        routes: vec![through.clone(), sourced],
+        addresses: vec![on_tunnel(FIRST), on_tunnel(SECOND)],
+        routes: vec![
+            route("10.65.1.0/26", TUNNEL),
+            Route {
+                source,
+                ..route("10.65.2.0/26", 2)
+            },
+        ],
         forwarding: false,
-    };
-    let actual = Actual::new(snapshot);
-    let down = |link: &Link| {
-        KernelEvent::Link(Link {
-            up: false,
-            ..link.clone()
-        })
-    };
-    let idle = actual.link_at(9).unwrap().clone();
-    let other = Route {
-        mtu: Some(1400),
-        ..through.clone()
+    })
+}
+
+#[test]
+fn only_routes_that_may_have_gone_in_silence_ask_for_a_dump() {
+    let tunnel = device("tunl0", true, 1480);
+    let idle = Link {
+        index: 9,
+        name: "idle".into(),
+        up: false,
+        ..tunnel.clone()
     };
     for (event, expected) in [
         (KernelEvent::Overrun, Observed::MustDump),
@@ -404,34 +407,53 @@ fn only_what_may_have_gone_in_silence_asks_for_a_dump() {
             }),
             Observed::Changed,
         ),
-        (down(&tunnel), Observed::MustDump),
-        (down(&idle), Observed::Changed),
+        (
+            KernelEvent::Link(Link { up: false, ..tunnel }),
+            Observed::MustDump,
+        ),
+        (KernelEvent::Link(idle), Observed::Changed),
         (KernelEvent::LinkGone(TUNNEL), Observed::Changed),
         (KernelEvent::LinkGone(4711), Observed::Unchanged),
-        (KernelEvent::Address(address), Observed::Unchanged),
-        (KernelEvent::AddressGone(address), Observed::Changed),
-        (KernelEvent::AddressGone(second), Observed::MustDump),
-        (KernelEvent::Route(through.clone()), Observed::Unchanged),
+        (KernelEvent::Address(on_tunnel(FIRST)), Observed::Unchanged),
+        (KernelEvent::AddressGone(on_tunnel(FIRST)), Observed::Changed),
+        (KernelEvent::AddressGone(on_tunnel(SECOND)), Observed::MustDump),
+    ] {
+        assert_eq!(tunnel_and_two_routes().observe(&event), expected, "{event:?}");
+    }
+    let mut actual = tunnel_and_two_routes();
+    assert_eq!(
+        actual.observe(&KernelEvent::RouteGone(route("10.65.3.0/26", 2))),
+        Observed::Unchanged
+    );
+    let _ = actual.observe(&KernelEvent::AddressGone(on_tunnel(SECOND)));
+    // The last address of its link.
+    assert_eq!(
+        actual.observe(&KernelEvent::AddressGone(on_tunnel(FIRST))),
+        Observed::MustDump
+    );
+}
+
+#[test]
+fn a_route_event_that_does_not_fit_what_is_known_asks_for_a_dump() {
+    let known = route("10.65.1.0/26", TUNNEL);
+    let other = Route {
+        mtu: Some(1400),
+        ..known.clone()
+    };
+    for (event, expected) in [
+        (KernelEvent::Route(known.clone()), Observed::Unchanged),
         (KernelEvent::Route(other.clone()), Observed::MustDump),
+        (KernelEvent::RouteReplaced(known.clone()), Observed::Unchanged),
         (KernelEvent::RouteReplaced(other.clone()), Observed::Changed),
-        (KernelEvent::RouteGone(through), Observed::Changed),
+        (KernelEvent::RouteGone(known), Observed::Changed),
         (KernelEvent::RouteGone(other), Observed::MustDump),
         (
             KernelEvent::RouteGone(route("10.65.3.0/26", 2)),
             Observed::Unchanged,
         ),
     ] {
-        assert_eq!(actual.clone().observe(&event), expected, "{event:?}");
+        assert_eq!(tunnel_and_two_routes().observe(&event), expected, "{event:?}");
     }
-    let mut last = Actual::new(Snapshot {
-        addresses: vec![address],
-        routes: vec![route("10.65.1.0/26", TUNNEL)],
-        ..Snapshot::default()
-    });
-    assert_eq!(
-        last.observe(&KernelEvent::AddressGone(address)),
-        Observed::MustDump
-    );
 }
 
 #[test]

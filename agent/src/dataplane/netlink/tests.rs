@@ -40,12 +40,7 @@ fn routes_that_are_not_kept_are_not_decoded() {
     let cloned = |message: &mut RouteMessage| message.header.flags.insert(RouteFlags::Cloned);
     assert_eq!(told(&blackhole(MAIN_TABLE), cloned), None);
     // What a link without carrier adds to its routes is no property of theirs.
-    let down = |message: &mut RouteMessage| {
-        message
-            .header
-            .flags
-            .insert(RouteFlags::Linkdown | RouteFlags::Dead)
-    };
+    let down = |message: &mut RouteMessage| message.header.flags |= RouteFlags::Linkdown | RouteFlags::Dead;
     assert_eq!(told(&blackhole(MAIN_TABLE), down), Some(blackhole(MAIN_TABLE)));
     // A table above 255 stands in an attribute, whatever the header says.
     let large = |message: &mut RouteMessage| message.attributes.push(RouteAttribute::Table(LOCAL_TABLE));
