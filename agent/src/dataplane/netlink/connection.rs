@@ -59,7 +59,7 @@ pub(super) enum Interrupted {
 pub(super) struct Connection {
     handle: ConnectionHandle<RouteNetlinkMessage>,
     unsolicited: BoxStream<'static, NetlinkMessage<RouteNetlinkMessage>>,
-    task: JoinHandle<()>,
+    pub(super) task: JoinHandle<()>,
     // The library's count of the messages it has sent, which it uses as their sequence numbers.
     sent: u32,
     broken: bool,
@@ -110,6 +110,10 @@ impl Connection {
     /// acknowledgements must fit into the receive buffer.
     pub(super) async fn transact(&mut self, requests: Vec<Request>) -> Vec<Answer> {
         let mut answers = vec![Answer::Lost; requests.len()];
+        // The library sends one batch a wake-up, and an empty one has no answer that would wake it for the next.
+        if answers.is_empty() {
+            return answers;
+        }
         let messages: Vec<_> = requests
             .into_iter()
             .map(|(message, flags)| framed(message, flags | NLM_F_ACK))

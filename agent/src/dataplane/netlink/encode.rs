@@ -35,7 +35,7 @@ pub(super) fn delete_route(route: &Route) -> io::Result<Request> {
             "protocol 0 means any, so that the deletion could hit somebody else's route".into(),
         ));
     }
-    // linux/fib: RT_SCOPE_NOWHERE in a deletion means any scope.
+    // net/ipv4/fib_trie.c, fib_table_delete(): RT_SCOPE_NOWHERE means any scope.
     let message = skeleton(route, RouteScope::NoWhere)?.build();
     Ok((RouteNetlinkMessage::DelRoute(message), 0))
 }
