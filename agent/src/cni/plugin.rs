@@ -15,7 +15,7 @@ use super::protocol::{
     asked_version,
 };
 use super::request::{AddRequest, CheckRequest, Container};
-use crate::dataplane::DataplaneError;
+use crate::dataplane::{DataplaneError, PodAttached, PodLink, attach_pod, detach_pod};
 use crate::http::{Client, ClientError};
 
 /// The largest network configuration, in bytes.
@@ -188,11 +188,11 @@ impl Call {
             Ok(made) => Ok(Attached {
                 host: LinkEnd {
                     name: link.host_name,
-                    mac: made.host_mac,
+                    mac: made.host_mac.to_string(),
                 },
                 pod: LinkEnd {
                     name: link.pod_name,
-                    mac: made.pod_mac,
+                    mac: made.pod_mac.to_string(),
                 },
                 netns: link.pod_netns,
                 address: link.address,
@@ -232,7 +232,12 @@ impl Call {
         Ok(())
     }
 
-    async fn check(&self, netns: PathBuf, config: &NetworkConfig, network: &dyn PodNetwork) -> Result<(), CniError> {
+    async fn check(
+        &self,
+        netns: PathBuf,
+        config: &NetworkConfig,
+        network: &dyn PodNetwork,
+    ) -> Result<(), CniError> {
         let changed = |message| Err(CniError::new(Code::Changed, message));
         if config.cni_version.starts_with("0.3.") {
             let message = format!(
@@ -299,30 +304,17 @@ struct Kernel;
 
 #[async_trait]
 impl PodNetwork for Kernel {
-    async fn attach(&self, _link: &PodLink) -> Result<PodAttached, DataplaneError> {
-        Err(DataplaneError::ConnectionLost {
-            operation: "attach".to_owned(),
-        })
+    async fn attach(&self, link: &PodLink) -> Result<PodAttached, DataplaneError> {
+        attach_pod(link).await
     }
 
-    async fn detach(&self, _host: &str, _netns: Option<&Path>, _pod: &str) -> Result<(), DataplaneError> {
-        Ok(())
+    async fn detach(&self, host: &str, netns: Option<&Path>, pod: &str) -> Result<(), DataplaneError> {
+        detach_pod(host, netns, pod).await
     }
-}
 
-#[derive(Clone, Debug)]
-pub(super) struct PodLink {
-    pub host_name: String,
-    pub pod_netns: PathBuf,
-    pub pod_name: String,
-    pub address: Ipv4Addr,
-    pub mtu: u32,
-}
-
-#[derive(Clone, Debug)]
-pub(super) struct PodAttached {
-    pub host_mac: String,
-    pub pod_mac: String,
+    fn addresses_behind(&self, host: &str) -> Result<Vec<Ipv4Addr>, CniError> {
+        link_check::addresses_behind(host)
+    }
 }
 
 #[cfg(test)]
