@@ -139,7 +139,7 @@ async fn status(client: &Client) -> Result<(), CniError> {
         .status()
         .await
         .map_err(|error| not_available(error.to_string()))?;
-    status.ready().map_err(not_available)
+    status.can_attach().map_err(not_available)
 }
 
 /// A call about one container.
@@ -246,17 +246,7 @@ impl Call {
             );
             return Err(CniError::new(Code::IncompatibleVersion, message));
         }
-        let Some(previous) = &config.prev_result else {
-            let message = "CHECK needs prevResult, the answer to ADD".to_owned();
-            return Err(CniError::new(Code::InvalidConfig, message));
-        };
-        let Some(address) = previous.ips.iter().find_map(|ip| match ip.address.addr() {
-            IpAddr::V4(address) => Some(address),
-            IpAddr::V6(_) => None,
-        }) else {
-            let message = "prevResult.ips has no IPv4 address".to_owned();
-            return Err(CniError::new(Code::InvalidConfig, message));
-        };
+        let address = config.previous_address()?;
         link_check::of_another(&netns)?;
         let found = link_check::addresses_in(&netns, &self.interface)?;
         if !found.contains(&address) {
