@@ -6,6 +6,8 @@ use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
+const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+
 /// How a line of the log looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -22,18 +24,24 @@ pub enum Format {
 pub enum LoggingError {
     /// The level is none.
     #[error(
-        "log level {level:?} is none: it must be error, warn, info, debug, trace or off, or such levels for single \
-         targets as in info,culvert_agent::speaker=debug ({source})"
+        "log level {0:?} is none: it must be error, warn, info, debug, trace or off, or such a level with exceptions for \
+         single targets as in info,culvert_agent::speaker=debug"
     )]
-    Level {
-        /// What was given.
-        level: String,
-        /// What is wrong with it.
-        source: tracing_subscriber::filter::ParseError,
-    },
+    Level(String),
     /// There is one already.
     #[error("the log was started twice: {0}")]
     Twice(#[from] TryInitError),
+}
+
+fn filter(level: &str) -> Result<EnvFilter, LoggingError> {
+    // A word alone would be taken for a target, and a misspelt level would not be noticed.
+    let mut words = level.split(',').filter(|word| !word.contains('='));
+    if !words.all(|word| LEVELS.contains(&word.trim())) {
+        return Err(LoggingError::Level(level.to_owned()));
+    }
+    EnvFilter::builder()
+        .parse(level)
+        .map_err(|_| LoggingError::Level(level.to_owned()))
 }
 
 /// Starts the log of this process.
@@ -41,12 +49,7 @@ pub enum LoggingError {
 /// # Errors
 /// When `level` is no filter of levels, or the log was started before.
 pub fn start(format: Format, level: &str) -> Result<(), LoggingError> {
-    let filter = EnvFilter::builder()
-        .parse(level)
-        .map_err(|source| LoggingError::Level {
-            level: level.to_owned(),
-            source,
-        })?;
+    let filter = filter(level)?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
@@ -56,4 +59,31 @@ pub fn start(format: Format, level: &str) -> Result<(), LoggingError> {
         Format::Json => subscriber.json().flatten_event(true).finish().try_init(),
     }?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_is_one_of_the_known_with_exceptions_for_targets() {
+        for level in [
+            "error",
+            "warn",
+            "info",
+            "debug",
+            "trace",
+            "off",
+            "info,culvert_agent::speaker=debug",
+        ] {
+            assert!(filter(level).is_ok(), "{level}");
+        }
+        for level in ["loud", "", "info,loud", "culvert_agent=loud"] {
+            let error = filter(level).unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("log level {level:?} is none: ")),
+                "{error}"
+            );
+        }
+    }
 }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -12,8 +12,10 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use culvert_agent::cni::{AddressSource, Attachments, Problem};
+use culvert_agent::dataplane::Namespace;
 use culvert_agent::http::{SocketApi, bind_socket, serve_socket};
 use culvert_agent::status::{AgentStatus, DatastoreStatus, PeerStatus, PeerType, RouteStatus};
+use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -242,6 +244,108 @@ fn status_follows_the_agents_readiness() {
         starting.config().to_string().as_bytes(),
     );
     refused(&output, 50, "datastore is not in sync yet");
+}
+
+/// Runs in a new network namespace. None, loudly, where the right to make one is missing.
+fn in_new_namespace<T: Send>(run: impl FnOnce() -> T + Send) -> Option<T> {
+    std::thread::scope(|scope| {
+        let entered = || match unshare(CloneFlags::CLONE_NEWNET) {
+            Ok(()) => Some(run()),
+            Err(error) => {
+                eprintln!("SKIPPED: a network namespace cannot be made: {error}");
+                None
+            }
+        };
+        scope.spawn(entered).join().unwrap()
+    })
+}
+
+/// The addresses of the interfaces of the calling thread's namespace, by the interface's name.
+fn addresses() -> Vec<(String, Ipv4Addr)> {
+    let address = |entry: nix::ifaddrs::InterfaceAddress| {
+        let address = entry.address?.as_sockaddr_in()?.ip();
+        Some((entry.interface_name, address))
+    };
+    nix::ifaddrs::getifaddrs().unwrap().filter_map(address).collect()
+}
+
+fn has_link(name: &str) -> bool {
+    nix::net::if_::if_nametoindex(name).is_ok()
+}
+
+#[test]
+fn a_pod_is_attached_checked_and_detached_in_the_kernel() {
+    // The host of this test is a namespace of its own, and so is the pod within it.
+    in_new_namespace(|| {
+        let path = format!("/proc/self/task/{}/ns/net", nix::unistd::gettid());
+        let host = Namespace::open(path.as_ref()).unwrap();
+        in_new_namespace(|| {
+            let pod = format!(
+                "/proc/{}/task/{}/ns/net",
+                std::process::id(),
+                nix::unistd::gettid()
+            );
+            let agent = agent(running());
+            let mut config = agent.config();
+            let call = |command: &str, config: &Value| {
+                let environment = [
+                    ("CNI_COMMAND", command),
+                    ("CNI_NETNS", &pod),
+                    ("CNI_ARGS", "K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0"),
+                ];
+                host.run(|| Ok(plugin(&environment, config.to_string().as_bytes())))
+                    .unwrap()
+            };
+
+            let output = call("ADD", &config);
+            assert!(output.status.success(), "{output:?}");
+            let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+            let host_end = result["interfaces"][0]["name"].as_str().unwrap().to_owned();
+            assert_eq!(result["interfaces"][0]["mac"], "ee:ee:ee:ee:ee:ee");
+            assert_eq!(result["interfaces"][1]["sandbox"], *pod);
+            assert_eq!(result["ips"][0]["address"], "10.65.42.1/32");
+            let address = Ipv4Addr::new(10, 65, 42, 1);
+            assert_eq!(addresses(), [("eth0".to_owned(), address)]);
+            assert!(host.run(|| Ok(has_link(&host_end))).unwrap());
+
+            config["prevResult"] = result;
+            let output = call("CHECK", &config);
+            assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
+            for _ in 0..2 {
+                let output = call("DEL", &config);
+                assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
+                assert!(!has_link("eth0"));
+                assert!(!host.run(|| Ok(has_link(&host_end))).unwrap());
+                assert_eq!(*agent.source.0.lock().unwrap(), None);
+            }
+            refused(
+                &call("CHECK", &config),
+                102,
+                "has the addresses [], not 10.65.42.1",
+            );
+        })
+    });
+}
+
+#[test]
+fn an_address_that_cannot_be_used_is_given_back() {
+    in_new_namespace(|| {
+        let pod = format!(
+            "/proc/{}/task/{}/ns/net",
+            std::process::id(),
+            nix::unistd::gettid()
+        );
+        // No interface takes packets that small.
+        let agent = agent(AgentStatus {
+            pod_mtu: 1,
+            ..running()
+        });
+        let environment = [("CNI_COMMAND", "ADD"), ("CNI_NETNS", &*pod)];
+        let config = agent.config().to_string();
+        let output = in_new_namespace(|| plugin(&environment, config.as_bytes())).unwrap();
+        refused(&output, 101, "create the veth pair cali");
+        assert_eq!(*agent.source.0.lock().unwrap(), None);
+    });
 }
 
 fn culvert(arguments: &[&str]) -> Output {

@@ -131,16 +131,10 @@ impl Attachments {
 
     fn node_and_mtu(&self) -> Result<(String, u32), Problem> {
         let status = self.status.borrow();
-        let starting = |reason| Problem {
+        status.can_attach().map_err(|reason| Problem {
             reason: format!("the agent is starting: {reason}"),
             retry: true,
-        };
-        if !status.datastore.in_sync {
-            return Err(starting("its datastore is not in sync yet"));
-        }
-        if status.pod_mtu == 0 {
-            return Err(starting("the MTU of pods is not known yet"));
-        }
+        })?;
         Ok((status.node.clone(), status.pod_mtu))
     }
 

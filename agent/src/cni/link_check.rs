@@ -2,14 +2,13 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::ifaddrs::getifaddrs;
-use nix::sched::{CloneFlags, setns};
 use nix::sys::statfs::{NSFS_MAGIC, statfs};
 
 use super::protocol::{CniError, Code};
+use crate::dataplane::Namespace;
 
 /// Whether a path is a network namespace, and not the one that this process is in.
 ///
@@ -17,20 +16,17 @@ use super::protocol::{CniError, Code};
 /// When it is not there, is no namespace, or is the host's own.
 pub(super) fn of_another(netns: &Path) -> Result<(), CniError> {
     let wrong = |message| Err(CniError::new(Code::InvalidEnvironment, message));
-    let file = match fs::metadata(netns) {
-        Ok(file) => file,
-        Err(error) => {
-            let message = format!("CNI_NETNS {} is gone: {error}", netns.display());
-            return Err(CniError::new(Code::UnknownContainer, message));
-        }
-    };
+    if let Err(error) = fs::metadata(netns) {
+        let message = format!("CNI_NETNS {} is gone: {error}", netns.display());
+        return Err(CniError::new(Code::UnknownContainer, message));
+    }
     // What is left of a namespace after a restart of the machine is an ordinary file.
     if !statfs(netns).is_ok_and(|system| system.filesystem_type() == NSFS_MAGIC) {
         return wrong(format!("CNI_NETNS {} is no namespace", netns.display()));
     }
-    let own = fs::metadata("/proc/self/ns/net")
-        .map_err(|error| CniError::new(Code::Io, format!("/proc/self/ns/net: {error}")))?;
-    if (own.dev(), own.ino()) == (file.dev(), file.ino()) {
+    let namespace = Namespace::open(netns)
+        .map_err(|error| CniError::new(Code::Io, format!("CNI_NETNS {}: {error}", netns.display())))?;
+    if namespace.is_current() {
         return wrong(format!(
             "CNI_NETNS {} is the network namespace of the host",
             netns.display()
@@ -68,16 +64,9 @@ fn host_routes(table: &str, interface: &str) -> Vec<Ipv4Addr> {
 /// # Errors
 /// When the namespace cannot be entered or its interfaces cannot be read.
 pub(super) fn addresses_in(netns: &Path, interface: &str) -> Result<Vec<Ipv4Addr>, CniError> {
-    let failed = |what: &str| CniError::new(Code::Io, format!("{}: {what}", netns.display()));
-    let file = fs::File::open(netns).map_err(|error| failed(&error.to_string()))?;
-    // A namespace is entered by one thread: this one ends there.
-    let found = std::thread::spawn(move || {
-        setns(file, CloneFlags::CLONE_NEWNET)?;
-        getifaddrs().map(Iterator::collect::<Vec<_>>)
-    })
-    .join()
-    .map_err(|_| failed("the thread that entered it failed"))?
-    .map_err(|error| failed(&error.to_string()))?;
+    let found = Namespace::open(netns)
+        .and_then(|namespace| namespace.run(|| Ok(getifaddrs()?.collect::<Vec<_>>())))
+        .map_err(|error| CniError::new(Code::Io, format!("{}: {error}", netns.display())))?;
     let address = |entry: &nix::ifaddrs::InterfaceAddress| match entry.address?.as_sockaddr_in()?.ip().into()
     {
         IpAddr::V4(address) => Some(address),

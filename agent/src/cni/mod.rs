@@ -29,9 +29,6 @@ pub fn is_plugin(argv0: Option<&std::ffi::OsStr>) -> bool {
         .is_some_and(|name| name == PLUGIN_NAME)
 }
 
-/// The gateway of every pod, as Calico's: no interface has it, the host's end of the pair answers for it.
-pub const POD_GATEWAY: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 1, 1);
-
 /// The name of the host's end of a pod's veth pair: `cali` and 11 digits of the SHA-1 of `namespace.name`, as Calico
 /// names it, so that the two find each other's; of the container's id where there is no Kubernetes.
 #[must_use]

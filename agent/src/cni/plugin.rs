@@ -15,7 +15,7 @@ use super::protocol::{
     asked_version,
 };
 use super::request::{AddRequest, CheckRequest, Container};
-use crate::dataplane::DataplaneError;
+use crate::dataplane::{DataplaneError, PodAttached, PodLink, attach_pod, detach_pod};
 use crate::http::{Client, ClientError};
 
 /// The largest network configuration, in bytes.
@@ -139,7 +139,7 @@ async fn status(client: &Client) -> Result<(), CniError> {
         .status()
         .await
         .map_err(|error| not_available(error.to_string()))?;
-    status.ready().map_err(not_available)
+    status.can_attach().map_err(not_available)
 }
 
 /// A call about one container.
@@ -188,11 +188,11 @@ impl Call {
             Ok(made) => Ok(Attached {
                 host: LinkEnd {
                     name: link.host_name,
-                    mac: made.host_mac,
+                    mac: made.host_mac.to_string(),
                 },
                 pod: LinkEnd {
                     name: link.pod_name,
-                    mac: made.pod_mac,
+                    mac: made.pod_mac.to_string(),
                 },
                 netns: link.pod_netns,
                 address: link.address,
@@ -232,7 +232,12 @@ impl Call {
         Ok(())
     }
 
-    async fn check(&self, netns: PathBuf, config: &NetworkConfig, network: &dyn PodNetwork) -> Result<(), CniError> {
+    async fn check(
+        &self,
+        netns: PathBuf,
+        config: &NetworkConfig,
+        network: &dyn PodNetwork,
+    ) -> Result<(), CniError> {
         let changed = |message| Err(CniError::new(Code::Changed, message));
         if config.cni_version.starts_with("0.3.") {
             let message = format!(
@@ -241,17 +246,7 @@ impl Call {
             );
             return Err(CniError::new(Code::IncompatibleVersion, message));
         }
-        let Some(previous) = &config.prev_result else {
-            let message = "CHECK needs prevResult, the answer to ADD".to_owned();
-            return Err(CniError::new(Code::InvalidConfig, message));
-        };
-        let Some(address) = previous.ips.iter().find_map(|ip| match ip.address.addr() {
-            IpAddr::V4(address) => Some(address),
-            IpAddr::V6(_) => None,
-        }) else {
-            let message = "prevResult.ips has no IPv4 address".to_owned();
-            return Err(CniError::new(Code::InvalidConfig, message));
-        };
+        let address = config.previous_address()?;
         link_check::of_another(&netns)?;
         let found = link_check::addresses_in(&netns, &self.interface)?;
         if !found.contains(&address) {
@@ -299,30 +294,17 @@ struct Kernel;
 
 #[async_trait]
 impl PodNetwork for Kernel {
-    async fn attach(&self, _link: &PodLink) -> Result<PodAttached, DataplaneError> {
-        Err(DataplaneError::ConnectionLost {
-            operation: "attach".to_owned(),
-        })
+    async fn attach(&self, link: &PodLink) -> Result<PodAttached, DataplaneError> {
+        attach_pod(link).await
     }
 
-    async fn detach(&self, _host: &str, _netns: Option<&Path>, _pod: &str) -> Result<(), DataplaneError> {
-        Ok(())
+    async fn detach(&self, host: &str, netns: Option<&Path>, pod: &str) -> Result<(), DataplaneError> {
+        detach_pod(host, netns, pod).await
     }
-}
 
-#[derive(Clone, Debug)]
-pub(super) struct PodLink {
-    pub host_name: String,
-    pub pod_netns: PathBuf,
-    pub pod_name: String,
-    pub address: Ipv4Addr,
-    pub mtu: u32,
-}
-
-#[derive(Clone, Debug)]
-pub(super) struct PodAttached {
-    pub host_mac: String,
-    pub pod_mac: String,
+    fn addresses_behind(&self, host: &str) -> Result<Vec<Ipv4Addr>, CniError> {
+        link_check::addresses_behind(host)
+    }
 }
 
 #[cfg(test)]

@@ -216,3 +216,69 @@ impl Client {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// What a client makes of somebody who answers every request with `answer` and hangs up, or only listens.
+    async fn asked(answer: Option<&'static str>) -> ClientError {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            assert_ne!(stream.read(&mut request).await.unwrap(), 0);
+            match answer {
+                Some(answer) => stream.write_all(answer.as_bytes()).await.unwrap(),
+                None => std::future::pending().await,
+            }
+        });
+        let limit = Duration::from_secs(if answer.is_some() { 60 } else { 0 });
+        let error = Client::new(&path, limit).status().await.unwrap_err();
+        server.abort();
+        error
+    }
+
+    #[tokio::test]
+    async fn silence_and_a_broken_connection_are_temporary() {
+        let error = asked(None).await;
+        assert!(
+            error.is_temporary() && error.to_string().ends_with("has not answered within 0 s"),
+            "{error}"
+        );
+        for answer in ["", "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{"] {
+            let error = asked(Some(answer)).await;
+            assert!(
+                matches!(error, ClientError::Broken { .. }) && error.is_temporary(),
+                "{error}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_in_other_words_is_not() {
+        for answer in [
+            "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
+            "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n",
+        ] {
+            let error = asked(Some(answer)).await;
+            assert!(
+                matches!(error, ClientError::Unreadable { .. }) && !error.is_temporary(),
+                "{error}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_in_the_agents_words() {
+        let answer = "HTTP/1.1 422 -\r\ncontent-length: 33\r\n\r\n{\"reason\":\"no pool\",\"retry\":true}";
+        let error = asked(Some(answer)).await;
+        assert_eq!(error.to_string(), "no pool");
+        assert!(error.is_temporary());
+    }
+}

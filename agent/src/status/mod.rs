@@ -159,18 +159,25 @@ impl AgentStatus {
         }
     }
 
+    /// Whether a pod can be attached now. That takes less than to be ready: a route that is missing keeps nobody from it.
+    ///
+    /// # Errors
+    /// Why not, in words: the datastore is not in sync, or the MTU of pods is not known.
+    pub fn can_attach(&self) -> Result<(), String> {
+        self.datastore.synced()?;
+        if self.pod_mtu == 0 {
+            return Err("the MTU of pods is not known yet".to_owned());
+        }
+        Ok(())
+    }
+
     /// Whether pods may be sent to this node.
     ///
     /// # Errors
     /// Why not, in words: the datastore is not in sync, there is no block though there is a pool, or routes are missing
     /// in the kernel.
     pub fn ready(&self) -> Result<(), String> {
-        if !self.datastore.in_sync {
-            return Err(match &self.datastore.problem {
-                Some(problem) => format!("datastore is not in sync yet: {problem}"),
-                None => "datastore is not in sync yet".to_owned(),
-            });
-        }
+        self.datastore.synced()?;
         if self.pools > 0 && self.blocks.is_empty() {
             return Err(format!("node {} has no block of pod addresses yet", self.node));
         }
@@ -191,6 +198,16 @@ impl AgentStatus {
             return Err(words);
         }
         Ok(())
+    }
+}
+
+impl DatastoreStatus {
+    fn synced(&self) -> Result<(), String> {
+        match &self.problem {
+            _ if self.in_sync => Ok(()),
+            Some(problem) => Err(format!("datastore is not in sync yet: {problem}")),
+            None => Err("datastore is not in sync yet".to_owned()),
+        }
     }
 }
 
@@ -233,6 +250,20 @@ mod tests {
             status.ready(),
             Err("datastore is not in sync yet: /var/lib/culvert: permission denied".into())
         );
+    }
+
+    #[test]
+    fn a_pod_can_be_attached_though_a_route_is_missing_but_not_before_the_mtu_is_known() {
+        let mut status = settled();
+        status.routes.programmed = 0;
+        assert_eq!(
+            status.can_attach(),
+            Err("the MTU of pods is not known yet".into())
+        );
+        status.pod_mtu = 1480;
+        assert_eq!(status.can_attach(), Ok(()));
+        status.datastore.in_sync = false;
+        assert_eq!(status.can_attach(), Err("datastore is not in sync yet".into()));
     }
 
     #[test]

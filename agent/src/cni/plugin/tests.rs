@@ -8,6 +8,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::*;
 use crate::cni::attachments::tests::{Source, attachments, running};
+use crate::dataplane::{HOST_MAC, MacAddress};
 use crate::http::{SocketApi, bind_socket, serve_socket};
 
 /// An agent whose addresses are in memory, on a socket of its own.
@@ -70,8 +71,8 @@ impl PodNetwork for Noted {
         self.attached.lock().unwrap().push(link.clone());
         self.answer()?;
         Ok(PodAttached {
-            host_mac: "ee:ee:ee:ee:ee:ee".into(),
-            pod_mac: "02:00:00:00:00:01".into(),
+            host_mac: HOST_MAC,
+            pod_mac: MacAddress([2, 0, 0, 0, 0, 1]),
         })
     }
 
@@ -179,7 +180,7 @@ async fn an_address_is_given_back_when_the_pod_cannot_be_wired() {
     assert_eq!(error.code, Code::Kernel);
     assert_eq!(
         error.message,
-        "pair: the netlink connection ended before the kernel answered"
+        "pair: the netlink connection ended before the kernel answered; only a new dump tells whether it was done"
     );
     assert!(agent.source.held.lock().unwrap().is_empty());
     assert_eq!(
@@ -239,15 +240,30 @@ async fn a_del_succeeds_though_the_namespace_is_gone() {
 async fn a_late_del_gives_the_address_back_and_leaves_the_pod_that_was_set_up_anew() {
     let agent = agent();
     let old = Ipv4Addr::new(10, 65, 42, 1);
-    for (routed, unwired) in
-        [(vec![Ipv4Addr::new(10, 65, 42, 9)], false), (vec![old], true), (vec![], true)]
-    {
-        agent.source.held.lock().unwrap().insert("k8s-pod-network.c1".into(), vec![old.into()]);
-        let kernel = Noted { routed, ..Noted::default() };
+    for (routed, unwired) in [
+        (vec![Ipv4Addr::new(10, 65, 42, 9)], false),
+        (vec![old], true),
+        (vec![], true),
+    ] {
+        agent
+            .source
+            .held
+            .lock()
+            .unwrap()
+            .insert("k8s-pod-network.c1".into(), vec![old.into()]);
+        let kernel = Noted {
+            routed,
+            ..Noted::default()
+        };
         let del = answer(&call("DEL", Path::new("")), &agent.config("1.0.0"), &kernel).await;
         assert_eq!(del, Ok(None));
         assert!(agent.source.held.lock().unwrap().is_empty());
-        assert_eq!(!kernel.detached.lock().unwrap().is_empty(), unwired, "{:?}", kernel.routed);
+        assert_eq!(
+            !kernel.detached.lock().unwrap().is_empty(),
+            unwired,
+            "{:?}",
+            kernel.routed
+        );
     }
 }
 

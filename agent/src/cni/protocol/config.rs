@@ -1,7 +1,9 @@
 //! The network's configuration.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::{CniError, Code, Name, VERSIONS};
@@ -28,7 +30,7 @@ pub struct NetworkConfig {
     ipam: Option<ForeignIpam>,
     /// What ADD answered, for CHECK.
     #[serde(default)]
-    pub prev_result: Option<PreviousResult>,
+    prev_result: Option<serde_json::Value>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -38,18 +40,15 @@ struct ForeignIpam {
 }
 
 /// The part of an earlier result that CHECK holds against what is there.
-#[derive(Clone, Debug, Default, Deserialize)]
-pub struct PreviousResult {
-    /// The addresses.
+#[derive(Deserialize)]
+struct PreviousResult {
     #[serde(default)]
-    pub ips: Vec<PreviousAddress>,
+    ips: Vec<PreviousAddress>,
 }
 
-/// An address of an earlier result.
-#[derive(Clone, Debug, Deserialize)]
-pub struct PreviousAddress {
-    /// With its prefix length.
-    pub address: ipnet::IpNet,
+#[derive(Deserialize)]
+struct PreviousAddress {
+    address: IpNet,
 }
 
 fn default_socket() -> PathBuf {
@@ -113,6 +112,31 @@ impl NetworkConfig {
         }
         Ok(config)
     }
+
+    /// The address that ADD answered. Only CHECK reads it: a DEL must not fail over it.
+    ///
+    /// # Errors
+    /// When there is no earlier result, or no IPv4 address in it.
+    pub fn previous_address(&self) -> Result<Ipv4Addr, CniError> {
+        let invalid = |message| CniError::new(Code::InvalidConfig, message);
+        let previous = self
+            .prev_result
+            .as_ref()
+            .ok_or_else(|| invalid("CHECK needs prevResult, the answer to ADD".to_owned()))?;
+        let previous: PreviousResult = serde_path_to_error::deserialize(previous).map_err(|error| {
+            invalid(format!(
+                "network configuration, field prevResult.{}: {}",
+                error.path(),
+                error.inner()
+            ))
+        })?;
+        let ipv4 = |ip: &PreviousAddress| match ip.address.addr() {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        };
+        let address = previous.ips.iter().find_map(ipv4);
+        address.ok_or_else(|| invalid("prevResult.ips has no IPv4 address".to_owned()))
+    }
 }
 
 #[cfg(test)]
@@ -154,8 +178,29 @@ mod tests {
             Code::InvalidConfig,
             "field agentSocket: invalid type: integer `7`",
         );
-        let input = r#"{"cniVersion":"1.0.0","name":"a","prevResult":{"ips":[{"address":"10.65.1.1"}]}}"#;
-        refuses(input, Code::InvalidConfig, "field prevResult.ips[0].address: ");
+    }
+
+    #[test]
+    fn the_earlier_result_is_read_only_where_it_is_needed() {
+        let previous = |json: &str| {
+            let input = format!(r#"{{"cniVersion":"1.0.0","name":"a","prevResult":{json}}}"#);
+            NetworkConfig::parse(input.as_bytes())
+                .unwrap()
+                .previous_address()
+                .map_err(|error| error.message)
+        };
+        let both = r#"{"ips":[{"address":"fd00::1/128"},{"address":"10.65.1.1/32","interface":1}]}"#;
+        assert_eq!(previous(both), Ok(Ipv4Addr::new(10, 65, 1, 1)));
+        assert_eq!(
+            previous("null"),
+            Err("CHECK needs prevResult, the answer to ADD".into())
+        );
+        assert_eq!(previous("{}"), Err("prevResult.ips has no IPv4 address".into()));
+        let error = previous(r#"{"ips":[{"address":"10.65.1.1"}]}"#).unwrap_err();
+        assert!(
+            error.starts_with("network configuration, field prevResult.ips[0].address: "),
+            "{error}"
+        );
     }
 
     #[test]

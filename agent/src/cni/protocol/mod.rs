@@ -7,7 +7,7 @@ mod error;
 mod name;
 mod result;
 
-pub use config::{NetworkConfig, PreviousAddress, PreviousResult, asked_version};
+pub use config::{NetworkConfig, asked_version};
 pub use environment::{Command, Environment, Pod};
 pub use error::{CniError, Code};
 pub use name::{Name, NameError};

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use ipnet::Ipv4Net;
 
 use super::NetworkConfig;
-use crate::cni::POD_GATEWAY;
+use crate::dataplane::POD_GATEWAY;
 
 /// What ADD made.
 #[derive(Clone, Debug, PartialEq)]
