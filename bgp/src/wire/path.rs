@@ -149,6 +149,8 @@ impl Gathered {
         }
         match self.value(attribute, negotiated) {
             Ok(()) => Ok(()),
+            // RFC 9774 §3: a set costs the routes wherever it stands, in AS4_PATH too.
+            Err(FaultReason::AsSet) => self.fault(code, Verdict::TreatAsWithdraw, FaultReason::AsSet, raw),
             Err(reason) => self.fault(code, attribute::malformed(code), reason, raw),
         }
     }

@@ -118,7 +118,7 @@ fn both_read_the_same_attributes_from_what_we_write() {
     let read = theirs(&octets[0][19..]);
     assert_eq!(theirs_prefixes(&read.updates), [crate::prefix("10.0.1.0/24")]);
     assert_eq!(
-        read.get_attr_origin().map(|origin| origin.value.clone()),
+        read.get_attr_origin().map(|origin| origin.value),
         Some(zettabgp::prelude::BgpAttrOrigin::Egp)
     );
     assert_eq!(read.get_attr_nexthop().unwrap().value.to_string(), "192.0.2.1");

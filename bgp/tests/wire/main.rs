@@ -1,5 +1,8 @@
 //! The codec, from outside: real peers' octets, malformed messages, properties, and the library beside it.
 
+// A test that cannot go on is a test that failed.
+#![allow(clippy::unwrap_used)]
+
 mod differential;
 mod golden;
 mod header;

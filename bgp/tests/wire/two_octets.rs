@@ -104,6 +104,16 @@ fn a_malformed_as4_path_is_discarded_and_as_path_stands() {
 }
 
 #[test]
+fn a_set_costs_the_routes_in_as4_path_too() {
+    // RFC 9774 §3 (test): AS_SET and AS_CONFED_SET.
+    for set in ["c0 11 06 01 01 0000fde9", "c0 11 06 04 01 0000fde9"] {
+        let (segments, _, faults) = read(&[attribute(0x40, 2, &numbers(2, &[23456])), hex(set)]);
+        assert!(segments.is_empty());
+        assert_eq!(faults, [(17, Verdict::TreatAsWithdraw)]);
+    }
+}
+
+#[test]
 fn confederation_segments_are_dropped_from_as4_path() {
     // RFC 6793 §6 (test).
     let as4_path = [vec![3, 1, 0, 0, 0, 9], numbers(4, &[4_200_000_000])].concat();
