@@ -7,6 +7,7 @@ mod differential;
 mod golden;
 mod header;
 mod malformed;
+mod multiprotocol;
 mod open;
 mod packing;
 mod properties;

@@ -236,7 +236,10 @@ proptest! {
     }
 
     #[test]
-    fn a_message_that_is_cut_short_is_never_taken_for_whole((negotiated, message) in said(), cut in any::<prop::sample::Index>()) {
+    fn a_message_that_is_cut_short_is_never_taken_for_whole(
+        (negotiated, message) in said(),
+        cut in any::<prop::sample::Index>(),
+    ) {
         let octets = encode(&message, negotiated);
         let length = frame(&octets).unwrap().unwrap();
         let part = &octets[..cut.index(length)];

@@ -18,7 +18,9 @@ fn numbers(octets: usize, numbers: &[u32]) -> Vec<u8> {
 }
 
 /// The path and the aggregator that come out, and the attributes that were at fault.
-fn read(more: &[Vec<u8>]) -> (Vec<Vec<u32>>, Option<(u32, String)>, Vec<(u8, Verdict)>) {
+type Outcome = (Vec<Vec<u32>>, Option<(u32, String)>, Vec<(u8, Verdict)>);
+
+fn read(more: &[Vec<u8>]) -> Outcome {
     let attributes = [hex(BASE), more.concat()].concat();
     let decoded = decode(&update(&[], &attributes, &hex("18 0a0001")), TWO_OCTETS).unwrap();
     let Message::Update(update) = decoded.message else {
