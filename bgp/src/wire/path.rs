@@ -70,11 +70,12 @@ impl Gathered {
         while let Some(next) = attribute::next(&mut area) {
             match next {
                 Ok(attribute) => gathered.attribute(&attribute, negotiated)?,
-                // RFC 7606 §4: the routes of the message are withdrawn, and the area's length still tells where the
-                // prefixes begin.
                 Err(Overrun { code, reason, raw }) => {
                     gathered.seen.insert(code);
-                    gathered.fault(code, Verdict::TreatAsWithdraw, reason, raw)?;
+                    // RFC 7606 §4: whatever it is, it costs the routes at least, and the area's length still tells
+                    // where the prefixes begin. §3 j: MP_REACH_NLRI cut off hides routes and costs the session.
+                    let verdict = attribute::malformed(code).max(Verdict::TreatAsWithdraw);
+                    gathered.fault(code, verdict, reason, raw)?;
                 }
             }
         }
@@ -148,6 +149,8 @@ impl Gathered {
         }
         match self.value(attribute, negotiated) {
             Ok(()) => Ok(()),
+            // RFC 9774 §3: a set costs the routes wherever it stands, in AS4_PATH too.
+            Err(FaultReason::AsSet) => self.fault(code, Verdict::TreatAsWithdraw, FaultReason::AsSet, raw),
             Err(reason) => self.fault(code, attribute::malformed(code), reason, raw),
         }
     }
