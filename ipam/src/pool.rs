@@ -90,6 +90,10 @@ pub enum Excluded {
     Disabled,
     /// Its node selector does not take this node in.
     NodeSelector(String),
+    /// It is for the pods of some namespaces only.
+    NamespaceSelector(String),
+    /// Packets to its addresses are not tunnelled, where only a pool with a tunnel will do.
+    NotTunnelled,
     /// Its addresses are only given out by name (`assignmentMode: Manual`).
     Manual,
 }
@@ -101,6 +105,10 @@ impl fmt::Display for Excluded {
             Excluded::NodeSelector(selector) => {
                 write!(f, "nodeSelector {selector:?} does not select this node")
             }
+            Excluded::NamespaceSelector(selector) => {
+                write!(f, "namespaceSelector {selector:?} is not known here")
+            }
+            Excluded::NotTunnelled => f.write_str("ipipMode is Never"),
             Excluded::Manual => f.write_str("assignmentMode is Manual"),
         }
     }
