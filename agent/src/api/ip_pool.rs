@@ -43,11 +43,23 @@ pub struct IpPoolSpec {
     pub unknown: UnknownFields,
 }
 
+impl IpPoolSpec {
+    /// Whether addresses are taken from it only where a pod or an operator asks for it by name (`assignmentMode: Manual`).
+    #[must_use]
+    pub fn is_manual(&self) -> bool {
+        self.unknown
+            .get("assignmentMode")
+            .and_then(serde_json::Value::as_str)
+            == Some("Manual")
+    }
+}
+
 /// When packets are encapsulated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EncapsulationMode {
-    /// Never; Calico's default.
+    /// Never; Calico's default, also where an older version wrote an empty text.
     #[default]
+    #[serde(alias = "")]
     Never,
     /// To every other node.
     Always,

@@ -1,0 +1,1 @@
+//! Tests of the directory datastore: real files, real processes.
