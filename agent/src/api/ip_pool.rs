@@ -57,9 +57,8 @@ impl IpPoolSpec {
 /// When packets are encapsulated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EncapsulationMode {
-    /// Never; Calico's default, also where an older version wrote an empty text.
+    /// Never; Calico's default.
     #[default]
-    #[serde(alias = "")]
     Never,
     /// To every other node.
     Always,

@@ -342,15 +342,22 @@ impl Reader<'_> {
         let mut object = Object::deserialize(kind, tracked).map_err(|error| {
             let path = track.path();
             let position = serde_yaml::Deserializer::from_str(text);
-            let position = Object::deserialize(kind, position)
-                .err()
-                .and_then(|e| position_of(&e));
+            let position = Object::deserialize(kind, position).err();
+            // YAML takes a bare number for a text where one is wanted, and then has no error to show the place of.
+            let position = position.and_then(|e| position_of(&e)).or_else(|| {
+                let keys = path.iter().map(|segment| match segment {
+                    serde_path_to_error::Segment::Map { key } => Some(key.as_str()),
+                    _ => None,
+                });
+                position_of_field(text, keys.collect::<Option<Vec<_>>>()?)
+            });
             let reason = explain(raw, &path, &error.to_string());
             self.fault(position, Some(path.to_string()), reason)
         })?;
         object.validate().map_err(|error| {
             let reason = format!("is {}: {}", error.value, error.allowed);
-            self.fault(None, Some(error.field.to_owned()), reason)
+            let position = position_of_field(text, error.field.split('.'));
+            self.fault(position, Some(error.field.to_owned()), reason)
         })?;
         object.metadata_mut().resource_version = Some(revision);
         Ok(Stored { object, counter })
@@ -359,6 +366,34 @@ impl Reader<'_> {
 
 fn position_of(error: &serde_yaml::Error) -> Option<(usize, usize)> {
     error.location().map(|at| (at.line(), at.column()))
+}
+
+/// Line and column (from 1) of a field in the block style of YAML; `None` where it is written otherwise.
+fn position_of_field<'a>(text: &str, path: impl IntoIterator<Item = &'a str>) -> Option<(usize, usize)> {
+    let mut path = path.into_iter();
+    let mut key = path.next()?;
+    // The columns of the field that holds the one sought, and of the fields beside that.
+    let (mut holder, mut beside) = (None, None);
+    for (number, line) in text.lines().enumerate().filter(|(_, line)| !is_silent(line)) {
+        let field = line.trim_start_matches(' ');
+        let column = line.len() - field.len() + 1;
+        if holder.is_some_and(|holder| column <= holder) {
+            return None;
+        }
+        let field = field
+            .strip_prefix(key)
+            .or_else(|| field.strip_prefix(&format!("\"{key}\"")));
+        let is_it =
+            *beside.get_or_insert(column) == column && field.is_some_and(|rest| rest.starts_with(':'));
+        if is_it {
+            let Some(next) = path.next() else {
+                return Some((number + 1, column));
+            };
+            key = next;
+            (holder, beside) = (Some(column), None);
+        }
+    }
+    None
 }
 
 /// An error of a deserializer with the value it is about, and what helps where the error itself does not say it.

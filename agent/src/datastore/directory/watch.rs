@@ -137,14 +137,14 @@ impl Marked {
 
 /// What a look is to do.
 #[derive(Debug)]
-struct Look {
+pub(super) struct Look {
     rearm: bool,
     reread: Reread,
-    unsettled: BTreeSet<PathBuf>,
+    pub(super) unsettled: BTreeSet<PathBuf>,
 }
 
 impl Marks {
-    fn new(root: PathBuf) -> Self {
+    pub(super) fn new(root: PathBuf) -> Self {
         let kinds = Kind::ALL
             .into_iter()
             .map(|kind| root.join(kind.plural()))
@@ -166,7 +166,7 @@ impl Marks {
         self.marked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note(&self, event: notify::Result<Event>) {
+    pub(super) fn note(&self, event: notify::Result<Event>) {
         let mut marked = self.marked();
         match event {
             Ok(event) if event.need_rescan() => marked.all = true,
@@ -215,7 +215,7 @@ impl Marks {
     }
 
     /// Takes the marks for a look, or `None` when there is nothing to look at.
-    fn take(&self, now: Instant) -> Option<Look> {
+    pub(super) fn take(&self, now: Instant) -> Option<Look> {
         let mut marked = self.marked();
         let complete = marked.writing.iter().filter(|(_, at)| **at <= now);
         let complete: Vec<_> = complete.map(|(path, _)| path.clone()).collect();
@@ -238,7 +238,7 @@ impl Marks {
     }
 
     /// When the next file that is being written is taken to be complete.
-    fn deadline(&self) -> Option<Instant> {
+    pub(super) fn deadline(&self) -> Option<Instant> {
         self.marked().writing.values().min().copied()
     }
 }
