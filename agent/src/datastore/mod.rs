@@ -1,5 +1,7 @@
 //! Where the resources live: read, written by compare-and-swap, and watched.
 
+pub mod directory;
+
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
