@@ -40,14 +40,14 @@ fn family(octets: &mut Octets<'_>) -> Option<Family> {
 /// # Errors
 /// RFC 7606 §5.3 and §7.11: all of them end the session, since the routes cannot be told.
 pub(super) fn decode_reach(value: &[u8]) -> Result<Reach, FaultReason> {
-    // RFC 7606 §5.3: less than five octets cannot be one.
+    // RFC 7606 §5.3: family, length and the reserved octet make five at least.
     let short = FaultReason::Length {
         got: value.len(),
         want: "at least 5",
     };
     let mut octets = Octets::new(value);
     let family = family(&mut octets).ok_or(short)?;
-    let next_hop = octets.field8().filter(|_| value.len() >= 5);
+    let next_hop = octets.field8();
     // RFC 7606 §7.11: a next hop of another length than its family has hides where the prefixes begin.
     let next_hop = next_hop.ok_or(FaultReason::Length {
         got: value.len(),

@@ -48,8 +48,8 @@ fn routes_in_both_places_need_one_next_hop() {
 
 #[test]
 fn a_family_that_was_not_negotiated_is_left_alone() {
-    // Prefixes that no parser could read, in families 2/1 (IPv6), 25/70 (EVPN) and one unassigned.
-    for family in ["0002 01", "0019 46", "ffff ff"] {
+    // Prefixes that no parser could read, in families 1/2 (IPv4 multicast), 2/1 (IPv6), 25/70 (EVPN) and one unassigned.
+    for family in ["0001 02", "0002 01", "0019 46", "ffff ff"] {
         let reach = format!("80 0e 0a {family} 02 abcd 00 ff ff ff");
         let unreach = format!("80 0f 05 {family} ff ff");
         let attributes = hex(&[&reach, &unreach, ORIGIN, AS_PATH, NEXT_HOP, LOCAL_PREF]

@@ -58,6 +58,7 @@ fn parameters_that_do_not_add_up_are_malformed_and_unknown_ones_unsupported() {
         // RFC 4271 §6.2 (test): lengths that disagree with the message or with each other.
         ("01", 0),
         ("00 02", 0),
+        ("00 02 00", 0),
         ("02 02 01", 0),
         ("03 02 02 02", 0),
         ("01 02", 0),
@@ -78,6 +79,7 @@ fn parameters_that_do_not_add_up_are_malformed_and_unknown_ones_unsupported() {
         // RFC 6793 §4.1 leaves open what two different numbers mean: neither is believed.
         ("0e 02 0c 41 04 00000001 41 04 00000002", 2),
         // RFC 9072 §2 (test): an extended length that disagrees, or is cut off.
+        ("00 ff 0000", 0),
         ("ff ff 00", 0),
         ("ff ff 0001", 0),
         ("ff ff 0003 02 0001", 0),

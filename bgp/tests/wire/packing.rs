@@ -8,7 +8,7 @@ use culvert_bgp::wire::{
     MAX_LENGTH, decode, encode, encode_announcements, encode_end_of_rib, encode_withdrawals, frame,
 };
 
-use crate::{INTERNAL, address, asn, clean_update, prefix};
+use crate::{INTERNAL, address, asn, clean_update, hex, prefix, update};
 
 /// Blocks of /26, as a cluster has them, with some shorter and longer ones among them.
 fn blocks(count: u32) -> Vec<Prefix> {
@@ -214,4 +214,26 @@ fn no_large_community_is_sent_twice() {
     let messages = encode_announcements(&twice, &[prefix("10.0.1.0/24")], INTERNAL);
     let read = clean_update(&messages[0], INTERNAL).attributes.unwrap();
     assert_eq!(read.large_communities, [[1, 0, 0], [2, 0, 0]]);
+}
+
+#[test]
+fn unknown_transitive_attributes_are_passed_on_with_partial_and_others_dropped() {
+    // In: 99 and 50 transitive, out of order; 60 not transitive; 16 (EXTENDED_COMMUNITIES), which is known.
+    let unknown = "c0 63 02 beef 80 3c 01 07 c0 32 01 01 c0 10 08 0002fc0000000064";
+    let base = "40 01 01 00 40 02 00 40 03 04 c0000201 40 05 04 00000064";
+    let octets = update(&[], &hex(&[base, unknown].concat()), &hex("18 0a0001"));
+    let read = clean_update(&octets, INTERNAL);
+    let attributes = read.attributes.clone().unwrap();
+    assert_eq!(
+        attributes.unknown,
+        [
+            (16, hex("0002fc0000000064")),
+            (50, vec![1]),
+            (99, vec![0xbe, 0xef])
+        ]
+    );
+    // RFC 4271 §5 (test): Partial (0x20) on what was not recognized, in ascending order of type.
+    let passed_on = "c0 10 08 0002fc0000000064 e0 32 01 01 e0 63 02 beef";
+    let expected = update(&[], &hex(&[base, passed_on].concat()), &hex("18 0a0001"));
+    assert_eq!(encode(&Message::Update(read), INTERNAL), expected);
 }

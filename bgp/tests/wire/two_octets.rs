@@ -86,6 +86,23 @@ fn prepended_segments_stay_apart_from_each_other() {
 }
 
 #[test]
+fn segments_that_are_joined_hold_255_at_most() {
+    let long = vec![65010; 255];
+    let joined = |prepended: &[u32], kept: &[u32]| {
+        let path = [numbers(2, prepended), numbers(2, kept)].concat();
+        let mut as_path = vec![0x50, 2];
+        as_path.extend(u16::try_from(path.len()).unwrap().to_be_bytes());
+        let four = numbers(4, kept);
+        let mut as4_path = vec![0xd0, 17];
+        as4_path.extend(u16::try_from(four.len()).unwrap().to_be_bytes());
+        let (segments, ..) = read(&[[as_path, path].concat(), [as4_path, four].concat()]);
+        segments.iter().map(Vec::len).collect::<Vec<_>>()
+    };
+    assert_eq!(joined(&[65001], &long), [1, 255]);
+    assert_eq!(joined(&[65001], &long[1..]), [255]);
+}
+
+#[test]
 fn a_malformed_as4_path_is_discarded_and_as_path_stands() {
     // RFC 6793 §6 (test).
     let cases: &[&str] = &[
