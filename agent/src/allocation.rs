@@ -17,6 +17,7 @@ use culvert_ipam::allocator::{
     Step, View, Write, plan,
 };
 use culvert_ipam::check;
+use culvert_ipam::ordinals::Ordinals;
 use culvert_ipam::pool::{Excluded, Family, Pool, PoolError, Use};
 use culvert_ipam::timestamp::Timestamp;
 use ipnet::IpNet;
@@ -120,6 +121,26 @@ impl Allocator {
     /// always write first.
     pub async fn release(&self, handle: &str) -> Result<Vec<IpAddr>, AllocationError> {
         self.turn().await.release(handle).await
+    }
+
+    /// The addresses of `handle`, on whichever node. A block that is broken is passed over: it gives out nothing either.
+    ///
+    /// # Errors
+    /// When the datastore fails.
+    pub async fn addresses(&self, handle: &str) -> Result<Vec<IpAddr>, AllocationError> {
+        let store = &*self.inner.store;
+        let name = culvert_ipam::name::handle(handle);
+        let Some(counts) = datastore::get::<IpamHandle>(store, &name).await? else {
+            return Ok(Vec::new());
+        };
+        let mut addresses = Vec::new();
+        for block in counts.spec.block.keys() {
+            let found = datastore::get::<IpamBlock>(store, &culvert_ipam::name::block(*block)).await?;
+            if let Some(ordinals) = found.and_then(|block| Ordinals::of(&block.spec).ok()) {
+                addresses.extend(ordinals.of_handle(handle).map(|(address, _)| address));
+            }
+        }
+        Ok(addresses)
     }
 
     /// Claims a first block for this node where it has none yet in any enabled pool, so that its route is out before the

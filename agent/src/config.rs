@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_yaml::Value;
 
+use crate::logging::{Format, Level};
+
 pub use values::{AdvertisedAddress, HoldSeconds, NodeName, Ranged};
 
 /// What the agent is told.
@@ -99,55 +101,13 @@ pub struct TunnelConfig {
 }
 
 /// The log.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct LogConfig {
     /// `human` or `json`. Default: `human`.
-    pub format: LogFormat,
-    /// `error`, `warn`, `info`, `debug` or `trace`. Default: `info`.
-    pub level: LogLevel,
-}
-
-/// How log lines are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Human,
-    /// One JSON object a line.
-    Json,
-}
-
-/// The least important lines that are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogLevel {
-    /// A person must act.
-    Error,
-    /// It heals itself.
-    Warn,
-    /// State changes.
-    #[default]
-    Info,
-    /// For the curious.
-    Debug,
-    /// For the desperate.
-    Trace,
-}
-
-impl LogLevel {
-    /// Its name, as in the configuration.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            LogLevel::Error => "error",
-            LogLevel::Warn => "warn",
-            LogLevel::Info => "info",
-            LogLevel::Debug => "debug",
-            LogLevel::Trace => "trace",
-        }
-    }
+    pub format: Format,
+    /// `error`, `warn`, `info`, `debug`, `trace` or `off`, and exceptions for single targets. Default: `info`.
+    pub level: Level,
 }
 
 impl Default for Config {
@@ -161,10 +121,7 @@ impl Default for Config {
             http: HttpConfig::default(),
             routes: RouteConfig::default(),
             tunnel: TunnelConfig::default(),
-            log: LogConfig {
-                format: LogFormat::Human,
-                level: LogLevel::Info,
-            },
+            log: LogConfig::default(),
         }
     }
 }
@@ -181,7 +138,7 @@ impl Default for BgpConfig {
     fn default() -> Self {
         Self {
             listen_port: None,
-            hold_time: HoldSeconds::DEFAULT,
+            hold_time: HoldSeconds::default(),
             connect_retry: const { Ranged::new(5) },
             restart_time: const { Ranged::new(120) },
         }
@@ -200,15 +157,6 @@ impl Default for RouteConfig {
     fn default() -> Self {
         Self {
             protocol: const { Ranged::new(86) },
-        }
-    }
-}
-
-impl Default for LogConfig {
-    fn default() -> Self {
-        Self {
-            format: LogFormat::Human,
-            level: LogLevel::Info,
         }
     }
 }
@@ -489,6 +437,7 @@ mod tests {
                 &["routes.protocol", "3", "5 to 255"],
             ),
             ("log: {format: xml}", &[], &["log.format", "xml", "human", "json"]),
+            ("log: {level: loud}", &[], &["log.level", "loud", "debug"]),
             ("nodeName: Node_1", &[], &["nodeName", "Node_1", "lower case"]),
             (
                 "node: {address: fe80::1}",

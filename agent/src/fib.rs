@@ -15,6 +15,9 @@ pub const MAIN_TABLE: u32 = 254;
 /// The kernel's table of its own addresses (`RT_TABLE_LOCAL`), which nobody else writes.
 pub const LOCAL_TABLE: u32 = 255;
 
+/// `RTPROT_KERNEL`: the protocol of routes that the kernel makes by itself, for the subnets of its addresses.
+pub const PROTOCOL_KERNEL: u8 = 2;
+
 /// `RT_SCOPE_UNIVERSE`: the scope of routes through a gateway, and of blackholes.
 pub const SCOPE_UNIVERSE: u8 = 0;
 

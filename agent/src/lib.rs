@@ -2,6 +2,7 @@
 
 pub mod allocation;
 pub mod api;
+pub mod claims;
 pub mod cli;
 pub mod cluster;
 pub mod cni;

@@ -377,7 +377,7 @@ fn unexpected(state: State) -> Notification {
         State::OpenSent => fsm_error::UNEXPECTED_IN_OPEN_SENT,
         State::OpenConfirm => fsm_error::UNEXPECTED_IN_OPEN_CONFIRM,
         State::Established => fsm_error::UNEXPECTED_IN_ESTABLISHED,
-        State::Idle | State::Connect | State::Active => crate::wire::notification::UNSPECIFIC,
+        State::Idle | State::Connect | State::Active => wire::notification::UNSPECIFIC,
     };
     Notification::new(code::FINITE_STATE_MACHINE, subcode)
 }

@@ -5,7 +5,11 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::CliError;
-use crate::logging;
+use crate::config::Config;
+use crate::{control, logging};
+
+/// One for the control loop and one for the speaker: each keeps a core busy at most, and only in a storm.
+const WORKERS: usize = 2;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -21,15 +25,19 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
-    logging::start(logging::Format::default(), "info")?;
+    let config = Config::load(arguments.config.as_deref(), arguments.node_name.as_deref())?;
+    logging::start(config.log.format, &config.log.level)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
         .enable_all()
         .build()
         .map_err(CliError::Runtime)?;
-    runtime.block_on(join_control(arguments))
-}
-
-/// Where the command line meets the configuration and the control loop.
-async fn join_control(arguments: &Arguments) -> Result<(), CliError> {
-    Err(CliError::NoControlLoop(format!("{arguments:?}")))
+    let ended = if arguments.cleanup {
+        runtime.block_on(control::cleanup(&config))
+    } else {
+        runtime.block_on(control::run(&config))
+    };
+    // Nothing that still runs is worth waiting for: the loop has closed what must be closed.
+    runtime.shutdown_background();
+    Ok(ended?)
 }

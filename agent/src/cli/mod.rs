@@ -6,9 +6,11 @@ mod node;
 use std::io::{self, Write};
 
 use clap::{Parser, Subcommand};
+use tracing_subscriber::util::TryInitError;
 
+use crate::config::ConfigError;
+use crate::control::AgentError;
 use crate::http::ClientError;
-use crate::logging;
 
 /// The routing brain of a Kubernetes node.
 #[derive(Debug, Parser)]
@@ -43,14 +45,17 @@ pub enum CliError {
     #[error("the process cannot start its threads: {0}")]
     Runtime(io::Error),
     /// The log cannot be had.
+    #[error("the log cannot be started: {0}")]
+    Log(#[from] TryInitError),
+    /// The configuration is wrong.
     #[error(transparent)]
-    Logging(#[from] logging::LoggingError),
+    Config(#[from] ConfigError),
+    /// The agent cannot run.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
     /// The status cannot be written as JSON.
     #[error("the status cannot be written as JSON: {0}")]
     Json(#[from] serde_json::Error),
-    /// This binary has no control loop.
-    #[error("this build has no control loop for {0}")]
-    NoControlLoop(String),
 }
 
 impl From<ClientError> for CliError {

@@ -5,11 +5,13 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use culvert_ipam::pool::Use;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tracing::info;
 
 use super::request::{AddAnswer, AddRequest, Addresses, CheckRequest, Container, Problem};
+use crate::allocation::{AllocationError, Allocator, Assignment};
 use crate::status::AgentStatus;
 
 /// Where addresses come from.
@@ -32,6 +34,38 @@ pub trait AddressSource: Send + Sync {
     /// # Errors
     /// When the datastore fails.
     async fn addresses(&self, handle: &str) -> Result<Vec<IpAddr>, Problem>;
+}
+
+#[async_trait]
+impl AddressSource for Allocator {
+    async fn assign(&self, handle: &str, attributes: BTreeMap<String, String>) -> Result<IpAddr, Problem> {
+        let usage = Use::Workload;
+        let request = Assignment {
+            handle: handle.to_owned(),
+            attributes,
+            usage,
+        };
+        Ok(Allocator::assign(self, request).await?)
+    }
+
+    async fn release(&self, handle: &str) -> Result<Vec<IpAddr>, Problem> {
+        Ok(Allocator::release(self, handle).await?)
+    }
+
+    async fn addresses(&self, handle: &str) -> Result<Vec<IpAddr>, Problem> {
+        Ok(Allocator::addresses(self, handle).await?)
+    }
+}
+
+impl From<AllocationError> for Problem {
+    fn from(error: AllocationError) -> Self {
+        // What the pools cannot give stays so until somebody changes them; the others pass.
+        let retry = !matches!(error, AllocationError::Plan(_));
+        Self {
+            reason: error.to_string(),
+            retry,
+        }
+    }
 }
 
 /// Answers the plugin.

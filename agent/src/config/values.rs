@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 
+use culvert_bgp::id::HoldTime;
 use ipnet::Ipv4Net;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Unexpected, Visitor};
@@ -116,18 +117,22 @@ impl<'de, const LOW: u32, const HIGH: u32> Deserialize<'de> for Ranged<LOW, HIGH
     }
 }
 
-/// Seconds of a hold time: 0, or 3 to 65535 (RFC 4271 §4.2).
+/// A hold time: 0 seconds, or 3 to 65535 (RFC 4271 §4.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HoldSeconds(u32);
+pub struct HoldSeconds(HoldTime);
 
 impl HoldSeconds {
-    /// What RFC 4271 §10 suggests.
-    pub(super) const DEFAULT: Self = Self(90);
-
-    /// Seconds.
+    /// The hold time.
     #[must_use]
-    pub fn get(self) -> u32 {
+    pub fn get(self) -> HoldTime {
         self.0
+    }
+}
+
+impl Default for HoldSeconds {
+    /// What RFC 4271 §10 suggests.
+    fn default() -> Self {
+        const { Self(HoldTime::new(90).unwrap()) }
     }
 }
 
@@ -138,7 +143,11 @@ impl<'de> Deserialize<'de> for HoldSeconds {
             high: 65_535,
             also: Some(0),
         };
-        deserializer.deserialize_any(range).map(Self)
+        let seconds = deserializer.deserialize_any(range)?;
+        let hold_time = u16::try_from(seconds).ok().and_then(HoldTime::new);
+        let allowed = &"0 or a whole number from 3 to 65535";
+        let wrong = || de::Error::invalid_value(Unexpected::Unsigned(u64::from(seconds)), allowed);
+        hold_time.map(Self).ok_or_else(wrong)
     }
 }
 

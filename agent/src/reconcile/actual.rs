@@ -7,8 +7,8 @@ use ipnet::IpNet;
 
 use crate::fib::{Address, Change, KernelEvent, Link, Route, RouteKey, Snapshot};
 
-/// What an event did to the knowledge of the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What an event did to the knowledge of the kernel; of several the greatest counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[must_use]
 pub enum Observed {
     /// Nothing: it was known.

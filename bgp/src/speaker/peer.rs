@@ -159,8 +159,9 @@ impl Peer {
         let was_up = applied.from == State::Established;
         let is_up = applied.to == State::Established;
         if is_up && !was_up {
-            self.router_id = session.open.as_ref().map(|open| open.router_id);
-            self.hold_time = Some(session.hold_time);
+            let (router_id, hold_time) = (session.open.as_ref().map(|open| open.router_id), session.hold_time);
+            self.router_id = router_id;
+            self.hold_time = Some(hold_time);
         }
         let loss = match (cause.fate, restart_time) {
             (Fate::Stale, Some(seconds)) if seconds > 0 => Loss::Stale(Duration::from_secs(seconds.into())),
