@@ -406,9 +406,12 @@ mod tests {
         assert_eq!(config.node_name.as_str(), "007");
     }
 
+    /// The file, the environment, and the words of the error.
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str]);
+
     #[test]
     fn a_wrong_field_type_or_value_is_named_with_what_is_allowed() {
-        let cases: &[(&str, &[(&str, &str)], &[&str])] = &[
+        let cases: &[Case<'_>] = &[
             ("bpg: {}", &[], &["agent.yaml", "bpg", "bgp"]),
             ("bgp: {port: 179}", &[], &["bgp", "port", "listenPort"]),
             (

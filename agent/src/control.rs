@@ -26,7 +26,7 @@ use crate::api::{BgpConfiguration, IpPool, Node, Resource};
 use crate::claims::{self, Needs};
 use crate::cluster::Cluster;
 use crate::cni::Attachments;
-use crate::config::Config;
+use crate::config::{Config, Ranged};
 use crate::dataplane::{Dataplane, DataplaneError, Netlink};
 use crate::datastore::directory::DirectoryStore;
 use crate::datastore::{self, Datastore, DatastoreError};
@@ -122,7 +122,7 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
         node: node.clone(),
         address: identity.address.addr(),
         protocol: route_protocol(config),
-        tunnel_mtu: config.tunnel.mtu.map(|mtu| mtu.get()),
+        tunnel_mtu: config.tunnel.mtu.map(Ranged::get),
     };
     let speaker = start_speaker(config, &identity, &kernel, settings.protocol)?;
     let (needs, needs_reader) = watch::channel(Needs::default());

@@ -338,8 +338,10 @@ fn the_order_in_which_objects_come_makes_no_difference() {
     ];
     let mut forward = Cluster::default();
     let mut backward = Cluster::default();
-    objects.iter().for_each(|o| drop(forward.upsert(o)));
-    objects.iter().rev().for_each(|o| drop(backward.upsert(o)));
+    for (one, other) in objects.iter().zip(objects.iter().rev()) {
+        forward.upsert(one);
+        backward.upsert(other);
+    }
     assert_eq!(forward, backward);
     let routes = learned(LEARNED);
     assert_eq!(
