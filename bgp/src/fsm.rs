@@ -182,8 +182,12 @@ const fn to(next: State, effects: &'static [Effect]) -> Step {
 const FAIL: &[Effect] = &[Effect::Release, Effect::CountRetry, Effect::Arm(Timer::IdleHold)];
 
 /// The same, with a NOTIFICATION first.
-const FAIL_NOTIFYING: &[Effect] =
-    &[Effect::SendNotification, Effect::Release, Effect::CountRetry, Effect::Arm(Timer::IdleHold)];
+const FAIL_NOTIFYING: &[Effect] = &[
+    Effect::SendNotification,
+    Effect::Release,
+    Effect::CountRetry,
+    Effect::Arm(Timer::IdleHold),
+];
 
 /// RFC 4271 §8.2.2, event 2: the operator's stop starts the count anew.
 const STOP: &[Effect] = &[Effect::Release, Effect::ForgetRetries];
@@ -195,8 +199,11 @@ const STOP_NOTIFYING: &[Effect] = &[Effect::SendNotification, Effect::Release, E
 const DIAL: &[Effect] = &[Effect::Arm(Timer::ConnectRetry), Effect::Dial];
 
 /// RFC 4271 §8.2.2, events 16 and 17 in Connect and Active.
-const GREET: &[Effect] =
-    &[Effect::Disarm(Timer::ConnectRetry), Effect::SendOpen, Effect::Arm(Timer::Hold)];
+const GREET: &[Effect] = &[
+    Effect::Disarm(Timer::ConnectRetry),
+    Effect::SendOpen,
+    Effect::Arm(Timer::Hold),
+];
 
 /// What `event` does to a machine in `state`.
 #[must_use]
@@ -213,17 +220,24 @@ pub fn step(state: State, event: Event) -> Step {
 
 fn idle(event: Event) -> Step {
     match event {
-        Event::Start => {
-            to(State::Connect, &[Effect::ForgetRetries, Effect::Arm(Timer::ConnectRetry), Effect::Dial])
-        }
-        Event::StartPassive => {
-            to(State::Active, &[Effect::ForgetRetries, Effect::Arm(Timer::ConnectRetry)])
-        }
+        Event::Start => to(
+            State::Connect,
+            &[
+                Effect::ForgetRetries,
+                Effect::Arm(Timer::ConnectRetry),
+                Effect::Dial,
+            ],
+        ),
+        Event::StartPassive => to(
+            State::Active,
+            &[Effect::ForgetRetries, Effect::Arm(Timer::ConnectRetry)],
+        ),
         // RFC 4271 §8.1.1: DampPeerOscillations, the pause is over and the count stays.
         Event::IdleHoldExpires => to(State::Connect, DIAL),
-        Event::Stop | Event::Abandon | Event::AutomaticStop => {
-            to(State::Idle, &[Effect::Disarm(Timer::IdleHold)])
-        }
+        Event::Stop | Event::Abandon | Event::AutomaticStop => to(
+            State::Idle,
+            &[Effect::Disarm(Timer::IdleHold), Effect::ForgetRetries],
+        ),
         // RFC 4271 §8.2.2: "any other event received in the Idle state does not cause change".
         _ => to(State::Idle, &[]),
     }
@@ -233,12 +247,16 @@ fn connect(event: Event) -> Step {
     match event {
         Event::Start | Event::StartPassive => to(State::Connect, &[]),
         Event::Stop | Event::Abandon => to(State::Idle, STOP),
-        Event::ConnectRetryExpires => {
-            to(State::Connect, &[Effect::Drop, Effect::Arm(Timer::ConnectRetry), Effect::Dial])
-        }
+        Event::ConnectRetryExpires => to(
+            State::Connect,
+            &[Effect::Drop, Effect::Arm(Timer::ConnectRetry), Effect::Dial],
+        ),
         Event::TcpEstablished => to(State::OpenSent, GREET),
         // Differs from RFC 4271 §8.2.2 (Idle): a peer that is not up yet is no failure, and is waited for in Active.
-        Event::TcpFails => to(State::Active, &[Effect::Release, Effect::Arm(Timer::ConnectRetry)]),
+        Event::TcpFails => to(
+            State::Active,
+            &[Effect::Release, Effect::Arm(Timer::ConnectRetry)],
+        ),
         _ => to(State::Idle, FAIL),
     }
 }
@@ -259,7 +277,10 @@ fn open_sent(event: Event) -> Step {
         Event::Stop => to(State::Idle, STOP_NOTIFYING),
         Event::Abandon => to(State::Idle, STOP),
         // RFC 4271 §8.2.2: back to listening, with the ConnectRetryTimer.
-        Event::TcpFails => to(State::Active, &[Effect::Release, Effect::Arm(Timer::ConnectRetry)]),
+        Event::TcpFails => to(
+            State::Active,
+            &[Effect::Release, Effect::Arm(Timer::ConnectRetry)],
+        ),
         // RFC 4271 §8.2.2: KEEPALIVE, and the hold timer from large to negotiated.
         Event::Open => to(
             State::OpenConfirm,
@@ -283,9 +304,10 @@ fn open_confirm(event: Event) -> Step {
         Event::Start | Event::StartPassive => to(State::OpenConfirm, &[]),
         Event::Stop => to(State::Idle, STOP_NOTIFYING),
         Event::Abandon => to(State::Idle, STOP),
-        Event::KeepaliveExpires => {
-            to(State::OpenConfirm, &[Effect::SendKeepalive, Effect::Arm(Timer::Keepalive)])
-        }
+        Event::KeepaliveExpires => to(
+            State::OpenConfirm,
+            &[Effect::SendKeepalive, Effect::Arm(Timer::Keepalive)],
+        ),
         Event::TcpFails | Event::Notification => to(State::Idle, FAIL),
         Event::VersionError => to(State::Idle, &[Effect::Release, Effect::Arm(Timer::IdleHold)]),
         Event::Keepalive => to(State::Established, &[Effect::Arm(Timer::Hold)]),
@@ -299,9 +321,10 @@ fn established(event: Event) -> Step {
         Event::Start | Event::StartPassive => to(State::Established, &[]),
         Event::Stop => to(State::Idle, STOP_NOTIFYING),
         Event::Abandon => to(State::Idle, STOP),
-        Event::KeepaliveExpires => {
-            to(State::Established, &[Effect::SendKeepalive, Effect::Arm(Timer::Keepalive)])
-        }
+        Event::KeepaliveExpires => to(
+            State::Established,
+            &[Effect::SendKeepalive, Effect::Arm(Timer::Keepalive)],
+        ),
         Event::TcpFails | Event::Notification | Event::VersionError => to(State::Idle, FAIL),
         // RFC 4271 §8.2.2: a received KEEPALIVE restarts the hold timer only.
         Event::Keepalive => to(State::Established, &[Effect::Arm(Timer::Hold)]),

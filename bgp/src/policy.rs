@@ -28,7 +28,12 @@ pub enum Rejection {
 /// Says why not.
 pub fn import(attributes: &PathAttributes, asn: Asn, local_address: Ipv4Addr) -> Result<(), Rejection> {
     // RFC 4271 §9.1.2: an AS loop excludes the route.
-    if attributes.as_path.segments.iter().any(|segment| contains(segment, asn)) {
+    if attributes
+        .as_path
+        .segments
+        .iter()
+        .any(|segment| contains(segment, asn))
+    {
         return Err(Rejection::AsLoop(asn));
     }
     let next_hop = attributes.next_hop;
@@ -82,7 +87,12 @@ impl Export {
             unknown: Vec::new(),
         };
         let external = leave_as(&originated, asn, local_address);
-        Self { asn, local_address, to_internal: Arc::new(originated), to_external: Arc::new(external) }
+        Self {
+            asn,
+            local_address,
+            to_internal: Arc::new(originated),
+            to_external: Arc::new(external),
+        }
     }
 
     /// What a peer is told of the route in use; `None` where it is told nothing.

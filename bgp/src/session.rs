@@ -11,14 +11,11 @@ use crate::id::{ConnectionId, HoldTime};
 use crate::speaker::reason::Reason;
 use crate::speaker::transport::Transport;
 use crate::wire::message::{Capability, Family, GracefulRestart, Message, Notification, Open};
-use crate::wire::notification::{code, fsm as fsm_error};
+use crate::wire::notification::{UNSPECIFIC, code, fsm as fsm_error};
 use crate::wire::{self, Decoded, Negotiated};
 
 /// RFC 4271 §8.2.2: the large hold timer of OpenSent, "4 minutes is suggested".
 pub(crate) const OPEN_HOLD: Duration = Duration::from_secs(240);
-
-/// RFC 4271 §4.1: no message is longer; so neither is what is left over of a message that is not all here.
-const MAX_MESSAGE: usize = 4096;
 
 /// The pause after a failure is a quarter of ConnectRetry at first, doubles with each, and stops at four times it.
 const MAX_BACKOFF_DOUBLINGS: u32 = 4;
@@ -56,16 +53,28 @@ pub(crate) struct Cause {
 
 impl Cause {
     /// Of an event that is no failure in a state that expects it.
-    pub(crate) const NONE: Cause = Cause { notify: None, reason: None, fate: Fate::Drop };
+    pub(crate) const NONE: Cause = Cause {
+        notify: None,
+        reason: None,
+        fate: Fate::Drop,
+    };
 
     /// Of an event that ends the session without a NOTIFICATION of ours.
     pub(crate) fn reason(reason: Reason, fate: Fate) -> Self {
-        Self { notify: None, reason: Some(reason), fate }
+        Self {
+            notify: None,
+            reason: Some(reason),
+            fate,
+        }
     }
 
     /// Of an event that ends the session with a NOTIFICATION of ours.
     pub(crate) fn notify(notification: Notification, reason: Reason, fate: Fate) -> Self {
-        Self { notify: Some(notification), reason: Some(reason), fate }
+        Self {
+            notify: Some(notification),
+            reason: Some(reason),
+            fate,
+        }
     }
 
     /// Of an error in what the peer sent.
@@ -194,7 +203,12 @@ impl Session {
 
     /// One in Idle, for a connection that the peer opened.
     pub(crate) fn accepted(connection: ConnectionId, now: Instant, terms: &Terms<'_>) -> Self {
-        let mut session = Self::new(connection, Origin::Accepted, terms.config.hold_time, terms.internal);
+        let mut session = Self::new(
+            connection,
+            Origin::Accepted,
+            terms.config.hold_time,
+            terms.internal,
+        );
         session.connection = Some(connection);
         session.connected = Some(now);
         session
@@ -209,7 +223,10 @@ impl Session {
             connected: None,
             established: None,
             open: None,
-            negotiated: Negotiated { four_octet_as: false, internal },
+            negotiated: Negotiated {
+                four_octet_as: false,
+                internal,
+            },
             hold_time,
             retries: 0,
             sent: 0,
@@ -226,7 +243,11 @@ impl Session {
 
     /// A timer that has run out; it is stopped.
     pub(crate) fn take_expired(&mut self, now: Instant) -> Option<Timer> {
-        let (timer, _) = self.deadlines.all().into_iter().find(|(_, at)| at.is_some_and(|at| at <= now))?;
+        let (timer, _) = self
+            .deadlines
+            .all()
+            .into_iter()
+            .find(|(_, at)| at.is_some_and(|at| at <= now))?;
         *self.deadlines.slot(timer) = None;
         Some(timer)
     }
@@ -262,12 +283,20 @@ impl Session {
         }
         if from == State::Established && step.next != State::Established {
             // A session that held for a while was no failed attempt.
-            let held = self.established.take().map(|since| transport.now.duration_since(since));
+            let held = self
+                .established
+                .take()
+                .map(|since| transport.now.duration_since(since));
             if held.is_some_and(|held| held >= terms.config.connect_retry) {
                 self.retries = 0;
             }
         }
-        let mut applied = Applied { from, to: step.next, deliver: false, notified: None };
+        let mut applied = Applied {
+            from,
+            to: step.next,
+            deliver: false,
+            notified: None,
+        };
         for &effect in step.effects {
             match effect {
                 Effect::Dial => self.connection = Some(transport.dial(terms.peer)),
@@ -305,7 +334,10 @@ impl Session {
         let Some(message) = length.and_then(|length| unread.get(..length)) else {
             self.buffer.drain(..self.consumed.min(self.buffer.len()));
             self.consumed = 0;
-            debug_assert!(self.buffer.len() < MAX_MESSAGE, "the header is checked before the message is whole");
+            debug_assert!(
+                self.buffer.len() < wire::MAX_LENGTH,
+                "the header is checked before the message is whole"
+            );
             return None;
         };
         self.consumed = self.consumed.saturating_add(message.len());
@@ -317,8 +349,14 @@ impl Session {
         // RFC 4271 §4.2: the smaller of both; zero means none.
         self.hold_time = open.hold_time.min(terms.config.hold_time);
         // RFC 6793 §4.1: both sides announce it, we always do.
-        let four_octet_as = open.capabilities.iter().any(|c| matches!(c, Capability::FourOctetAs(_)));
-        self.negotiated = Negotiated { four_octet_as, internal: terms.internal };
+        let four_octet_as = open
+            .capabilities
+            .iter()
+            .any(|c| matches!(c, Capability::FourOctetAs(_)));
+        self.negotiated = Negotiated {
+            four_octet_as,
+            internal: terms.internal,
+        };
         self.open = Some(open);
     }
 
@@ -364,7 +402,11 @@ impl Session {
             Timer::Keepalive => Some(transport.jitter.shorten(hold / 3)),
             Timer::IdleHold => {
                 let doublings = self.retries.saturating_sub(1).min(MAX_BACKOFF_DOUBLINGS);
-                Some(transport.jitter.shorten((retry / 4).saturating_mul(1 << doublings)))
+                Some(
+                    transport
+                        .jitter
+                        .shorten((retry / 4).saturating_mul(1 << doublings)),
+                )
             }
         };
         *self.deadlines.slot(timer) = after.and_then(|after| transport.now.checked_add(after));
@@ -377,7 +419,7 @@ fn unexpected(state: State) -> Notification {
         State::OpenSent => fsm_error::UNEXPECTED_IN_OPEN_SENT,
         State::OpenConfirm => fsm_error::UNEXPECTED_IN_OPEN_CONFIRM,
         State::Established => fsm_error::UNEXPECTED_IN_ESTABLISHED,
-        State::Idle | State::Connect | State::Active => wire::notification::UNSPECIFIC,
+        State::Idle | State::Connect | State::Active => UNSPECIFIC,
     };
     Notification::new(code::FINITE_STATE_MACHINE, subcode)
 }
@@ -385,8 +427,13 @@ fn unexpected(state: State) -> Notification {
 /// The graceful restart capability of an OPEN, if it covers IPv4 unicast, and that family's F bit.
 pub(crate) fn graceful_restart(open: &Open) -> Option<(&GracefulRestart, bool)> {
     open.capabilities.iter().find_map(|capability| {
-        let Capability::GracefulRestart(restart) = capability else { return None };
-        let &(_, kept) = restart.families.iter().find(|(family, _)| *family == Family::IPV4_UNICAST)?;
+        let Capability::GracefulRestart(restart) = capability else {
+            return None;
+        };
+        let &(_, kept) = restart
+            .families
+            .iter()
+            .find(|(family, _)| *family == Family::IPV4_UNICAST)?;
         Some((restart, kept))
     })
 }

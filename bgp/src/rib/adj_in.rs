@@ -25,7 +25,10 @@ impl AdjRibIn {
     /// Takes an announcement in place of an earlier one (RFC 4271 §9: implicit withdrawal). Says whether the path
     /// differs from what was there.
     pub fn announce(&mut self, prefix: Prefix, attributes: &Arc<PathAttributes>) -> bool {
-        let route = Route { attributes: Arc::clone(attributes), stale: false };
+        let route = Route {
+            attributes: Arc::clone(attributes),
+            stale: false,
+        };
         match self.routes.insert(prefix, route) {
             None => true,
             Some(old) => {
@@ -37,7 +40,9 @@ impl AdjRibIn {
 
     /// Takes a withdrawal. Says whether there was a route.
     pub fn withdraw(&mut self, prefix: Prefix) -> bool {
-        let Some(old) = self.routes.remove(&prefix) else { return false };
+        let Some(old) = self.routes.remove(&prefix) else {
+            return false;
+        };
         self.stale -= usize::from(old.stale);
         true
     }
@@ -56,7 +61,12 @@ impl AdjRibIn {
             return Vec::new();
         }
         self.stale = 0;
-        let gone = self.routes.iter().filter(|(_, route)| route.stale).map(|(&prefix, _)| prefix).collect();
+        let gone = self
+            .routes
+            .iter()
+            .filter(|(_, route)| route.stale)
+            .map(|(&prefix, _)| prefix)
+            .collect();
         self.routes.retain(|_, route| !route.stale);
         gone
     }
@@ -87,6 +97,8 @@ impl AdjRibIn {
 
     /// The routes, in order of their prefix.
     pub fn iter(&self) -> impl Iterator<Item = (Prefix, &Arc<PathAttributes>)> {
-        self.routes.iter().map(|(&prefix, route)| (prefix, &route.attributes))
+        self.routes
+            .iter()
+            .map(|(&prefix, route)| (prefix, &route.attributes))
     }
 }

@@ -36,7 +36,9 @@ impl AdjRibOut {
     /// RFC 2918 §4: everything is to be sent once more.
     pub fn send_again(&mut self) {
         for (&prefix, attributes) in &self.sent {
-            self.pending.entry(prefix).or_insert_with(|| Some(Arc::clone(attributes)));
+            self.pending
+                .entry(prefix)
+                .or_insert_with(|| Some(Arc::clone(attributes)));
         }
     }
 
@@ -46,7 +48,10 @@ impl AdjRibOut {
         for (prefix, attributes) in std::mem::take(&mut self.pending) {
             match attributes {
                 Some(attributes) => {
-                    out.announced.entry(Arc::clone(&attributes)).or_default().push(prefix);
+                    out.announced
+                        .entry(Arc::clone(&attributes))
+                        .or_default()
+                        .push(prefix);
                     self.sent.insert(prefix, attributes);
                 }
                 None => {

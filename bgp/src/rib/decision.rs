@@ -88,10 +88,14 @@ fn as_path_length(attributes: &PathAttributes) -> usize {
 
 /// RFC 4271 §9.1.2.2 (c): the leftmost AS of the path; `None` stands for our own, where the path is empty.
 fn neighbour_as(attributes: &PathAttributes) -> Option<Asn> {
-    attributes.as_path.segments.iter().find_map(|segment| match segment {
-        AsSegment::Sequence(numbers) => numbers.first().copied(),
-        AsSegment::ConfedSequence(_) => None,
-    })
+    attributes
+        .as_path
+        .segments
+        .iter()
+        .find_map(|segment| match segment {
+            AsSegment::Sequence(numbers) => numbers.first().copied(),
+            AsSegment::ConfedSequence(_) => None,
+        })
 }
 
 #[cfg(test)]

@@ -21,9 +21,10 @@ impl Best {
     pub fn next_hop(&self) -> Option<NextHop> {
         match self {
             Best::Local => None,
-            Best::Learned(path) => {
-                Some(NextHop { address: IpAddr::V4(path.attributes.next_hop), peer: path.peer })
-            }
+            Best::Learned(path) => Some(NextHop {
+                address: IpAddr::V4(path.attributes.next_hop),
+                peer: path.peer,
+            }),
         }
     }
 
@@ -67,7 +68,11 @@ impl LocRib {
     /// Adds a path, in place of one that the same peer gave before.
     pub fn insert(&mut self, prefix: Prefix, path: Candidate) -> Option<BestChange> {
         self.change(prefix, |destination| {
-            match destination.candidates.iter_mut().find(|old| old.peer == path.peer) {
+            match destination
+                .candidates
+                .iter_mut()
+                .find(|old| old.peer == path.peer)
+            {
                 Some(old) => *old = path,
                 None => destination.candidates.push(path),
             }
@@ -79,7 +84,9 @@ impl LocRib {
         if !self.destinations.contains_key(&prefix) {
             return None;
         }
-        self.change(prefix, |destination| destination.candidates.retain(|path| path.peer != peer))
+        self.change(prefix, |destination| {
+            destination.candidates.retain(|path| path.peer != peer);
+        })
     }
 
     /// Says whether this node originates `prefix`.
@@ -95,12 +102,16 @@ impl LocRib {
 
     /// The routes in use, in order of their prefix.
     pub fn iter(&self) -> impl Iterator<Item = (Prefix, &Best)> {
-        self.destinations.iter().filter_map(|(&prefix, at)| Some((prefix, at.best.as_ref()?)))
+        self.destinations
+            .iter()
+            .filter_map(|(&prefix, at)| Some((prefix, at.best.as_ref()?)))
     }
 
     /// Those of them that are outward ([`Best::is_outward`]).
     pub fn outward(&self) -> impl Iterator<Item = (Prefix, &Best)> {
-        self.outward.iter().filter_map(|&prefix| Some((prefix, self.get(prefix)?)))
+        self.outward
+            .iter()
+            .filter_map(|&prefix| Some((prefix, self.get(prefix)?)))
     }
 
     fn change(&mut self, prefix: Prefix, edit: impl FnOnce(&mut Destination)) -> Option<BestChange> {
@@ -109,7 +120,9 @@ impl LocRib {
         let after = if destination.local {
             Some(Best::Local)
         } else {
-            decision::best(&destination.candidates).cloned().map(Best::Learned)
+            decision::best(&destination.candidates)
+                .cloned()
+                .map(Best::Learned)
         };
         let before = std::mem::replace(&mut destination.best, after.clone());
         if after.is_none() {
@@ -123,6 +136,10 @@ impl LocRib {
         } else {
             self.outward.remove(&prefix);
         }
-        Some(BestChange { prefix, before, after })
+        Some(BestChange {
+            prefix,
+            before,
+            after,
+        })
     }
 }

@@ -9,6 +9,7 @@
 //! A driver calls [`Speaker::handle`] with what happened, then [`Speaker::poll_output`] until there is no more, and
 //! comes back with [`Input::Timer`] when [`Speaker::deadline`] has passed.
 
+mod messages;
 mod peer;
 pub mod reason;
 mod routes;
@@ -27,9 +28,8 @@ use crate::id::{Asn, ConnectionId, HoldTime, NextHop, Prefix, RouterId};
 use crate::policy::Export;
 use crate::rib::loc::LocRib;
 use crate::session::{Cause, DIALLER, Fate, OPEN_HOLD};
-use crate::wire::Decoded;
-use crate::wire::message::{Message, Notification, Open};
-use crate::wire::notification::{cease, code, open as open_error};
+use crate::wire::message::Notification;
+use crate::wire::notification::{cease, code};
 use peer::Peer;
 use transport::Transport;
 
@@ -145,7 +145,7 @@ pub enum Output {
     /// The state of a peer has changed.
     SessionChange(SessionChange),
     /// Given once: every configured peer's End-of-RIB is in, or [`SpeakerConfig::restart_time`] has passed since the
-    /// start. Routes of a former run that no peer has announced by now are not coming back.
+    /// first [`Input::Peers`]. Routes of a former run that no peer has announced by now are not coming back.
     Converged,
 }
 
@@ -223,10 +223,10 @@ pub struct Speaker {
     queue: BTreeSet<(Instant, IpAddr)>,
     /// Peers that may have something to send, or another deadline.
     touched: BTreeSet<IpAddr>,
-    /// Peers whose End-of-RIB has not been seen since the start; `None` until the peers are known.
+    /// Peers whose End-of-RIB has not been seen since the start.
     waiting: BTreeSet<IpAddr>,
-    peers_known: bool,
-    converge_by: Instant,
+    /// How long to wait for them, once it is known who they are.
+    converge_by: Option<Instant>,
     converged: bool,
     stopped: bool,
 }
@@ -245,8 +245,7 @@ impl Speaker {
             queue: BTreeSet::new(),
             touched: BTreeSet::new(),
             waiting: BTreeSet::new(),
-            peers_known: false,
-            converge_by: now + Duration::from_secs(config.restart_time.into()),
+            converge_by: None,
             converged: false,
             stopped: false,
             config,
@@ -287,8 +286,14 @@ impl Speaker {
     /// When to come back with [`Input::Timer`], if nothing happens before. It may be earlier than needed, not later.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        let converge = (self.peers_known && !self.converged).then_some(self.converge_by);
-        let first = self.queue.first().map(|&(at, _)| at).into_iter().chain(converge).min();
+        let converge = self.converge_by.filter(|_| !self.converged);
+        let first = self
+            .queue
+            .first()
+            .map(|&(at, _)| at)
+            .into_iter()
+            .chain(converge)
+            .min();
         first.filter(|_| !self.stopped)
     }
 
@@ -329,17 +334,21 @@ impl Speaker {
                 continue;
             }
             let internal = config.asn == self.config.asn;
-            self.peers.insert(address, Peer::new(config, internal, self.config.hold_time, now));
+            self.peers
+                .insert(address, Peer::new(config, internal, self.config.hold_time, now));
             if !self.converged {
                 self.waiting.insert(address);
             }
             self.apply(address, DIALLER, Event::Start, Cause::NONE);
         }
-        self.peers_known = true;
+        let patience = Duration::from_secs(self.config.restart_time.into());
+        self.converge_by.get_or_insert(now + patience);
     }
 
     fn remove_peer(&mut self, address: IpAddr, subcode: u8, reason: &Reason) {
-        let Some(peer) = self.peers.get_mut(&address) else { return };
+        let Some(peer) = self.peers.get_mut(&address) else {
+            return;
+        };
         peer.stop();
         for key in peer.keys() {
             let cause = Cause::notify(Notification::cease(subcode), reason.clone(), Fate::Drop);
@@ -353,9 +362,15 @@ impl Speaker {
     }
 
     fn dialled(&mut self, connection: ConnectionId) {
-        let Some((address, key)) = self.find(connection) else { return };
+        let Some((address, key)) = self.find(connection) else {
+            return;
+        };
         let now = self.transport.now;
-        if let Some(session) = self.peers.get_mut(&address).and_then(|peer| peer.session_mut(key)) {
+        if let Some(session) = self
+            .peers
+            .get_mut(&address)
+            .and_then(|peer| peer.session_mut(key))
+        {
             session.connected = Some(now);
         }
         self.apply(address, key, Event::TcpEstablished, Cause::NONE);
@@ -368,120 +383,40 @@ impl Speaker {
             return;
         };
         for key in peer.superfluous_beside_new() {
-            self.apply(address, key, Event::Abandon, Cause::reason(Reason::PeerRestarted, Fate::Stale));
+            self.apply(
+                address,
+                key,
+                Event::Abandon,
+                Cause::reason(Reason::PeerRestarted, Fate::Stale),
+            );
         }
-        let Some(peer) = self.peers.get_mut(&address) else { return };
+        let Some(peer) = self.peers.get_mut(&address) else {
+            return;
+        };
         let terms = peer.terms(&self.config, address, self.converged);
         self.transport.adopt(connection, address);
         peer.add_accepted(connection, &terms, &mut self.transport);
         self.apply(address, connection, Event::TcpEstablished, Cause::NONE);
     }
 
-    fn received(&mut self, connection: ConnectionId, bytes: &[u8]) {
-        let Some((address, key)) = self.find(connection) else { return };
-        if let Some(session) = self.peers.get_mut(&address).and_then(|peer| peer.session_mut(key)) {
-            session.receive(bytes);
-        }
-        // Each message may end the session, and with it what is left of the bytes.
-        while self.transport.owner(connection) == Some(address) {
-            let Some(peer) = self.peers.get_mut(&address) else { return };
-            match peer.session_mut(key).and_then(|session| Some((session.state, session.next_message()?))) {
-                None => return,
-                Some((_, Ok(decoded))) => {
-                    peer.messages_in = peer.messages_in.saturating_add(1);
-                    self.message(address, key, decoded);
-                }
-                Some((state, Err(notification))) => {
-                    let event = error_event(&notification, state);
-                    self.apply(address, key, event, Cause::fault(notification));
-                }
-            }
-        }
-    }
-
-    fn message(&mut self, address: IpAddr, key: ConnectionId, decoded: Decoded) {
-        if let Some(peer) = self.peers.get_mut(&address) {
-            for fault in &decoded.faults {
-                peer.faults = peer.faults.saturating_add(1);
-                tracing::warn!(peer = %address, ?fault, "fault in UPDATE");
-            }
-        }
-        match decoded.message {
-            Message::Open(open) => self.open(address, key, open),
-            Message::Keepalive => self.keepalive(address, key),
-            Message::Notification(notification) => {
-                let version = open_error::UNSUPPORTED_VERSION_NUMBER;
-                let event = match (notification.code, notification.subcode) {
-                    (code::OPEN_MESSAGE, subcode) if subcode == version => Event::VersionError,
-                    _ => Event::Notification,
-                };
-                // RFC 4724 §4: a NOTIFICATION ends retention as well. But not the one that says that the other
-                // connection was kept: the peer is as alive as before.
-                let fate = match (notification.code, notification.subcode) {
-                    (code::CEASE, cease::CONNECTION_COLLISION) => Fate::Stale,
-                    _ => Fate::Drop,
-                };
-                let reason = Reason::NotificationReceived(notification);
-                self.apply(address, key, event, Cause::reason(reason, fate));
-            }
-            Message::Update(update) => {
-                if self.apply(address, key, Event::Update, Cause::NONE) {
-                    self.learn(address, key, &update);
-                }
-            }
-            Message::RouteRefresh(family) => {
-                if self.apply(address, key, Event::RouteRefresh, Cause::NONE) {
-                    self.refresh(address, family);
-                }
-            }
-        }
-    }
-
-    fn open(&mut self, address: IpAddr, key: ConnectionId, open: Open) {
-        let Some(peer) = self.peers.get(&address) else { return };
-        let terms = peer.terms(&self.config, address, self.converged);
-        if peer.session(key).is_some_and(|session| session.state == State::OpenSent) {
-            if let Err(cause) = peer.check_open(&open, &terms) {
-                self.apply(address, key, Event::OpenError, cause);
-                return;
-            }
-            if let Some((loser, event, cause)) = peer.collision(key, &open, &terms) {
-                self.apply(address, loser, event, cause);
-                if loser == key {
-                    if let Some(peer) = self.peers.get_mut(&address) {
-                        peer.probe(&mut self.transport);
-                    }
-                    return;
-                }
-            }
-            let Some(peer) = self.peers.get_mut(&address) else { return };
-            let terms = peer.terms(&self.config, address, self.converged);
-            if let Some(session) = peer.session_mut(key) {
-                session.accept_open(open, &terms);
-            }
-        }
-        self.apply(address, key, Event::Open, Cause::NONE);
-    }
-
-    fn keepalive(&mut self, address: IpAddr, key: ConnectionId) {
-        let session = self.peers.get(&address).and_then(|peer| peer.session(key));
-        let was_up = session.is_some_and(|session| session.state == State::Established);
-        let marks_end = session.is_some_and(|session| session.graceful_restart().is_some());
-        self.apply(address, key, Event::Keepalive, Cause::NONE);
-        // A peer without graceful restart sends no End-of-RIB: by its first KEEPALIVE of an idle moment it has sent
-        // what it had.
-        if was_up && !marks_end && self.waiting.contains(&address) {
-            self.end_of_rib(address);
-        }
-    }
-
     fn closed(&mut self, connection: ConnectionId, error: TransportError) {
-        let Some((address, key)) = self.find(connection) else { return };
+        let Some((address, key)) = self.find(connection) else {
+            return;
+        };
         self.transport.forget(connection);
-        if let Some(session) = self.peers.get_mut(&address).and_then(|peer| peer.session_mut(key)) {
+        if let Some(session) = self
+            .peers
+            .get_mut(&address)
+            .and_then(|peer| peer.session_mut(key))
+        {
             session.connection = None;
         }
-        self.apply(address, key, Event::TcpFails, Cause::reason(Reason::Transport(error), Fate::Stale));
+        self.apply(
+            address,
+            key,
+            Event::TcpFails,
+            Cause::reason(Reason::Transport(error), Fate::Stale),
+        );
     }
 
     fn expire(&mut self) {
@@ -491,14 +426,18 @@ impl Speaker {
         {
             self.queue.pop_first();
             self.touched.insert(address);
-            let Some(peer) = self.peers.get_mut(&address) else { continue };
+            let Some(peer) = self.peers.get_mut(&address) else {
+                continue;
+            };
             peer.queued = None;
             if peer.retention.until.is_some_and(|until| until <= now) {
                 self.sweep_stale(address);
             }
             for key in self.peers.get(&address).map(Peer::keys).unwrap_or_default() {
-                while let Some(timer) =
-                    self.peers.get_mut(&address).and_then(|peer| peer.session_mut(key)?.take_expired(now))
+                while let Some(timer) = self
+                    .peers
+                    .get_mut(&address)
+                    .and_then(|peer| peer.session_mut(key)?.take_expired(now))
                 {
                     self.expired(address, key, timer);
                 }
@@ -507,7 +446,9 @@ impl Speaker {
     }
 
     fn expired(&mut self, address: IpAddr, key: ConnectionId, timer: Timer) {
-        let Some(peer) = self.peers.get(&address) else { return };
+        let Some(peer) = self.peers.get(&address) else {
+            return;
+        };
         let Some(session) = peer.session(key) else { return };
         let (state, hold) = (session.state, session.hold_time.seconds());
         let unneeded = key == DIALLER && peer.is_greeted_beside(key);
@@ -522,13 +463,18 @@ impl Speaker {
             Timer::Keepalive => (Event::KeepaliveExpires, Cause::NONE),
             Timer::Hold => {
                 let reason = if state == State::OpenSent {
-                    Reason::NoOpen { seconds: OPEN_HOLD.as_secs() }
+                    Reason::NoOpen {
+                        seconds: OPEN_HOLD.as_secs(),
+                    }
                 } else {
                     Reason::HoldTimer { seconds: hold }
                 };
                 // RFC 4271 §6.5.
                 let notification = Notification::new(code::HOLD_TIMER_EXPIRED, 0);
-                (Event::HoldExpires, Cause::notify(notification, reason, Fate::Drop))
+                (
+                    Event::HoldExpires,
+                    Cause::notify(notification, reason, Fate::Drop),
+                )
             }
         };
         self.apply(address, key, event, cause);
@@ -536,12 +482,19 @@ impl Speaker {
 
     fn stop(&mut self, notify: bool) {
         for address in self.peers.keys().copied().collect::<Vec<_>>() {
-            let Some(peer) = self.peers.get_mut(&address) else { continue };
+            let Some(peer) = self.peers.get_mut(&address) else {
+                continue;
+            };
             peer.stop();
             for key in peer.keys() {
                 let shutdown = Notification::cease(cease::ADMINISTRATIVE_SHUTDOWN);
                 let event = if notify { Event::Stop } else { Event::Abandon };
-                self.apply(address, key, event, Cause::notify(shutdown, Reason::Stopped, Fate::Keep));
+                self.apply(
+                    address,
+                    key,
+                    event,
+                    Cause::notify(shutdown, Reason::Stopped, Fate::Keep),
+                );
             }
         }
         self.stopped = true;
@@ -554,7 +507,9 @@ impl Speaker {
 
     /// Lets an event act on a session, and the routes follow. Says whether the message is for the routes.
     fn apply(&mut self, address: IpAddr, key: ConnectionId, event: Event, cause: Cause) -> bool {
-        let Some(peer) = self.peers.get_mut(&address) else { return false };
+        let Some(peer) = self.peers.get_mut(&address) else {
+            return false;
+        };
         let terms = peer.terms(&self.config, address, self.converged);
         let outcome = peer.apply(key, event, cause, &terms, &mut self.transport);
         self.touched.insert(address);
@@ -568,7 +523,9 @@ impl Speaker {
     }
 
     fn enqueue(&mut self, address: IpAddr) {
-        let Some(peer) = self.peers.get_mut(&address) else { return };
+        let Some(peer) = self.peers.get_mut(&address) else {
+            return;
+        };
         let Some(deadline) = peer.deadline() else { return };
         if peer.queued.is_some_and(|at| at <= deadline) {
             return;
@@ -580,22 +537,15 @@ impl Speaker {
     }
 
     fn converge(&mut self) {
-        let due = self.waiting.is_empty() || self.converge_by <= self.transport.now;
-        if self.peers_known && !self.converged && !self.stopped && due {
+        let Some(converge_by) = self.converge_by else {
+            return;
+        };
+        let due = self.waiting.is_empty() || converge_by <= self.transport.now;
+        if !self.converged && !self.stopped && due {
             self.converged = true;
             tracing::info!(missing = self.waiting.len(), "converged");
             self.waiting.clear();
             self.transport.push(Output::Converged);
         }
-    }
-}
-
-/// RFC 4271 §8.1.5: which event a fault in a message is. The code says which, save that a broken body of a message that
-/// the state does not expect is a fault in the header's type as much.
-fn error_event(notification: &Notification, state: State) -> Event {
-    match notification.code {
-        code::OPEN_MESSAGE => Event::OpenError,
-        code::UPDATE_MESSAGE if state == State::Established => Event::UpdateError,
-        _ => Event::HeaderError,
     }
 }

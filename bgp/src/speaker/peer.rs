@@ -71,8 +71,8 @@ pub(crate) struct Peer {
     pub(crate) messages_in: u64,
     pub(crate) faults: u64,
     messages_out: u64,
-    router_id: Option<RouterId>,
-    hold_time: Option<HoldTime>,
+    /// The peer's identifier and the hold time, as of the last session that came up.
+    agreed: Option<(RouterId, HoldTime)>,
     stopped: bool,
     /// The deadline under which the speaker's queue holds it.
     pub(crate) queued: Option<Instant>,
@@ -97,8 +97,7 @@ impl Peer {
             messages_in: 0,
             faults: 0,
             messages_out: 0,
-            router_id: None,
-            hold_time: None,
+            agreed: None,
             stopped: false,
             queued: None,
         }
@@ -115,7 +114,9 @@ impl Peer {
 
     /// The session whose connection this is.
     pub(crate) fn key_of(&self, connection: ConnectionId) -> Option<ConnectionId> {
-        self.sessions().find(|session| session.connection == Some(connection)).map(|session| session.key)
+        self.sessions()
+            .find(|session| session.connection == Some(connection))
+            .map(|session| session.key)
     }
 
     pub(crate) fn session(&self, key: ConnectionId) -> Option<&Session> {
@@ -131,17 +132,23 @@ impl Peer {
 
     /// The Established session.
     pub(crate) fn established(&mut self) -> Option<&mut Session> {
-        std::iter::once(&mut self.dialler).chain(&mut self.accepted).find(|s| s.state == State::Established)
+        std::iter::once(&mut self.dialler)
+            .chain(&mut self.accepted)
+            .find(|s| s.state == State::Established)
     }
 
     /// The earliest of its timers.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.sessions().filter_map(Session::deadline).chain(self.retention.until).min()
+        self.sessions()
+            .filter_map(Session::deadline)
+            .chain(self.retention.until)
+            .min()
     }
 
     /// Whether another session than `key` has got far enough that a new connection is not called for.
     pub(crate) fn is_greeted_beside(&self, key: ConnectionId) -> bool {
-        self.sessions().any(|session| session.key != key && session.state >= State::OpenConfirm)
+        self.sessions()
+            .any(|session| session.key != key && session.state >= State::OpenConfirm)
     }
 
     /// Lets an event act on one of its sessions.
@@ -153,25 +160,37 @@ impl Peer {
         terms: &Terms<'_>,
         transport: &mut Transport,
     ) -> Outcome {
-        let Some(session) = self.session_mut(key) else { return Outcome::default() };
-        let restart_time = session.graceful_restart().map(|(restart, _)| restart.restart_time);
+        let Some(session) = self.session_mut(key) else {
+            return Outcome::default();
+        };
+        let restart_time = session
+            .graceful_restart()
+            .map(|(restart, _)| restart.restart_time);
         let applied = session.apply(event, &cause, terms, transport);
         let was_up = applied.from == State::Established;
         let is_up = applied.to == State::Established;
+        let agreed = session
+            .open
+            .as_ref()
+            .map(|open| (open.router_id, session.hold_time));
         if is_up && !was_up {
-            let (router_id, hold_time) = (session.open.as_ref().map(|open| open.router_id), session.hold_time);
-            self.router_id = router_id;
-            self.hold_time = Some(hold_time);
+            self.agreed = agreed;
         }
         let loss = match (cause.fate, restart_time) {
             (Fate::Stale, Some(seconds)) if seconds > 0 => Loss::Stale(Duration::from_secs(seconds.into())),
             (Fate::Keep, _) => Loss::Keep,
             (Fate::Stale | Fate::Drop, _) => Loss::Drop,
         };
-        let reason = cause.reason.or_else(|| applied.notified.map(Reason::NotificationSent));
+        let reason = cause
+            .reason
+            .or_else(|| applied.notified.map(Reason::NotificationSent));
         self.settle(terms, transport);
         self.report(reason, transport);
-        Outcome { deliver: applied.deliver, up: is_up && !was_up, down: (was_up && !is_up).then_some(loss) }
+        Outcome {
+            deliver: applied.deliver,
+            up: is_up && !was_up,
+            down: (was_up && !is_up).then_some(loss),
+        }
     }
 
     /// Puts the sessions in order after a change: dead ones go, and the dialler dials exactly when it is needed.
@@ -183,7 +202,10 @@ impl Peer {
             lives
         });
         let greeted = self.is_greeted_beside(DIALLER);
-        let established = self.accepted.iter().any(|session| session.state == State::Established);
+        let established = self
+            .accepted
+            .iter()
+            .any(|session| session.state == State::Established);
         let dialler = &mut self.dialler;
         if established && dialler.state < State::OpenSent {
             dialler.apply(Event::Abandon, &Cause::NONE, terms, transport);
@@ -194,7 +216,10 @@ impl Peer {
 
     /// Tells the driver when the state of the peer as a whole has changed.
     fn report(&mut self, reason: Option<Reason>, transport: &mut Transport) {
-        let (from, to) = (self.state, self.sessions().map(|s| s.state).max().unwrap_or(State::Idle));
+        let (from, to) = (
+            self.state,
+            self.sessions().map(|s| s.state).max().unwrap_or(State::Idle),
+        );
         if reason.is_some() && (to < from || to < State::OpenSent) {
             self.reason.clone_from(&reason);
         }
@@ -208,7 +233,12 @@ impl Peer {
             Some(why) => tracing::info!(%peer, %from, %to, reason = %why, "session state"),
             None => tracing::info!(%peer, %from, %to, "session state"),
         }
-        transport.push(Output::SessionChange(SessionChange { peer, from, to, reason }));
+        transport.push(Output::SessionChange(SessionChange {
+            peer,
+            from,
+            to,
+            reason,
+        }));
     }
 
     /// Nothing is to be tried any more.
@@ -252,12 +282,18 @@ impl Peer {
             Err(Cause::notify(notification, reason, Fate::Drop))
         };
         if open.asn != self.config.asn {
-            let reason = Reason::WrongAs { got: open.asn, want: self.config.asn };
+            let reason = Reason::WrongAs {
+                got: open.asn,
+                want: self.config.asn,
+            };
             return refuse(open_error::BAD_PEER_AS, Vec::new(), reason);
         }
         // RFC 6286 §2.2: within one AS it must differ from ours.
         if terms.internal && open.router_id == terms.config.router_id {
-            let reason = Reason::SameRouterId { got: open.router_id, ours: terms.config.router_id };
+            let reason = Reason::SameRouterId {
+                got: open.router_id,
+                ours: terms.config.router_id,
+            };
             return refuse(open_error::BAD_BGP_IDENTIFIER, Vec::new(), reason);
         }
         let families: Vec<Family> = open
@@ -271,7 +307,9 @@ impl Peer {
         // RFC 4760 §8: who announces no family exchanges IPv4 unicast.
         if !families.is_empty() && !families.contains(&Family::IPV4_UNICAST) {
             // RFC 5492 §5: the data is the capability that is missing.
-            let reason = Reason::NoIpv4Unicast { offered: Families(families) };
+            let reason = Reason::NoIpv4Unicast {
+                offered: Families(families),
+            };
             return refuse(open_error::UNSUPPORTED_CAPABILITY, vec![1, 4, 0, 1, 0, 1], reason);
         }
         Ok(())
@@ -286,11 +324,23 @@ impl Peer {
         terms: &Terms<'_>,
     ) -> Option<(ConnectionId, Event, Cause)> {
         let this = self.session(key)?;
-        let other = self.sessions().find(|s| s.key != key && s.state >= State::OpenConfirm)?;
-        let replaced = || (other.key, Event::Abandon, Cause::reason(Reason::PeerRestarted, Fate::Stale));
+        let other = self
+            .sessions()
+            .find(|s| s.key != key && s.state >= State::OpenConfirm)?;
+        let replaced = || {
+            (
+                other.key,
+                Event::Abandon,
+                Cause::reason(Reason::PeerRestarted, Fate::Stale),
+            )
+        };
         let collides = |loser: &Session| {
             let notification = Notification::cease(cease::CONNECTION_COLLISION);
-            (loser.key, Event::CollisionDump, Cause::notify(notification, Reason::Collision, Fate::Stale))
+            (
+                loser.key,
+                Event::CollisionDump,
+                Cause::notify(notification, Reason::Collision, Fate::Stale),
+            )
         };
         // The peer opens one connection at a time, so an older one of its own is dead.
         if this.origin == other.origin {
@@ -302,7 +352,11 @@ impl Peer {
             // RFC 4271 §6.8: the connection opened by the side with the higher identifier stays; RFC 6286 §2.3: where
             // they are equal, the higher AS.
             let ours = (terms.config.router_id, terms.config.asn);
-            let stays = if ours < (open.router_id, open.asn) { Origin::Accepted } else { Origin::Dialled };
+            let stays = if ours < (open.router_id, open.asn) {
+                Origin::Accepted
+            } else {
+                Origin::Dialled
+            };
             return Some(collides(if this.origin == stays { other } else { this }));
         }
         // RFC 4724 §4.2: a new OPEN from a peer that can restart says that it has restarted.
@@ -322,7 +376,7 @@ impl Peer {
     }
 
     pub(crate) fn status(&self) -> PeerStatus {
-        let up = self.state == State::Established;
+        let agreed = self.agreed.filter(|_| self.state == State::Established);
         PeerStatus {
             peer: self.config.address,
             asn: self.config.asn,
@@ -335,10 +389,12 @@ impl Peer {
             stale: self.routes_in.stale(),
             faults: self.faults,
             messages_in: self.messages_in,
-            messages_out: self.sessions().fold(self.messages_out, |sum, s| sum.saturating_add(s.sent)),
+            messages_out: self
+                .sessions()
+                .fold(self.messages_out, |sum, s| sum.saturating_add(s.sent)),
             since: self.since,
-            router_id: self.router_id.filter(|_| up),
-            hold_time: self.hold_time.filter(|_| up),
+            router_id: agreed.map(|(router_id, _)| router_id),
+            hold_time: agreed.map(|(_, hold_time)| hold_time),
         }
     }
 

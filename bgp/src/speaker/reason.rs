@@ -110,7 +110,9 @@ pub struct Families(pub Vec<crate::wire::message::Family>);
 impl fmt::Display for Families {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("AFI/SAFI")?;
-        self.0.iter().try_for_each(|family| write!(f, " {}/{}", family.afi, family.safi))
+        self.0
+            .iter()
+            .try_for_each(|family| write!(f, " {}/{}", family.afi, family.safi))
     }
 }
 

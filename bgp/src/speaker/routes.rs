@@ -15,9 +15,9 @@ use crate::policy;
 use crate::rib::decision::Candidate;
 use crate::rib::loc::{Best, BestChange};
 use crate::session::{Cause, Fate};
+use crate::wire;
 use crate::wire::message::{Family, Notification, Update};
 use crate::wire::notification::cease;
-use crate::wire;
 
 /// More routes than this from one peer are a fault of the peer: a node announces its blocks, and a pool that would
 /// need as many /26 blocks as this holds 12 million addresses. It bounds memory to some tens of MiB a peer.
@@ -30,7 +30,9 @@ impl Speaker {
     /// Takes an UPDATE of a peer.
     pub(super) fn learn(&mut self, address: IpAddr, key: ConnectionId, update: &Update) {
         for &prefix in &update.withdrawn {
-            let Some(peer) = self.peers.get_mut(&address) else { return };
+            let Some(peer) = self.peers.get_mut(&address) else {
+                return;
+            };
             if peer.routes_in.withdraw(prefix) {
                 let change = self.loc.remove(prefix, address);
                 self.best_changed(change);
@@ -39,8 +41,12 @@ impl Speaker {
         if let Some(attributes) = &update.attributes
             && !update.announced.is_empty()
         {
-            let Some(peer) = self.peers.get_mut(&address) else { return };
-            let router_id = peer.session(key).and_then(|session| Some(session.open.as_ref()?.router_id));
+            let Some(peer) = self.peers.get_mut(&address) else {
+                return;
+            };
+            let router_id = peer
+                .session(key)
+                .and_then(|session| Some(session.open.as_ref()?.router_id));
             let verdict = policy::import(attributes, self.config.asn, self.config.local_address);
             if let Err(reason) = &verdict {
                 tracing::warn!(peer = %address, prefixes = update.announced.len(), %reason, "paths not used");
@@ -52,7 +58,9 @@ impl Speaker {
                 attributes: Arc::clone(attributes),
             });
             for &prefix in &update.announced {
-                let Some(peer) = self.peers.get_mut(&address) else { return };
+                let Some(peer) = self.peers.get_mut(&address) else {
+                    return;
+                };
                 peer.routes_in.announce(prefix, attributes);
                 let change = match &path {
                     Some(path) => self.loc.insert(prefix, path.clone()),
@@ -76,14 +84,24 @@ impl Speaker {
             let data = [0, 1, 1].into_iter().chain(limit).collect();
             let mut notification = Notification::cease(cease::MAXIMUM_PREFIXES_REACHED);
             notification.data = data;
-            let reason = Reason::TooManyPrefixes { got, limit: MAX_PREFIXES };
-            self.apply(address, key, Event::AutomaticStop, Cause::notify(notification, reason, Fate::Drop));
+            let reason = Reason::TooManyPrefixes {
+                got,
+                limit: MAX_PREFIXES,
+            };
+            self.apply(
+                address,
+                key,
+                Event::AutomaticStop,
+                Cause::notify(notification, reason, Fate::Drop),
+            );
         }
     }
 
     /// The peer has sent all it has: what it has not announced again, it no longer has (RFC 4724 §4.2).
     pub(super) fn end_of_rib(&mut self, address: IpAddr) {
-        let Some(peer) = self.peers.get_mut(&address) else { return };
+        let Some(peer) = self.peers.get_mut(&address) else {
+            return;
+        };
         peer.end_of_rib_received = true;
         self.waiting.remove(&address);
         self.sweep_stale(address);
@@ -91,7 +109,9 @@ impl Speaker {
 
     /// Removes the stale routes of a peer.
     pub(super) fn sweep_stale(&mut self, address: IpAddr) {
-        let Some(peer) = self.peers.get_mut(&address) else { return };
+        let Some(peer) = self.peers.get_mut(&address) else {
+            return;
+        };
         peer.retention = Retention::default();
         let gone = peer.routes_in.sweep_stale();
         if !gone.is_empty() {
@@ -102,7 +122,9 @@ impl Speaker {
 
     /// Removes all the routes of a peer.
     pub(super) fn drop_routes(&mut self, address: IpAddr) {
-        let Some(peer) = self.peers.get_mut(&address) else { return };
+        let Some(peer) = self.peers.get_mut(&address) else {
+            return;
+        };
         peer.retention = Retention::default();
         let gone = peer.routes_in.clear();
         self.forget_paths(address, gone);
@@ -119,7 +141,9 @@ impl Speaker {
     pub(super) fn lost(&mut self, address: IpAddr, loss: Loss) {
         self.external.remove(&address);
         let now = self.transport.now;
-        let Some(peer) = self.peers.get_mut(&address) else { return };
+        let Some(peer) = self.peers.get_mut(&address) else {
+            return;
+        };
         peer.routes_out.clear();
         peer.end_of_rib_received = false;
         peer.end_of_rib_sent = false;
@@ -129,14 +153,22 @@ impl Speaker {
             Loss::Stale(restart_time) => {
                 // RFC 4724 §4.2 has what was stale already go now. Here it goes once it has been stale for a restart
                 // time, so that two losses in a row do not cut traffic, and a route cannot stay stale for ever.
-                let too_old = peer.retention.since.is_some_and(|since| since + restart_time <= now);
+                let too_old = peer
+                    .retention
+                    .since
+                    .is_some_and(|since| since + restart_time <= now);
                 if too_old {
                     self.sweep_stale(address);
                 }
-                let Some(peer) = self.peers.get_mut(&address) else { return };
+                let Some(peer) = self.peers.get_mut(&address) else {
+                    return;
+                };
                 peer.routes_in.mark_stale();
                 let since = peer.retention.since.unwrap_or(now);
-                peer.retention = Retention { since: Some(since), until: Some(now + restart_time) };
+                peer.retention = Retention {
+                    since: Some(since),
+                    until: Some(now + restart_time),
+                };
             }
         }
     }
@@ -144,9 +176,13 @@ impl Speaker {
     /// A session has become Established.
     pub(super) fn established(&mut self, address: IpAddr) {
         let now = self.transport.now;
-        let Some(peer) = self.peers.get_mut(&address) else { return };
+        let Some(peer) = self.peers.get_mut(&address) else {
+            return;
+        };
         peer.established_count = peer.established_count.saturating_add(1);
-        let kept = peer.established().and_then(|session| session.graceful_restart().map(|(_, kept)| kept));
+        let kept = peer
+            .established()
+            .and_then(|session| session.graceful_restart().map(|(_, kept)| kept));
         if !peer.internal {
             self.external.insert(address);
         }
@@ -156,12 +192,18 @@ impl Speaker {
         } else if peer.routes_in.stale() > 0 {
             peer.retention.until = Some(now + STALE_AFTER_RETURN);
         }
-        let Some(peer) = self.peers.get_mut(&address) else { return };
+        let Some(peer) = self.peers.get_mut(&address) else {
+            return;
+        };
         // RFC 4271 §9.2: an internal peer is told no more than what did not come from one.
-        let told: &mut dyn Iterator<Item = _> =
-            if peer.internal { &mut self.loc.outward() } else { &mut self.loc.iter() };
+        let told: &mut dyn Iterator<Item = _> = if peer.internal {
+            &mut self.loc.outward()
+        } else {
+            &mut self.loc.iter()
+        };
         for (prefix, best) in told {
-            peer.routes_out.set(prefix, self.export.route(best, address, peer.internal));
+            peer.routes_out
+                .set(prefix, self.export.route(best, address, peer.internal));
         }
     }
 
@@ -183,7 +225,14 @@ impl Speaker {
 
     /// Tells the driver and the peers of a change of the route in use.
     fn best_changed(&mut self, change: Option<BestChange>) {
-        let Some(BestChange { prefix, before, after }) = change else { return };
+        let Some(BestChange {
+            prefix,
+            before,
+            after,
+        }) = change
+        else {
+            return;
+        };
         let next_hop = after.as_ref().and_then(Best::next_hop);
         if before.as_ref().and_then(Best::next_hop) != next_hop {
             let best = next_hop.into_iter().collect();
@@ -191,8 +240,14 @@ impl Speaker {
         }
         let outward = before.iter().chain(&after).any(Best::is_outward);
         if outward {
-            for (&address, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.state == State::Established) {
-                let route = after.as_ref().and_then(|best| self.export.route(best, address, peer.internal));
+            for (&address, peer) in self
+                .peers
+                .iter_mut()
+                .filter(|(_, peer)| peer.state == State::Established)
+            {
+                let route = after
+                    .as_ref()
+                    .and_then(|best| self.export.route(best, address, peer.internal));
                 peer.routes_out.set(prefix, route);
                 self.touched.insert(address);
             }
@@ -200,7 +255,9 @@ impl Speaker {
         }
         for &address in &self.external {
             if let Some(peer) = self.peers.get_mut(&address) {
-                let route = after.as_ref().and_then(|best| self.export.route(best, address, false));
+                let route = after
+                    .as_ref()
+                    .and_then(|best| self.export.route(best, address, false));
                 peer.routes_out.set(prefix, route);
                 self.touched.insert(address);
             }
@@ -218,8 +275,14 @@ impl Speaker {
 
     /// Sends what a peer is to be told.
     pub(super) fn advertise(&mut self, address: IpAddr) {
-        let Some(peer) = self.peers.get_mut(&address) else { return };
-        let Peer { routes_out, end_of_rib_sent, .. } = peer;
+        let Some(peer) = self.peers.get_mut(&address) else {
+            return;
+        };
+        let Peer {
+            routes_out,
+            end_of_rib_sent,
+            ..
+        } = peer;
         let pending = routes_out.take_pending();
         let end_of_rib = !*end_of_rib_sent && self.exports.is_some();
         let Some(session) = peer.established() else { return };

@@ -17,7 +17,6 @@ pub(crate) struct Transport {
     pub(crate) now: Instant,
     /// Makes intervals uneven.
     pub(crate) jitter: Jitter,
-    /// Sessions that sent something, by peer, are counted there.
     outputs: VecDeque<Output>,
     owners: BTreeMap<ConnectionId, IpAddr>,
     last: u64,
@@ -72,7 +71,10 @@ impl Transport {
             bytes.append(&mut more);
             return;
         }
-        self.outputs.push_back(Output::Send { connection: to, bytes: more });
+        self.outputs.push_back(Output::Send {
+            connection: to,
+            bytes: more,
+        });
     }
 
     pub(crate) fn push(&mut self, output: Output) {
