@@ -62,7 +62,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
     let one = prop_oneof![
         60 => (any::<u8>(), what, any::<u8>()).prop_map(|(process, what, handle)| Move::Step { process, what, handle }),
         2 => any::<u8>().prop_map(|process| Move::Crash { process }),
-        1 => any::<u8>().prop_map(|which| Move::Collect { which }),
+        3 => any::<u8>().prop_map(|which| Move::Collect { which }),
     ];
     prop::collection::vec(one, 20..200)
 }
