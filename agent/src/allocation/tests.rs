@@ -468,3 +468,38 @@ async fn the_limits_of_the_configuration_hold() {
         "{error}"
     );
 }
+
+#[test]
+fn a_block_goes_through_yaml_without_losing_a_digit() {
+    let yaml = "\
+apiVersion: crd.projectcalico.org/v1
+kind: IPAMBlock
+metadata:
+  name: 10-0-0-0-31
+  resourceVersion: '7'
+spec:
+  affinity: host:n1
+  allocations: [0, null]
+  attributes:
+  - handle_id: '0123'
+    secondary: {node: n1, pod: '1e3'}
+  cidr: 10.0.0.0/31
+  deleted: false
+  sequenceNumber: 1790000000123456789
+  sequenceNumberForAllocation: {'0': 18446744073709551615}
+  strictAffinity: false
+  unallocated: [1]
+";
+    let mut value: serde_yaml::Value = serde_yaml::from_str(yaml).unwrap();
+    let whole = value.clone();
+    let body = value.as_mapping_mut().unwrap();
+    body.remove("apiVersion");
+    body.remove("kind");
+    let object = Object::deserialize(Kind::IpamBlock, value).unwrap();
+    let written = serde_yaml::to_string(&object).unwrap();
+    assert_eq!(
+        serde_yaml::from_str::<serde_yaml::Value>(&written).unwrap(),
+        whole,
+        "{written}"
+    );
+}

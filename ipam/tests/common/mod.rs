@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use culvert_ipam::affinity::{Affinity, AffinityState};
 use culvert_ipam::allocator::{
-    Assign, Claim, Key, Kind, Limits, Object, Outcome, Read, Release, Request, Step, View, Write, plan,
+    Assign, Claim, Key, Limits, Object, Outcome, Read, Release, Request, Step, View, Write, plan,
 };
 use culvert_ipam::block::Block;
 use culvert_ipam::error::Error;
@@ -16,29 +16,29 @@ use culvert_ipam::timestamp::Timestamp;
 use ipnet::IpNet;
 
 /// A moment of 2026, in nanoseconds since 1970.
-pub const NOW: u64 = 1_790_000_000_123_456_789;
+pub(crate) const NOW: u64 = 1_790_000_000_123_456_789;
 
-pub fn net(text: &str) -> IpNet {
+pub(crate) fn net(text: &str) -> IpNet {
     text.parse().unwrap()
 }
 
-pub fn pool(name: &str, cidr: &str, block_size: u8) -> Pool {
+pub(crate) fn pool(name: &str, cidr: &str, block_size: u8) -> Pool {
     Pool::new(name, net(cidr), Some(block_size)).unwrap()
 }
 
 /// Somebody else wrote first.
 #[derive(Debug)]
-pub struct Refused;
+pub(crate) struct Refused;
 
 /// Objects by key, each with the revision of its last write.
 #[derive(Clone, Debug, Default)]
-pub struct Store {
-    pub objects: BTreeMap<Key, (u64, Object)>,
-    pub writes: u64,
+pub(crate) struct Store {
+    pub(crate) objects: BTreeMap<Key, (u64, Object)>,
+    pub(crate) writes: u64,
 }
 
 impl Store {
-    pub fn write(&mut self, write: &Write) -> Result<String, Refused> {
+    pub(crate) fn write(&mut self, write: &Write) -> Result<String, Refused> {
         let key = write.key();
         let there = self.objects.get(&key).map(|(revision, _)| revision.to_string());
         let based_on = match write {
@@ -60,13 +60,13 @@ impl Store {
         Ok(self.writes.to_string())
     }
 
-    pub fn put(&mut self, name: &str, object: Object) {
+    pub(crate) fn put(&mut self, name: &str, object: Object) {
         self.writes += 1;
         self.objects
             .insert(Key::new(object.kind(), name), (self.writes, object));
     }
 
-    pub fn read(&self, read: &Read, view: &mut View) {
+    pub(crate) fn read(&self, read: &Read, view: &mut View) {
         match read {
             Read::List(kind) => {
                 let all = self.objects.iter().filter(|(key, _)| key.kind == *kind);
@@ -82,48 +82,48 @@ impl Store {
         }
     }
 
-    pub fn blocks(&self) -> impl Iterator<Item = &Block> {
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = &Block> {
         self.objects.values().filter_map(|(_, object)| match object {
             Object::Block(block) => Some(block),
             _ => None,
         })
     }
 
-    pub fn block(&self, cidr: &str) -> &Block {
+    pub(crate) fn block(&self, cidr: &str) -> &Block {
         self.blocks().find(|b| b.cidr == net(cidr)).unwrap()
     }
 
-    pub fn affinities(&self) -> impl Iterator<Item = &Affinity> {
+    pub(crate) fn affinities(&self) -> impl Iterator<Item = &Affinity> {
         self.objects.values().filter_map(|(_, object)| match object {
             Object::Affinity(affinity) => Some(affinity),
             _ => None,
         })
     }
 
-    pub fn handles(&self) -> impl Iterator<Item = &Handle> {
+    pub(crate) fn handles(&self) -> impl Iterator<Item = &Handle> {
         self.objects.values().filter_map(|(_, object)| match object {
             Object::Handle(handle) => Some(handle),
             _ => None,
         })
     }
 
-    pub fn handle(&self, id: &str) -> Option<&Handle> {
+    pub(crate) fn handle(&self, id: &str) -> Option<&Handle> {
         self.handles().find(|h| h.handle_id == id)
     }
 }
 
 /// A process on a node in the midst of a request.
 #[derive(Clone, Debug)]
-pub struct Driver {
-    pub request: Request,
-    pub view: View,
-    pub freed: Vec<IpAddr>,
+pub(crate) struct Driver {
+    pub(crate) request: Request,
+    pub(crate) view: View,
+    pub(crate) freed: Vec<IpAddr>,
     /// Steps since the last write that was refused.
     steps: u32,
 }
 
 /// What a step came to.
-pub enum Stepped {
+pub(crate) enum Stepped {
     Read,
     Wrote(Write),
     Conflict(Key),
@@ -132,7 +132,7 @@ pub enum Stepped {
 }
 
 impl Driver {
-    pub fn new(pools: &[Pool], limits: Limits, request: Request) -> Self {
+    pub(crate) fn new(pools: &[Pool], limits: Limits, request: Request) -> Self {
         let view = View::new(pools.iter().cloned().map(Ok), limits);
         Self {
             request,
@@ -143,7 +143,7 @@ impl Driver {
     }
 
     /// Does one read or one write.
-    pub fn step(&mut self, store: &mut Store) -> Stepped {
+    pub(crate) fn step(&mut self, store: &mut Store) -> Stepped {
         self.steps += 1;
         assert!(
             self.steps < 500,
@@ -174,7 +174,7 @@ impl Driver {
     }
 
     /// All steps, alone, and the writes among them.
-    pub fn run(&mut self, store: &mut Store) -> (Result<Outcome, Error>, Vec<Write>) {
+    pub(crate) fn run(&mut self, store: &mut Store) -> (Result<Outcome, Error>, Vec<Write>) {
         let mut writes = Vec::new();
         loop {
             match self.step(store) {
@@ -188,7 +188,7 @@ impl Driver {
     }
 }
 
-pub fn assign(node: &str, handle: &str) -> Request {
+pub(crate) fn assign(node: &str, handle: &str) -> Request {
     Request::Assign(Assign {
         node: node.to_owned(),
         handle: handle.to_owned(),
@@ -199,14 +199,14 @@ pub fn assign(node: &str, handle: &str) -> Request {
     })
 }
 
-pub fn release(node: &str, handle: &str) -> Request {
+pub(crate) fn release(node: &str, handle: &str) -> Request {
     Request::Release(Release {
         node: node.to_owned(),
         handle: handle.to_owned(),
     })
 }
 
-pub fn claim(node: &str) -> Request {
+pub(crate) fn claim(node: &str) -> Request {
     Request::Claim(Claim {
         node: node.to_owned(),
         usage: Use::Workload,
@@ -214,14 +214,14 @@ pub fn claim(node: &str) -> Request {
     })
 }
 
-pub fn affinity(node: &str, cidr: &str, state: AffinityState) -> Object {
+pub(crate) fn affinity(node: &str, cidr: &str, state: AffinityState) -> Object {
     let mut affinity = Affinity::pending(node, net(cidr));
     affinity.state = state;
     Object::Affinity(affinity)
 }
 
 /// One line for a write: what, which, and the state of it that matters.
-pub fn line(write: &Write) -> String {
+pub(crate) fn line(write: &Write) -> String {
     let verb = match write {
         Write::Create { .. } => "create",
         Write::Update { .. } => "update",
@@ -236,8 +236,4 @@ pub fn line(write: &Write) -> String {
         Object::Handle(handle) => format!("{:?}", handle.block.values().collect::<Vec<_>>()),
     };
     format!("{verb} {} {state}", write.key())
-}
-
-pub fn kind_of(key: &Key) -> Kind {
-    key.kind
 }
