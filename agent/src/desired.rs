@@ -105,8 +105,8 @@ pub enum Rejection {
         /// The next hop.
         next_hop: IpAddr,
     },
-    /// The tunnel device is not there yet.
-    #[error("the tunnel device {TUNNEL_DEVICE} does not exist yet")]
+    /// The tunnel device is not there, or down; the same turn sees to that.
+    #[error("the tunnel device {TUNNEL_DEVICE} is not up yet")]
     NoTunnel,
     /// No link carries the advertised address.
     #[error("the advertised address {address} is on no link of this host; add it again")]

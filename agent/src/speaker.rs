@@ -324,3 +324,6 @@ impl Driver {
         None
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -77,7 +77,11 @@ impl HoldTime {
     /// `None` for one and two seconds.
     #[must_use]
     pub const fn new(seconds: u16) -> Option<Self> {
-        if seconds == 0 || seconds >= 3 { Some(Self(seconds)) } else { None }
+        if seconds == 0 || seconds >= 3 {
+            Some(Self(seconds))
+        } else {
+            None
+        }
     }
 
     /// Seconds; zero means that the session needs no keepalives.

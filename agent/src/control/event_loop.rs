@@ -19,7 +19,7 @@ use crate::claims::Needs;
 use crate::cluster::{Cluster, SharedAddress};
 use crate::dataplane::{Dataplane, DataplaneError, Netlink};
 use crate::datastore::Update;
-use crate::desired::{self, Known, Learned, Plan, Rejected, Settings};
+use crate::desired::{self, Known, Learned, Plan, Rejected, Rejection, Settings};
 use crate::fib::{Change, KernelEvent, Route, RouteKey, protocol_name};
 use crate::metrics::Metrics;
 use crate::reconcile::{Actual, Observed, Ours, Removal, diff, taken_over_from};
@@ -282,7 +282,11 @@ impl EventLoop {
     /// Says once of each destination that it is not installed, and why.
     fn note_rejected(&mut self, rejected: &[Rejected]) {
         for new in rejected.iter().filter(|r| !self.rejected.contains(r)) {
-            warn!(prefix = %new.prefix, reason = %new.reason, "destination not installed");
+            if new.reason == Rejection::NoTunnel {
+                debug!(prefix = %new.prefix, reason = %new.reason, "destination not installed");
+            } else {
+                warn!(prefix = %new.prefix, reason = %new.reason, "destination not installed");
+            }
         }
         self.rejected = rejected.to_vec();
     }
