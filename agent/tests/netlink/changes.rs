@@ -166,7 +166,7 @@ fn a_route_of_another_protocol_is_taken_over_in_place_and_said_to_be() {
         apply(&netlink, &changes).await;
         assert_eq!(
             ip("route show 10.65.17.64/26").trim(),
-            "10.65.17.64/26 via 172.30.0.12 dev u0 proto 86 onlink"
+            "10.65.17.64/26 via 172.30.0.12 dev u0 proto 201 onlink"
         );
     });
 }
@@ -176,7 +176,7 @@ fn a_deletion_does_not_touch_the_route_of_another_protocol() {
     in_namespace(async || {
         underlay();
         ip("route add 10.65.17.64/26 via 172.18.0.9 dev u0 proto static");
-        ip("route add blackhole 10.65.18.0/26 proto 86");
+        ip("route add blackhole 10.65.18.0/26 proto 201");
         let netlink = Netlink::open().unwrap();
         let a = link(&netlink, "u0").await.index;
         let ours = Change::DeleteRoute(onlink("10.65.17.64/26", "172.18.0.9", a));
@@ -189,7 +189,7 @@ fn a_deletion_does_not_touch_the_route_of_another_protocol() {
             routes.contains("10.65.17.64/26 via 172.18.0.9 dev u0 proto static"),
             "{routes}"
         );
-        assert!(routes.contains("blackhole 10.65.18.0/26 proto 86"), "{routes}");
+        assert!(routes.contains("blackhole 10.65.18.0/26 proto 201"), "{routes}");
 
         let anybody = Route {
             protocol: 0,
@@ -208,7 +208,7 @@ fn a_deletion_does_not_touch_the_route_of_another_protocol() {
 fn a_route_that_another_of_its_key_shadows_is_brought_to_the_front() {
     in_namespace(async || {
         underlay();
-        ip("route add 10.65.17.64/26 via 172.18.0.12 dev u0 proto 86");
+        ip("route add 10.65.17.64/26 via 172.18.0.12 dev u0 proto 201");
         ip("route prepend 10.65.17.64/26 via 172.18.0.9 dev u0 proto static");
         let netlink = Netlink::open().unwrap();
         let wanted = desired(&[unicast(
@@ -224,7 +224,7 @@ fn a_route_that_another_of_its_key_shadows_is_brought_to_the_front() {
         apply(&netlink, &changes).await;
         assert_eq!(
             ip("route show 10.65.17.64/26").trim(),
-            "10.65.17.64/26 via 172.18.0.12 dev u0 proto 86"
+            "10.65.17.64/26 via 172.18.0.12 dev u0 proto 201"
         );
         let second = diff(
             &wanted,
@@ -269,7 +269,7 @@ fn each_error_of_a_batch_belongs_to_its_route_and_says_which() {
         let error = results[3].as_ref().unwrap_err();
         assert_eq!(
             error.to_string(),
-            "install the route 10.64.3.0/26 via 172.30.0.12 dev u0 proto 86: \
+            "install the route 10.64.3.0/26 via 172.30.0.12 dev u0 proto 201: \
              Nexthop has invalid gateway: Network is unreachable (os error 101)"
         );
         assert_eq!(error.errno(), Some(101));

@@ -35,7 +35,7 @@ fn what_is_done_by_hand_is_seen() {
         let mut events = netlink.events().unwrap();
         let route = onlink("10.65.17.64/26", "172.30.0.12", a);
 
-        ip("route add 10.65.17.64/26 via 172.30.0.12 dev u0 proto 86 onlink");
+        ip("route add 10.65.17.64/26 via 172.30.0.12 dev u0 proto 201 onlink");
         let is_route = |event: &KernelEvent| {
             matches!(
                 event,
@@ -47,7 +47,7 @@ fn what_is_done_by_hand_is_seen() {
             KernelEvent::Route(route.clone())
         );
 
-        ip("route replace 10.65.17.64/26 via 172.30.0.13 dev u0 proto 86 onlink");
+        ip("route replace 10.65.17.64/26 via 172.30.0.13 dev u0 proto 201 onlink");
         let replaced = onlink("10.65.17.64/26", "172.30.0.13", a);
         assert_eq!(
             event(&mut events, is_route).await,
@@ -155,7 +155,7 @@ fn what_events_and_the_dumps_they_ask_for_tell_is_what_is() {
             "route add 10.1.0.0/16 via 172.18.0.9 dev u0",
             "route append 10.1.0.0/16 via 172.18.0.8 dev u0 proto static",
             "route prepend 10.1.0.0/16 via 172.18.0.7 dev u0 proto bird",
-            "route replace 10.1.0.0/16 via 172.18.0.6 dev u0 proto 86",
+            "route replace 10.1.0.0/16 via 172.18.0.6 dev u0 proto 201",
             "route del 10.1.0.0/16 via 172.18.0.9 dev u0",
             "route add 10.2.0.0/16 via 172.18.0.9 dev u0 metric 5 table 700",
             "route add 10.3.0.0/16 nexthop via 172.18.0.9 dev u0 nexthop via 172.19.0.9 dev v0",
@@ -216,7 +216,7 @@ fn a_receiver_that_does_not_keep_up_is_told_so_and_goes_on_from_a_dump() {
         );
 
         // What happens afterwards is told again.
-        ip("route add blackhole 10.65.42.0/26 proto 86");
+        ip("route add blackhole 10.65.42.0/26 proto 201");
         let blackhole = KernelEvent::Route(Route::blackhole(key("10.65.42.0/26"), OURS.protocol));
         event(&mut events, |event| *event == blackhole).await;
     });

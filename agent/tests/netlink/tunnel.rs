@@ -91,9 +91,9 @@ fn the_tunnel_comes_up_with_its_address_and_its_routes() {
         assert!(shown.contains("mtu 1480") && shown.contains("UP"), "{shown}");
         let routes = ip("route show");
         for line in [
-            "10.65.17.64/26 via 172.18.0.12 dev tunl0 proto 86 onlink",
-            "10.65.18.64/26 via 192.168.7.13 dev tunl0 proto 86 onlink",
-            "blackhole 10.65.42.0/26 proto 86",
+            "10.65.17.64/26 via 172.18.0.12 dev tunl0 proto 201 onlink",
+            "10.65.18.64/26 via 192.168.7.13 dev tunl0 proto 201 onlink",
+            "blackhole 10.65.42.0/26 proto 201",
         ] {
             assert!(
                 routes.lines().any(|shown| shown.trim() == line),
