@@ -1,1 +1,211 @@
 //! What the datastore says, as the rest of the agent uses it.
+//!
+//! Pure: the same objects in any order give the same [`Cluster`]. What is not needed of an object is not kept, so that
+//! the memory of a node grows with the number of others, not with the number of their pods.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use culvert_bgp::id::Asn;
+use culvert_ipam::affinity::{Affinity, AffinityState};
+use ipnet::{IpNet, Ipv4Net};
+
+use crate::api::{BgpConfigurationSpec, IpPoolSpec, Key, Kind, Node, Object};
+use crate::node::{published_address, published_as_number, published_tunnel_address};
+
+/// The name of the cluster-wide BGPConfiguration.
+const CLUSTER_WIDE: &str = "default";
+
+/// The AS number of a cluster that names none, as Calico has it.
+const DEFAULT_AS_NUMBER: Asn = match Asn::new(64_512) {
+    Some(asn) => asn,
+    None => unreachable!(),
+};
+
+/// The cluster, as far as this node needs to know it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Cluster {
+    nodes: BTreeMap<String, ClusterNode>,
+    pools: BTreeMap<String, IpPoolSpec>,
+    affinities: BTreeMap<String, Affinity>,
+    /// Addresses in use in each block.
+    blocks: BTreeMap<String, usize>,
+    bgp: BgpConfigurationSpec,
+}
+
+/// How a node is known to the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterNode {
+    /// The address it advertises, with its prefix length; none until it has published one.
+    pub address: Option<Ipv4Net>,
+    /// Its own AS number; none for the cluster's.
+    pub as_number: Option<Asn>,
+    /// The address of its tunnel device.
+    pub tunnel_address: Option<Ipv4Addr>,
+}
+
+impl From<&Node> for ClusterNode {
+    fn from(node: &Node) -> Self {
+        Self {
+            address: published_address(node),
+            as_number: published_as_number(node),
+            tunnel_address: published_tunnel_address(node),
+        }
+    }
+}
+
+/// Two nodes that advertise one address: packets for both reach only one of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedAddress {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// The node that is taken at its word: the first by name.
+    pub kept: String,
+    /// The node that is left out.
+    pub left_out: String,
+}
+
+impl Cluster {
+    /// Takes in an object that appeared or changed; whether that changed the cluster.
+    pub fn upsert(&mut self, object: &Object) -> bool {
+        let name = object.metadata().name.clone();
+        match object {
+            Object::Node(node) => replace(&mut self.nodes, name, ClusterNode::from(node)),
+            Object::IpPool(pool) => replace(&mut self.pools, name, pool.spec.clone()),
+            Object::BlockAffinity(affinity) => replace(&mut self.affinities, name, affinity.spec.clone()),
+            Object::IpamBlock(block) => replace(
+                &mut self.blocks,
+                name,
+                block.spec.allocations.iter().flatten().count(),
+            ),
+            Object::BgpConfiguration(bgp) if name == CLUSTER_WIDE => {
+                let changed = self.bgp != bgp.spec;
+                self.bgp = bgp.spec.clone();
+                changed
+            }
+            Object::BgpConfiguration(_) | Object::IpamHandle(_) | Object::IpamConfig(_) => false,
+        }
+    }
+
+    /// Takes in that an object is gone; whether that changed the cluster.
+    pub fn remove(&mut self, key: &Key) -> bool {
+        match key.kind {
+            Kind::Node => self.nodes.remove(&key.name).is_some(),
+            Kind::IpPool => self.pools.remove(&key.name).is_some(),
+            Kind::BlockAffinity => self.affinities.remove(&key.name).is_some(),
+            Kind::IpamBlock => self.blocks.remove(&key.name).is_some(),
+            Kind::BgpConfiguration if key.name == CLUSTER_WIDE => {
+                let changed = self.bgp != BgpConfigurationSpec::default();
+                self.bgp = BgpConfigurationSpec::default();
+                changed
+            }
+            Kind::BgpConfiguration | Kind::IpamHandle | Kind::IpamConfig => false,
+        }
+    }
+
+    /// The node of this name.
+    #[must_use]
+    pub fn node(&self, name: &str) -> Option<&ClusterNode> {
+        self.nodes.get(name)
+    }
+
+    /// The nodes that have an address, by it. Of two with the same address the first by name counts.
+    #[must_use]
+    pub fn nodes_by_address(&self) -> BTreeMap<IpAddr, &str> {
+        let mut by_address = BTreeMap::new();
+        for (name, node) in &self.nodes {
+            if let Some(net) = node.address {
+                by_address.entry(IpAddr::V4(net.addr())).or_insert(name.as_str());
+            }
+        }
+        by_address
+    }
+
+    /// The nodes that are left out because another advertises their address.
+    #[must_use]
+    pub fn shared_addresses(&self) -> Vec<SharedAddress> {
+        let by_address = self.nodes_by_address();
+        let shared = self.nodes.iter().filter_map(|(name, node)| {
+            let address = node.address?.addr();
+            let kept = *by_address.get(&IpAddr::V4(address))?;
+            let clash = SharedAddress {
+                address,
+                kept: kept.to_owned(),
+                left_out: name.clone(),
+            };
+            (kept != name).then_some(clash)
+        });
+        shared.collect()
+    }
+
+    /// The AS number of a node: its own, else the cluster's, else 64512.
+    #[must_use]
+    pub fn as_number(&self, node: &ClusterNode) -> Asn {
+        node.as_number.unwrap_or_else(|| self.default_as_number())
+    }
+
+    /// The AS number of nodes that have none of their own.
+    #[must_use]
+    pub fn default_as_number(&self) -> Asn {
+        self.bgp.as_number.and_then(Asn::new).unwrap_or(DEFAULT_AS_NUMBER)
+    }
+
+    /// The TCP port of the speakers, where the cluster names one.
+    #[must_use]
+    pub fn listen_port(&self) -> Option<u16> {
+        self.bgp.listen_port.filter(|port| *port != 0)
+    }
+
+    /// Whether every node peers with every other.
+    #[must_use]
+    pub fn is_full_mesh(&self) -> bool {
+        self.bgp.node_to_node_mesh_enabled.unwrap_or(true)
+    }
+
+    /// All pools, by name.
+    pub fn pools(&self) -> impl Iterator<Item = (&str, &IpPoolSpec)> {
+        self.pools.iter().map(|(name, pool)| (name.as_str(), pool))
+    }
+
+    /// The pool that all of `net` lies in; of several the smallest.
+    #[must_use]
+    pub fn pool_of(&self, net: &IpNet) -> Option<&IpPoolSpec> {
+        let around = self.pools.values().filter(|pool| pool.cidr.contains(net));
+        around.max_by_key(|pool| pool.cidr.prefix_len())
+    }
+
+    /// The blocks that are `node`'s. Only a confirmed claim counts: a pending one may yet be another node's, and one that
+    /// is being given up may be so already.
+    pub fn blocks_of<'a>(&'a self, node: &'a str) -> impl Iterator<Item = IpNet> + 'a {
+        self.affinities
+            .values()
+            .filter(move |a| a.is_confirmed_for(node))
+            .map(|a| a.cidr)
+    }
+
+    /// How many addresses of `node`'s blocks are in use.
+    #[must_use]
+    pub fn addresses_in_use(&self, node: &str) -> usize {
+        let count = |block: IpNet| {
+            self.blocks
+                .get(&culvert_ipam::name::block(block))
+                .copied()
+                .unwrap_or(0)
+        };
+        self.blocks_of(node).map(count).sum()
+    }
+
+    /// Whether a claim of `node` is neither confirmed nor gone: somebody died half-way.
+    #[must_use]
+    pub fn has_unfinished_claim(&self, node: &str) -> bool {
+        self.affinities
+            .values()
+            .any(|a| a.node == node && a.state != AffinityState::Confirmed)
+    }
+}
+
+fn replace<T: PartialEq>(map: &mut BTreeMap<String, T>, name: String, value: T) -> bool {
+    let changed = map.get(&name) != Some(&value);
+    map.insert(name, value);
+    changed
+}

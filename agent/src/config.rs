@@ -1,1 +1,492 @@
 //! The agent's configuration: a YAML file, overlaid by the environment.
+//!
+//! Every field has a default. The field `bgp.listenPort` of the file is the variable `CULVERT_BGP_LISTEN_PORT` of the
+//! environment, and the environment wins.
+
+mod values;
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_yaml::Value;
+
+use crate::logging::{Format, Level};
+
+pub use values::{AdvertisedAddress, HoldSeconds, NodeName, Ranged};
+
+/// What the agent is told.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Config {
+    /// Name of this node's Node object. Default: the host name.
+    pub node_name: NodeName,
+    /// Where the resources live.
+    pub datastore: DatastoreConfig,
+    /// How this node is known to the others.
+    pub node: NodeConfig,
+    /// The BGP speaker.
+    pub bgp: BgpConfig,
+    /// Unix socket for `culvert node status` and the CNI plugin. Default: `/run/culvert/agent.sock`.
+    pub socket: PathBuf,
+    /// Metrics and health.
+    pub http: HttpConfig,
+    /// The routes this agent installs.
+    pub routes: RouteConfig,
+    /// The tunnel device.
+    pub tunnel: TunnelConfig,
+    /// The log.
+    pub log: LogConfig,
+}
+
+/// Where the resources live.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct DatastoreConfig {
+    /// A folder of YAML manifests. Default: `/var/lib/culvert/datastore`.
+    pub directory: PathBuf,
+}
+
+/// How this node is known to the others.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct NodeConfig {
+    /// The IPv4 address to advertise, with or without prefix length. Default: the InternalIP of the Node object, else
+    /// the only address of this host that comes into question.
+    pub address: Option<AdvertisedAddress>,
+    /// The AS number of this node, 1 to 4294967295. Default: that of the Node object, else the cluster's
+    /// (BGPConfiguration `default`), else 64512.
+    pub as_number: Option<Ranged<1, 4_294_967_295>>,
+}
+
+/// The BGP speaker.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct BgpConfig {
+    /// TCP port to listen on and to dial, 1 to 65535. Default: the cluster's (BGPConfiguration `default`), else 179.
+    pub listen_port: Option<Ranged<1, 65_535>>,
+    /// Seconds of silence after which a session is down: 0 for never, else 3 to 65535. Default: 90.
+    pub hold_time: HoldSeconds,
+    /// Seconds between two attempts to reach a peer, 1 to 3600. Default: 5.
+    pub connect_retry: Ranged<1, 3_600>,
+    /// Seconds for which peers are asked to keep this node's routes while its agent restarts, 0 to 4095. Default: 120.
+    pub restart_time: Ranged<0, 4_095>,
+}
+
+/// Metrics and health.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct HttpConfig {
+    /// Address and port of `/metrics`, `/healthz` and `/readyz`. Default: `127.0.0.1:9179`.
+    #[serde(deserialize_with = "values::socket_address")]
+    pub listen: SocketAddr,
+}
+
+/// The routes this agent installs.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct RouteConfig {
+    /// The protocol number that marks them (`proto`), 5 to 255. Whatever carries it is this agent's to change and to
+    /// remove. Default: 86.
+    pub protocol: Ranged<5, 255>,
+}
+
+/// The tunnel device.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct TunnelConfig {
+    /// MTU of `tunl0` in bytes, 576 to 65515. Default: that of the link with the advertised address, less 20.
+    pub mtu: Option<Ranged<576, 65_515>>,
+}
+
+/// The log.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// `human` or `json`. Default: `human`.
+    pub format: Format,
+    /// `error`, `warn`, `info`, `debug`, `trace` or `off`, and exceptions for single targets. Default: `info`.
+    pub level: Level,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            node_name: NodeName::of_host(),
+            datastore: DatastoreConfig::default(),
+            node: NodeConfig::default(),
+            bgp: BgpConfig::default(),
+            socket: PathBuf::from("/run/culvert/agent.sock"),
+            http: HttpConfig::default(),
+            routes: RouteConfig::default(),
+            tunnel: TunnelConfig::default(),
+            log: LogConfig::default(),
+        }
+    }
+}
+
+impl Default for DatastoreConfig {
+    fn default() -> Self {
+        Self {
+            directory: PathBuf::from("/var/lib/culvert/datastore"),
+        }
+    }
+}
+
+impl Default for BgpConfig {
+    fn default() -> Self {
+        Self {
+            listen_port: None,
+            hold_time: HoldSeconds::default(),
+            connect_retry: const { Ranged::new(5) },
+            restart_time: const { Ranged::new(120) },
+        }
+    }
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9179)),
+        }
+    }
+}
+
+impl Default for RouteConfig {
+    fn default() -> Self {
+        Self {
+            protocol: const { Ranged::new(86) },
+        }
+    }
+}
+
+/// A field that the environment can set: where it is in the file, and whether its value is text.
+struct Variable {
+    path: &'static [&'static str],
+    text: bool,
+}
+
+/// Every field of [`Config`].
+const VARIABLES: &[Variable] = &[
+    Variable {
+        path: &["nodeName"],
+        text: true,
+    },
+    Variable {
+        path: &["datastore", "directory"],
+        text: true,
+    },
+    Variable {
+        path: &["node", "address"],
+        text: true,
+    },
+    Variable {
+        path: &["node", "asNumber"],
+        text: false,
+    },
+    Variable {
+        path: &["bgp", "listenPort"],
+        text: false,
+    },
+    Variable {
+        path: &["bgp", "holdTime"],
+        text: false,
+    },
+    Variable {
+        path: &["bgp", "connectRetry"],
+        text: false,
+    },
+    Variable {
+        path: &["bgp", "restartTime"],
+        text: false,
+    },
+    Variable {
+        path: &["socket"],
+        text: true,
+    },
+    Variable {
+        path: &["http", "listen"],
+        text: true,
+    },
+    Variable {
+        path: &["routes", "protocol"],
+        text: false,
+    },
+    Variable {
+        path: &["tunnel", "mtu"],
+        text: false,
+    },
+    Variable {
+        path: &["log", "format"],
+        text: true,
+    },
+    Variable {
+        path: &["log", "level"],
+        text: true,
+    },
+];
+
+impl Variable {
+    /// `CULVERT_BGP_LISTEN_PORT` for `bgp.listenPort`.
+    fn name(&self) -> String {
+        let mut name = "CULVERT".to_owned();
+        for part in self.path {
+            name.push('_');
+            for c in part.chars() {
+                if c.is_ascii_uppercase() {
+                    name.push('_');
+                }
+                name.push(c.to_ascii_uppercase());
+            }
+        }
+        name
+    }
+
+    /// The value as YAML: text as it is, anything else as YAML reads it.
+    fn value(&self, text: &str) -> Value {
+        if self.text {
+            return Value::String(text.to_owned());
+        }
+        serde_yaml::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()))
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("configuration file {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The file is not YAML, or not a mapping.
+    #[error("configuration file {}: {source}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Line, column and what is wrong.
+        source: serde_yaml::Error,
+    },
+    /// A field is unknown, or its value is not allowed.
+    #[error("{origin}: {field}: {source}")]
+    Field {
+        /// The file, or the variable of the environment.
+        origin: String,
+        /// The field, `bgp.listenPort`.
+        field: String,
+        /// The value, and what is allowed.
+        source: serde_yaml::Error,
+    },
+    /// The name on the command line is no node name.
+    #[error(
+        "--node-name {name}: not a node name (lower case letters, digits, '-' and '.', at most 253); name the Node object of this host"
+    )]
+    NodeName {
+        /// What was given.
+        name: String,
+    },
+}
+
+impl Config {
+    /// Reads the file at `path` (none: all defaults), overlays the environment's `CULVERT_*`, then `node_name`.
+    ///
+    /// # Errors
+    /// When the file cannot be read or a field of it, or of the environment, is wrong; nothing else happens then.
+    pub fn load(path: Option<&Path>, node_name: Option<&str>) -> Result<Self, ConfigError> {
+        let text = match path {
+            Some(path) => std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+                path: path.to_owned(),
+                source,
+            })?,
+            None => String::new(),
+        };
+        let environment = std::env::vars_os()
+            .filter_map(|(k, v)| Some((k.into_string().ok()?, v.to_string_lossy().into_owned())))
+            .filter(|(k, _)| k.starts_with("CULVERT_"))
+            .collect();
+        let mut config = Self::parse(&text, path.unwrap_or(Path::new("(none)")), &environment)?;
+        if let Some(name) = node_name {
+            config.node_name = NodeName::new(name).ok_or_else(|| ConfigError::NodeName {
+                name: name.to_owned(),
+            })?;
+        }
+        Ok(config)
+    }
+
+    /// Reads the file's text and the environment. Variables that name no field are left alone: Kubernetes makes some
+    /// (`CULVERT_SERVICE_HOST`) for a Service of this name.
+    fn parse(text: &str, path: &Path, environment: &BTreeMap<String, String>) -> Result<Self, ConfigError> {
+        let syntax = |source| ConfigError::Syntax {
+            path: path.to_owned(),
+            source,
+        };
+        let mut value: Value = serde_yaml::from_str(text).map_err(syntax)?;
+        drop_nulls(&mut value);
+        if value.is_null() {
+            value = Value::Mapping(serde_yaml::Mapping::new());
+        }
+        for variable in VARIABLES {
+            if let Some(text) = environment.get(&variable.name()) {
+                set(&mut value, variable.path, variable.value(text));
+            }
+        }
+        serde_path_to_error::deserialize(value).map_err(|error| {
+            let field = error.path().to_string();
+            let variable = VARIABLES
+                .iter()
+                .find(|v| v.path.join(".") == field)
+                .map(Variable::name);
+            let origin = match variable.filter(|name| environment.contains_key(name)) {
+                Some(name) => format!("environment variable {name}"),
+                None => format!("configuration file {}", path.display()),
+            };
+            ConfigError::Field {
+                origin,
+                field,
+                source: error.into_inner(),
+            }
+        })
+    }
+}
+
+/// A section left empty means its defaults.
+fn drop_nulls(value: &mut Value) {
+    if let Value::Mapping(mapping) = value {
+        mapping.retain(|_, v| !v.is_null());
+        mapping.values_mut().for_each(drop_nulls);
+    }
+}
+
+/// Puts `leaf` at `path`, unless a section on the way is no section: then the file's own error is told.
+fn set(value: &mut Value, path: &[&str], leaf: Value) {
+    let (Some((first, rest)), Value::Mapping(mapping)) = (path.split_first(), value) else {
+        return;
+    };
+    if rest.is_empty() {
+        mapping.insert(Value::from(*first), leaf);
+    } else {
+        let section = mapping
+            .entry(Value::from(*first))
+            .or_insert_with(|| Value::Mapping(serde_yaml::Mapping::new()));
+        set(section, rest, leaf);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
+        let environment = environment
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        Config::parse(text, Path::new("agent.yaml"), &environment).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn an_empty_file_and_empty_sections_mean_the_defaults() {
+        assert_eq!(parse("", &[]), Ok(Config::default()));
+        assert_eq!(parse("bgp:\nnode: {address: }\n", &[]), Ok(Config::default()));
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file() {
+        let config = parse("bgp: {listenPort: 1179}", &[("CULVERT_BGP_LISTEN_PORT", "2179")]).unwrap();
+        assert_eq!(config.bgp.listen_port.map(Ranged::get), Some(2179));
+        let config = parse(
+            "",
+            &[("CULVERT_NODE_NAME", "007"), ("CULVERT_SERVICE_HOST", "10.0.0.1")],
+        )
+        .unwrap();
+        assert_eq!(config.node_name.as_str(), "007");
+    }
+
+    /// The file, the environment, and the words of the error.
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str]);
+
+    #[test]
+    fn a_wrong_field_type_or_value_is_named_with_what_is_allowed() {
+        let cases: &[Case<'_>] = &[
+            ("bpg: {}", &[], &["agent.yaml", "bpg", "bgp"]),
+            ("bgp: {port: 179}", &[], &["bgp", "port", "listenPort"]),
+            (
+                "bgp: {listenPort: 70000}",
+                &[],
+                &["bgp.listenPort", "70000", "1 to 65535"],
+            ),
+            (
+                "bgp: {listenPort: many}",
+                &[],
+                &["bgp.listenPort", "many", "1 to 65535"],
+            ),
+            (
+                "bgp: {listenPort: -1}",
+                &[],
+                &["bgp.listenPort", "-1", "1 to 65535"],
+            ),
+            (
+                "bgp: {holdTime: 2}",
+                &[],
+                &["bgp.holdTime", "2", "0 or a whole number from 3 to 65535"],
+            ),
+            (
+                "routes: {protocol: 3}",
+                &[],
+                &["routes.protocol", "3", "5 to 255"],
+            ),
+            ("log: {format: xml}", &[], &["log.format", "xml", "human", "json"]),
+            ("log: {level: loud}", &[], &["log.level", "loud", "debug"]),
+            ("nodeName: Node_1", &[], &["nodeName", "Node_1", "lower case"]),
+            (
+                "node: {address: fe80::1}",
+                &[],
+                &["node.address", "fe80::1", "IPv4"],
+            ),
+            ("http: {listen: here}", &[], &["http.listen", "here"]),
+            (
+                "",
+                &[("CULVERT_BGP_HOLD_TIME", "1")],
+                &["CULVERT_BGP_HOLD_TIME", "bgp.holdTime", "1"],
+            ),
+            ("bgp: 3", &[], &["agent.yaml", "bgp", "3"]),
+            ("- a", &[], &["agent.yaml"]),
+            ("a: [", &[], &["agent.yaml", "line"]),
+        ];
+        for (text, environment, words) in cases {
+            let error = parse(text, environment).expect_err(text);
+            for word in *words {
+                assert!(error.contains(word), "{text}: {error:?} does not say {word:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_field_of_the_configuration_has_a_variable() {
+        // The field names come from the deserializer's own answer to a field that does not exist.
+        fn fields(text: &str) -> Vec<String> {
+            let error = parse(text, &[]).expect_err("no such field");
+            let list = error.split("expected ").nth(1).unwrap_or_default();
+            list.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+        }
+        let mut paths: Vec<String> = Vec::new();
+        for top in fields("nope: 1") {
+            let inside = match parse(&format!("{top}: {{nope: 1}}"), &[]) {
+                Err(error) if error.contains("unknown field") => fields(&format!("{top}: {{nope: 1}}")),
+                _ => Vec::new(),
+            };
+            if inside.is_empty() {
+                paths.push(top.clone());
+            }
+            paths.extend(inside.into_iter().map(|field| format!("{top}.{field}")));
+        }
+        let mut variables: Vec<String> = VARIABLES.iter().map(|v| v.path.join(".")).collect();
+        paths.sort();
+        variables.sort();
+        assert_eq!(paths, variables);
+    }
+}

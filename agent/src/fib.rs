@@ -2,13 +2,27 @@
 //!
 //! Nothing here talks to the kernel: `desired` says what should be, `dataplane` what is, and `reconcile` what differs.
 
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
 /// The kernel's main routing table (`RT_TABLE_MAIN`).
 pub const MAIN_TABLE: u32 = 254;
+
+/// The kernel's table of its own addresses (`RT_TABLE_LOCAL`), which nobody else writes.
+pub const LOCAL_TABLE: u32 = 255;
+
+/// `RTPROT_KERNEL`: the protocol of routes that the kernel makes by itself, for the subnets of its addresses.
+pub const PROTOCOL_KERNEL: u8 = 2;
+
+/// `RT_SCOPE_UNIVERSE`: the scope of routes through a gateway, and of blackholes.
+pub const SCOPE_UNIVERSE: u8 = 0;
+
+/// `RT_SCOPE_LINK`: the scope of routes whose destination is on the link itself.
+pub const SCOPE_LINK: u8 = 253;
 
 /// What the kernel itself tells routes apart by, within one address family and type of service zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -51,6 +65,201 @@ pub struct Route {
     pub scope: u8,
     /// The largest packet on this route in bytes, where it differs from the link's.
     pub mtu: Option<u32>,
+}
+
+impl Route {
+    /// A route that drops packets for `key`, as `ip route add blackhole` makes it.
+    #[must_use]
+    pub fn blackhole(key: RouteKey, protocol: u8) -> Self {
+        Self {
+            key,
+            kind: RouteKind::Blackhole,
+            next_hops: Vec::new(),
+            source: None,
+            protocol,
+            scope: SCOPE_UNIVERSE,
+            mtu: None,
+        }
+    }
+
+    /// Whether the kernel would report the two alike: it keeps no weight for a lone next hop, no next hop for a
+    /// blackhole, no `onlink` where there is no gateway, and the order of several next hops means nothing.
+    #[must_use]
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        self == other || self.as_reported() == other.as_reported()
+    }
+
+    /// This route as the kernel reports it once it is installed, next hops in order.
+    #[must_use]
+    pub fn as_reported(&self) -> Self {
+        let mut route = self.clone();
+        if route.kind == RouteKind::Blackhole {
+            route.next_hops.clear();
+        }
+        if let [hop] = route.next_hops.as_mut_slice() {
+            hop.weight = 1;
+        }
+        for hop in &mut route.next_hops {
+            hop.onlink &= hop.gateway.is_some();
+        }
+        route.next_hops.sort_unstable();
+        route.mtu = route.mtu.filter(|mtu| *mtu != 0);
+        route
+    }
+
+    /// Whether every next hop leaves through `link`. False for a route without next hops.
+    #[must_use]
+    pub fn is_only_through(&self, link: u32) -> bool {
+        !self.next_hops.is_empty() && self.next_hops.iter().all(|hop| hop.link == link)
+    }
+
+    /// This route as `ip route` prints it, with `name` giving the names of links. A link without one is `if` and its index.
+    pub fn with_names<'a, N>(&'a self, name: N) -> impl fmt::Display + 'a
+    where
+        N: Fn(u32) -> Option<String> + 'a,
+    {
+        Named { route: self, name }
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.with_names(|_| None).fmt(f)
+    }
+}
+
+struct Named<'a, N> {
+    route: &'a Route,
+    name: N,
+}
+
+impl<N: Fn(u32) -> Option<String>> Named<'_, N> {
+    fn hop(&self, f: &mut fmt::Formatter<'_>, hop: &NextHop) -> fmt::Result {
+        if let Some(gateway) = hop.gateway {
+            let family = if gateway.is_ipv6() && self.route.key.prefix.addr().is_ipv4() {
+                "inet6 "
+            } else {
+                ""
+            };
+            write!(f, " via {family}{gateway}")?;
+        }
+        if hop.link != 0 {
+            let name = (self.name)(hop.link).unwrap_or_else(|| format!("if{}", hop.link));
+            write!(f, " dev {name}")?;
+        }
+        Ok(())
+    }
+}
+
+// The order is that of iproute2's print_route().
+impl<N: Fn(u32) -> Option<String>> fmt::Display for Named<'_, N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let route = self.route;
+        match route.kind {
+            RouteKind::Unicast => {}
+            RouteKind::Blackhole => f.write_str("blackhole ")?,
+            RouteKind::Other(kind) => match KIND_NAMES.iter().find(|(number, _)| *number == kind) {
+                Some((_, name)) => write!(f, "{name} ")?,
+                None => write!(f, "{kind} ")?,
+            },
+        }
+        let prefix = route.key.prefix;
+        if prefix.prefix_len() == 0 {
+            f.write_str("default")?;
+        } else if prefix.prefix_len() == prefix.max_prefix_len() {
+            write!(f, "{}", prefix.addr())?;
+        } else {
+            write!(f, "{prefix}")?;
+        }
+        let alone = if let [hop] = route.next_hops.as_slice() {
+            Some(hop)
+        } else {
+            None
+        };
+        if let Some(hop) = alone {
+            self.hop(f, hop)?;
+        }
+        if route.key.table != MAIN_TABLE {
+            write!(f, " table {}", route.key.table)?;
+        }
+        if route.protocol != PROTOCOL_BOOT {
+            write!(f, " proto {}", protocol_name(route.protocol))?;
+        }
+        match route.scope {
+            SCOPE_UNIVERSE => {}
+            SCOPE_LINK => f.write_str(" scope link")?,
+            254 => f.write_str(" scope host")?,
+            other => write!(f, " scope {other}")?,
+        }
+        if let Some(source) = route.source {
+            write!(f, " src {source}")?;
+        }
+        if route.key.metric != 0 {
+            write!(f, " metric {}", route.key.metric)?;
+        }
+        if alone.is_some_and(|hop| hop.onlink) {
+            f.write_str(" onlink")?;
+        }
+        if let Some(mtu) = route.mtu {
+            write!(f, " mtu {mtu}")?;
+        }
+        if alone.is_none() {
+            for hop in &route.next_hops {
+                f.write_str(" nexthop")?;
+                self.hop(f, hop)?;
+                write!(f, " weight {}", hop.weight)?;
+                if hop.onlink {
+                    f.write_str(" onlink")?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+// linux/rtnetlink.h: RTPROT_BOOT, which `ip route` leaves out.
+const PROTOCOL_BOOT: u8 = 3;
+
+// linux/rtnetlink.h: RTN_*, in the words of iproute2.
+const KIND_NAMES: [(u8, &str); 7] = [
+    (2, "local"),
+    (3, "broadcast"),
+    (4, "anycast"),
+    (5, "multicast"),
+    (7, "unreachable"),
+    (8, "prohibit"),
+    (9, "throw"),
+];
+
+/// The name of a route's protocol number as `ip route` knows it without configuration, else the number.
+#[must_use]
+pub fn protocol_name(protocol: u8) -> Cow<'static, str> {
+    // linux/rtnetlink.h: RTPROT_*.
+    let name = match protocol {
+        0 => "unspec",
+        1 => "redirect",
+        2 => "kernel",
+        3 => "boot",
+        4 => "static",
+        8 => "gated",
+        9 => "ra",
+        10 => "mrt",
+        11 => "zebra",
+        12 => "bird",
+        13 => "dnrouted",
+        14 => "xorp",
+        15 => "ntk",
+        16 => "dhcp",
+        18 => "keepalived",
+        42 => "babel",
+        186 => "bgp",
+        187 => "isis",
+        188 => "ospf",
+        189 => "rip",
+        192 => "eigrp",
+        other => return Cow::Owned(other.to_string()),
+    };
+    Cow::Borrowed(name)
 }
 
 /// What a route does with a packet (`rtm_type`).
@@ -127,12 +336,38 @@ pub enum KernelEvent {
     Address(Address),
     /// An address is gone.
     AddressGone(Address),
-    /// A route appeared, or replaced the one of the same key.
+    /// A route appeared.
     Route(Route),
+    /// A route took the place of the first one of its key (`NLM_F_REPLACE`).
+    RouteReplaced(Route),
     /// A route is gone.
     RouteGone(Route),
     /// Events were lost: only a new [`Snapshot`] tells what is.
     Overrun,
+}
+
+/// The tunnel device that the node should have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// Device name, `tunl0`.
+    pub name: String,
+    /// Bytes: the underlay's less the 20 of the outer header.
+    pub mtu: u32,
+    /// The only address that the device should have, as a /32. None leaves its addresses alone.
+    pub address: Option<Ipv4Addr>,
+}
+
+/// What the kernel should hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// The routes, each under its own key.
+    pub routes: BTreeMap<RouteKey, Route>,
+    /// Left as they are: neither written nor removed.
+    pub held: BTreeSet<RouteKey>,
+    /// The tunnel device. None leaves whatever is there alone.
+    pub tunnel: Option<Tunnel>,
+    /// Whether the kernel must forward IPv4 packets. False leaves the switch alone.
+    pub forwarding: bool,
 }
 
 /// A step towards the desired state, complete in itself.

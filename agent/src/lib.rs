@@ -2,6 +2,7 @@
 
 pub mod allocation;
 pub mod api;
+pub mod claims;
 pub mod cli;
 pub mod cluster;
 pub mod cni;
@@ -12,6 +13,7 @@ pub mod datastore;
 pub mod desired;
 pub mod fib;
 pub mod http;
+pub mod logging;
 pub mod metrics;
 pub mod node;
 pub mod reconcile;

@@ -1,1 +1,231 @@
-//! All metrics, in one place.
+//! All metrics, in one place: the doc comment of each is its help text.
+
+use prometheus::process_collector::ProcessCollector;
+use prometheus::{IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+
+use crate::status::{AgentStatus, SESSION_STATES};
+
+macro_rules! metrics {
+    ($(#[doc = $help:literal] $field:ident: $type:ident = $name:literal $(by $label:literal)?;)*) => {
+        /// The agent's metrics; a clone counts into the same ones.
+        #[derive(Clone, Debug)]
+        pub struct Metrics {
+            registry: Registry,
+            $(#[doc = $help] pub $field: $type,)*
+        }
+
+        impl Metrics {
+            /// Makes all metrics and registers them in a registry of their own, with those of the process.
+            ///
+            /// # Errors
+            /// When two metrics have one name, or a name is not allowed: never outside of development.
+            pub fn register() -> Result<Self, prometheus::Error> {
+                let registry = Registry::new();
+                $(
+                    let $field = $type::with_opts_and_labels(Opts::new($name, $help.trim()), &[$($label)?])?;
+                    registry.register(Box::new($field.clone()))?;
+                )*
+                registry.register(Box::new(ProcessCollector::for_self()))?;
+                let metrics = Self { registry, $($field,)* };
+                metrics.preset();
+                Ok(metrics)
+            }
+        }
+    };
+}
+
+metrics! {
+    /// Version of the running agent, always 1.
+    build_info: IntGaugeVec = "culvert_build_info" by "version";
+    /// BGP sessions in each state of RFC 4271.
+    bgp_sessions: IntGaugeVec = "culvert_bgp_sessions" by "state";
+    /// Changes of state of all BGP sessions.
+    bgp_session_transitions: IntCounter = "culvert_bgp_session_transitions_total";
+    /// Routes that should be in the kernel.
+    routes_desired: IntGauge = "culvert_routes_desired";
+    /// Routes that should be in the kernel and are.
+    routes_programmed: IntGauge = "culvert_routes_programmed";
+    /// Writes of routes that the kernel refused.
+    route_errors: IntCounter = "culvert_route_errors_total";
+    /// Routes that somebody else removed or replaced and that were put back.
+    route_repairs: IntCounter = "culvert_route_repairs_total";
+    /// Blocks of pod addresses that belong to this node.
+    ipam_blocks: IntGauge = "culvert_ipam_blocks";
+    /// Addresses in use in the blocks of this node.
+    ipam_addresses_in_use: IntGauge = "culvert_ipam_addresses_in_use";
+    /// Whether all of the datastore has been read, 0 or 1.
+    datastore_in_sync: IntGauge = "culvert_datastore_in_sync";
+}
+
+impl Metrics {
+    /// A series that is absent and one that is zero are not the same to an alert: all are there from the start.
+    fn preset(&self) {
+        self.build_info
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
+        for state in SESSION_STATES {
+            self.bgp_sessions.with_label_values(&[state]).set(0);
+        }
+    }
+
+    /// Sets every gauge to what a snapshot says.
+    pub fn observe(&self, status: &AgentStatus) {
+        for state in SESSION_STATES {
+            let sessions = status.peers.iter().filter(|peer| peer.state == state).count();
+            self.bgp_sessions.with_label_values(&[state]).set(count(sessions));
+        }
+        self.routes_desired.set(count(status.routes.desired));
+        self.routes_programmed.set(count(status.routes.programmed));
+        self.ipam_blocks.set(count(status.blocks.len()));
+        self.ipam_addresses_in_use.set(count(status.addresses_in_use));
+        self.datastore_in_sync.set(i64::from(status.datastore.in_sync));
+    }
+
+    /// All metrics in the text format of Prometheus, version 0.0.4.
+    ///
+    /// # Errors
+    /// When two series are the same: never outside of development.
+    pub fn encode(&self) -> Result<String, prometheus::Error> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// One way to make a metric, whether it has labels or not.
+trait WithOptsAndLabels: Sized {
+    fn with_opts_and_labels(opts: Opts, labels: &[&str]) -> Result<Self, prometheus::Error>;
+}
+
+impl WithOptsAndLabels for IntGauge {
+    fn with_opts_and_labels(opts: Opts, _: &[&str]) -> Result<Self, prometheus::Error> {
+        IntGauge::with_opts(opts)
+    }
+}
+
+impl WithOptsAndLabels for IntCounter {
+    fn with_opts_and_labels(opts: Opts, _: &[&str]) -> Result<Self, prometheus::Error> {
+        IntCounter::with_opts(opts)
+    }
+}
+
+impl WithOptsAndLabels for IntGaugeVec {
+    fn with_opts_and_labels(opts: Opts, labels: &[&str]) -> Result<Self, prometheus::Error> {
+        IntGaugeVec::new(opts, labels)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::{DatastoreStatus, PeerStatus, PeerType, RouteStatus};
+
+    /// Names, types and help texts are what dashboards and alerts are built on.
+    #[test]
+    fn the_metrics_are_the_promised_ones() {
+        let text = Metrics::register().unwrap().encode().unwrap();
+        let own: Vec<_> = text
+            .lines()
+            .filter(|l| l.starts_with('#') && l.contains(" culvert_"))
+            .map(str::to_owned)
+            .collect();
+        let expected = "\
+# HELP culvert_bgp_session_transitions_total Changes of state of all BGP sessions.
+# TYPE culvert_bgp_session_transitions_total counter
+# HELP culvert_bgp_sessions BGP sessions in each state of RFC 4271.
+# TYPE culvert_bgp_sessions gauge
+# HELP culvert_build_info Version of the running agent, always 1.
+# TYPE culvert_build_info gauge
+# HELP culvert_datastore_in_sync Whether all of the datastore has been read, 0 or 1.
+# TYPE culvert_datastore_in_sync gauge
+# HELP culvert_ipam_addresses_in_use Addresses in use in the blocks of this node.
+# TYPE culvert_ipam_addresses_in_use gauge
+# HELP culvert_ipam_blocks Blocks of pod addresses that belong to this node.
+# TYPE culvert_ipam_blocks gauge
+# HELP culvert_route_errors_total Writes of routes that the kernel refused.
+# TYPE culvert_route_errors_total counter
+# HELP culvert_route_repairs_total Routes that somebody else removed or replaced and that were put back.
+# TYPE culvert_route_repairs_total counter
+# HELP culvert_routes_desired Routes that should be in the kernel.
+# TYPE culvert_routes_desired gauge
+# HELP culvert_routes_programmed Routes that should be in the kernel and are.
+# TYPE culvert_routes_programmed gauge";
+        assert_eq!(own.join("\n"), expected);
+        assert!(
+            text.contains("\n# TYPE process_resident_memory_bytes gauge\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_snapshot_sets_every_gauge() {
+        let metrics = Metrics::register().unwrap();
+        let peer = |state: &str| PeerStatus {
+            address: "10.0.0.1".parse().unwrap(),
+            node: None,
+            r#type: PeerType::Mesh,
+            state: state.into(),
+            since: jiff::Timestamp::UNIX_EPOCH,
+            reason: None,
+            prefixes_received: 0,
+            prefixes_sent: 0,
+            established_count: 0,
+            stale: false,
+        };
+        let status = AgentStatus {
+            datastore: DatastoreStatus {
+                in_sync: true,
+                problem: None,
+            },
+            peers: vec![
+                peer("Established"),
+                peer("Established"),
+                peer("Active"),
+                peer("no such state"),
+            ],
+            routes: RouteStatus {
+                desired: 5,
+                programmed: 4,
+                ..RouteStatus::default()
+            },
+            blocks: vec!["10.65.42.0/26".parse().unwrap()],
+            addresses_in_use: 7,
+            ..AgentStatus::default()
+        };
+        metrics.observe(&status);
+        let text = metrics.encode().unwrap();
+        for line in [
+            "culvert_bgp_sessions{state=\"Established\"} 2",
+            "culvert_bgp_sessions{state=\"Active\"} 1",
+            "culvert_bgp_sessions{state=\"OpenSent\"} 0",
+            "culvert_routes_desired 5",
+            "culvert_routes_programmed 4",
+            "culvert_ipam_blocks 1",
+            "culvert_ipam_addresses_in_use 7",
+            "culvert_datastore_in_sync 1",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+        assert!(!text.contains("no such state"));
+        metrics.observe(&AgentStatus::default());
+        let text = metrics.encode().unwrap();
+        assert!(
+            text.contains("\nculvert_bgp_sessions{state=\"Established\"} 0\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_clone_counts_into_the_same_metrics() {
+        let metrics = Metrics::register().unwrap();
+        metrics.clone().route_repairs.inc_by(2);
+        assert!(
+            metrics
+                .encode()
+                .unwrap()
+                .contains("\nculvert_route_repairs_total 2\n")
+        );
+    }
+}

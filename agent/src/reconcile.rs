@@ -1,1 +1,154 @@
 //! The ordered difference between what should be and what is.
+//!
+//! Two things make this more than a set difference. The kernel keeps a list of routes per key, of which the first
+//! counts (`ip route append` and `prepend` make more than one), and it removes routes in silence: when a link goes
+//! down or its last address goes, when the address named as a source goes. [`Actual`] knows both, and says when only a
+//! new dump can tell.
+//!
+//! What is ours is what carries our protocol number, and on the tunnel device its addresses. Nothing else is removed.
+
+mod actual;
+
+pub use actual::{Actual, Observed};
+
+use std::collections::BTreeSet;
+
+use ipnet::{IpNet, Ipv4Net};
+
+use crate::fib::{Address, Change, Desired, Link, Route, RouteKind, Tunnel};
+
+/// How to tell what is ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ours {
+    /// The protocol number that our routes carry, and nobody else's. Not zero, which the kernel takes to mean any.
+    pub protocol: u8,
+}
+
+impl Ours {
+    fn owns(self, route: &Route) -> bool {
+        self.protocol != 0 && route.protocol == self.protocol
+    }
+}
+
+/// What becomes of routes of ours that are not wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// They are deleted.
+    Now,
+    /// Unicast ones stay: before the speaker has converged, a route that is not wanted yet may be wanted soon.
+    Later,
+}
+
+/// The steps that lead from `actual` to `desired`, in the order in which they work: forwarding, the tunnel device, its
+/// MTU and addresses, routes written, routes deleted, addresses deleted.
+///
+/// A tunnel device that is still to be created has no index yet: its MTU and addresses follow in the difference that
+/// is taken once it is there.
+#[must_use]
+pub fn diff(desired: &Desired, actual: &Actual, ours: &Ours, removal: Removal) -> Vec<Change> {
+    let mut changes = Vec::new();
+    if desired.forwarding && !actual.forwarding() {
+        changes.push(Change::EnableForwarding);
+    }
+    let mut surplus = Vec::new();
+    if let Some(tunnel) = &desired.tunnel {
+        match actual.link_named(&tunnel.name) {
+            Some(link) if link.kind.as_deref() == Some("ipip") => {
+                surplus = configure(tunnel, link, actual, &mut changes);
+            }
+            // A device of that name and another kind is not ours to touch: the kernel's answer to this says so.
+            _ => changes.push(Change::CreateTunnel {
+                name: tunnel.name.clone(),
+            }),
+        }
+    }
+    write_routes(desired, actual, *ours, &mut changes);
+    delete_routes(desired, actual, *ours, removal, &mut changes);
+    changes.extend(surplus.into_iter().map(Change::DeleteAddress));
+    changes
+}
+
+/// The protocol number that a route carries before `change` takes it over from somebody else.
+#[must_use]
+pub fn taken_over_from(change: &Change, actual: &Actual, ours: &Ours) -> Option<u8> {
+    let Change::ReplaceRoute(route) = change else {
+        return None;
+    };
+    let former = actual.route(&route.key)?;
+    (!ours.owns(former)).then_some(former.protocol)
+}
+
+/// Pushes what the tunnel device lacks, and gives the addresses that it has too many.
+fn configure(tunnel: &Tunnel, link: &Link, actual: &Actual, changes: &mut Vec<Change>) -> Vec<Address> {
+    if !link.up || link.mtu != tunnel.mtu {
+        changes.push(Change::SetLink {
+            link: link.index,
+            mtu: tunnel.mtu,
+        });
+    }
+    let Some(address) = tunnel.address else {
+        return Vec::new();
+    };
+    let wanted = Address {
+        link: link.index,
+        net: IpNet::V4(Ipv4Net::from(address)),
+    };
+    let mut surplus: BTreeSet<Address> = actual
+        .addresses_of(link.index)
+        .filter(|address| address.net.addr().is_ipv4())
+        .collect();
+    if !surplus.remove(&wanted) {
+        changes.push(Change::AddAddress(wanted));
+    }
+    // Deleted last: a link that loses its last address loses its routes too (net/ipv4/fib_frontend.c, fib_disable_ip).
+    surplus.into_iter().collect()
+}
+
+fn write_routes(desired: &Desired, actual: &Actual, ours: Ours, changes: &mut Vec<Change>) {
+    let mut missing: Vec<&Route> = desired
+        .routes
+        .values()
+        .filter(|route| !desired.held.contains(&route.key))
+        .filter(|route| {
+            !actual
+                .route(&route.key)
+                .is_some_and(|present| present.is_same_as(route))
+        })
+        .collect();
+    // The kernel takes a gateway only if it can reach it: routes that name none come first.
+    missing.sort_by_key(|route| {
+        route
+            .next_hops
+            .iter()
+            .any(|hop| hop.gateway.is_some() && !hop.onlink)
+    });
+    for route in missing {
+        // A replacement that equals a route further down the list of its key is refused (EEXIST): that one goes first.
+        if let Some(shadowed) = actual
+            .shadowed(&route.key)
+            .find(|present| present.is_same_as(route))
+            && ours.owns(shadowed)
+        {
+            changes.push(Change::DeleteRoute(shadowed.clone()));
+        }
+        changes.push(Change::ReplaceRoute(route.clone()));
+    }
+}
+
+fn delete_routes(
+    desired: &Desired,
+    actual: &Actual,
+    ours: Ours,
+    removal: Removal,
+    changes: &mut Vec<Change>,
+) {
+    let unwanted = actual
+        .routes()
+        .filter(|route| ours.owns(route))
+        .filter(|route| !desired.routes.contains_key(&route.key) && !desired.held.contains(&route.key))
+        .filter(|route| removal == Removal::Now || route.kind != RouteKind::Unicast);
+    changes.extend(unwanted.cloned().map(Change::DeleteRoute));
+}
+
+#[cfg(test)]
+mod tests;

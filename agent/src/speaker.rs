@@ -1,1 +1,326 @@
-//! Driver of `culvert_bgp`: listener, dialler, connections, one timer.
+//! Driver of the BGP speaker: one task owns it, and carries out what it asks for.
+//!
+//! Every connection has a task of its own that reads and writes; the listener has one; there is one timer. All of them
+//! talk to the owner through bounded channels: a peer that sends faster than it is read is slowed by TCP, and one that
+//! reads too slowly is dropped, never held in memory. What the speaker learns is handed on latest state first: a burst
+//! of changes to one destination costs its reader one.
+
+mod connection;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use culvert_bgp::id::{ConnectionId, NextHop, Prefix};
+use culvert_bgp::speaker::{
+    Input, Output, PeerConfig, PeerStatus, SessionChange, Speaker, SpeakerConfig, TransportError,
+};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, info, warn};
+
+use connection::{Connection, SocketEvent};
+
+/// Events of sockets that wait for the owner; a full channel stops the reading of all connections.
+const SOCKET_EVENTS: usize = 1024;
+
+/// The state of the peers is told at most this often: a thousand sessions that come up at once are one telling.
+const STATUS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Where the speaker lives.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// The address to dial from: the one this node is known by.
+    pub local_address: Ipv4Addr,
+    /// The TCP port to listen on and to dial.
+    pub port: u16,
+}
+
+/// What the speaker is told.
+#[derive(Debug)]
+pub enum Command {
+    /// The whole set of peers.
+    Peers(BTreeMap<IpAddr, PeerConfig>),
+    /// The whole set of destinations of this node.
+    Exports(BTreeSet<Prefix>),
+    /// Close all connections without a word, so that the peers keep our routes (RFC 4724), and end.
+    Stop {
+        /// Told when all is closed.
+        done: oneshot::Sender<()>,
+    },
+}
+
+/// What the speaker tells, since it was last heard.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct News {
+    /// Destinations whose best next hops changed; none left means that it is gone.
+    pub routes: BTreeMap<Prefix, Vec<NextHop>>,
+    /// Sessions that came up or went down, in order.
+    pub sessions: Vec<SessionChange>,
+    /// All peers have told all they know, or had their time to.
+    pub converged: bool,
+}
+
+impl News {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// The running speaker, seen from outside.
+#[derive(Debug)]
+pub struct Running {
+    /// Tells it something.
+    pub commands: mpsc::Sender<Command>,
+    /// Hears from it.
+    pub news: mpsc::Receiver<News>,
+    /// Its peers, as they are now.
+    pub peers: watch::Receiver<Vec<PeerStatus>>,
+}
+
+/// Why the speaker does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum SpeakerError {
+    /// The port cannot be listened on.
+    #[error(
+        "cannot listen for BGP on port {port}: {source}; \
+         is another BGP daemon running on this host? set bgp.listenPort to another port if that is meant"
+    )]
+    Listen {
+        /// The port.
+        port: u16,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+/// Starts a speaker: its listener is open when this returns.
+///
+/// # Errors
+/// When the port cannot be listened on.
+pub fn start(config: SpeakerConfig, endpoint: Endpoint) -> Result<Running, SpeakerError> {
+    let port = endpoint.port;
+    let listener = connection::listen(port).map_err(|source| SpeakerError::Listen { port, source })?;
+    let (commands, command_queue) = mpsc::channel(16);
+    let (news_queue, news) = mpsc::channel(1);
+    let (statuses, peers) = watch::channel(Vec::new());
+    let (events, event_queue) = mpsc::channel(SOCKET_EVENTS);
+    let driver = Driver {
+        speaker: Speaker::new(config, Instant::now().into_std()),
+        endpoint,
+        known: BTreeSet::new(),
+        connections: BTreeMap::new(),
+        dials: BTreeMap::new(),
+        events,
+        news: News::default(),
+        statuses,
+        status_changed: true,
+        refused: 0,
+    };
+    tokio::spawn(driver.run(listener, command_queue, event_queue, news_queue));
+    info!(port, "listening for BGP");
+    Ok(Running {
+        commands,
+        news,
+        peers,
+    })
+}
+
+struct Driver {
+    speaker: Speaker,
+    endpoint: Endpoint,
+    /// The addresses that may connect.
+    known: BTreeSet<IpAddr>,
+    connections: BTreeMap<ConnectionId, Connection>,
+    dials: BTreeMap<ConnectionId, JoinHandle<()>>,
+    events: mpsc::Sender<SocketEvent>,
+    /// What has not been heard yet.
+    news: News,
+    statuses: watch::Sender<Vec<PeerStatus>>,
+    /// Something that `statuses` tells has changed.
+    status_changed: bool,
+    /// Connections from addresses that are no peers'.
+    refused: u64,
+}
+
+impl Driver {
+    async fn run(
+        mut self,
+        listener: TcpListener,
+        mut commands: mpsc::Receiver<Command>,
+        mut events: mpsc::Receiver<SocketEvent>,
+        news: mpsc::Sender<News>,
+    ) {
+        let mut status_due = Instant::now();
+        loop {
+            let deadline = self.speaker.deadline().map(Instant::from_std);
+            let timer = async move {
+                match deadline {
+                    Some(at) => sleep_until(at).await,
+                    None => future::pending().await,
+                }
+            };
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(Command::Stop { done }) => return self.stop(done).await,
+                    Some(command) => self.obey(command),
+                    None => return,
+                },
+                Some(event) = events.recv() => self.take(event),
+                accepted = listener.accept() => self.accept(accepted),
+                () = timer => self.tell(Input::Timer),
+                permit = news.reserve(), if !self.news.is_empty() => match permit {
+                    Ok(permit) => permit.send(std::mem::take(&mut self.news)),
+                    Err(_) => return,
+                },
+                () = sleep_until(status_due), if self.status_changed => {
+                    self.statuses.send_replace(self.speaker.peers().collect());
+                    self.status_changed = false;
+                    status_due = Instant::now() + STATUS_INTERVAL;
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Peers(peers) => {
+                self.known = peers.keys().copied().collect();
+                self.status_changed = true;
+                self.tell(Input::Peers(peers));
+            }
+            Command::Exports(exports) => self.tell(Input::Exports(exports)),
+            Command::Stop { .. } => {}
+        }
+    }
+
+    /// Closes everything. The kernel sends what is queued; the peers see an end of the stream, not a NOTIFICATION.
+    async fn stop(mut self, done: oneshot::Sender<()>) {
+        self.tell(Input::Stop { notify: false });
+        let open = std::mem::take(&mut self.connections);
+        for (_, connection) in open {
+            connection.closed().await;
+        }
+        let _ = done.send(());
+    }
+
+    fn accept(&mut self, accepted: std::io::Result<(tokio::net::TcpStream, SocketAddr)>) {
+        let (stream, from) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                warn!(%error, "a connection could not be accepted");
+                return;
+            }
+        };
+        let peer = from.ip().to_canonical();
+        if !self.known.contains(&peer) {
+            // Closed before a byte is read; counted, and written only now and then: anybody can do this to us.
+            self.refused += 1;
+            if self.refused.is_power_of_two() {
+                warn!(%peer, count = self.refused, "refused a BGP connection from an address that no node advertises");
+            }
+            return;
+        }
+        let id = self.speaker.next_connection();
+        debug!(%peer, connection = id.0, "accepted");
+        self.connections
+            .insert(id, Connection::spawn(id, stream, self.events.clone()));
+        self.tell(Input::Accepted { connection: id, peer });
+    }
+
+    fn take(&mut self, event: SocketEvent) {
+        match event {
+            SocketEvent::Dialled { id, stream } => {
+                // A dial that was given up in the meantime has nobody waiting for it.
+                if self.dials.remove(&id).is_some() {
+                    self.connections
+                        .insert(id, Connection::spawn(id, stream, self.events.clone()));
+                    self.tell(Input::Dialled { connection: id });
+                }
+            }
+            SocketEvent::Received { id, bytes } => {
+                if self.connections.contains_key(&id) {
+                    self.tell(Input::Received {
+                        connection: id,
+                        bytes: &bytes,
+                    });
+                }
+            }
+            SocketEvent::Closed { id, error } => self.lost(id, error),
+        }
+    }
+
+    fn lost(&mut self, id: ConnectionId, error: TransportError) {
+        let dialling = self.dials.remove(&id).is_some();
+        let connected = self.connections.remove(&id).is_some();
+        if dialling || connected {
+            self.tell(Input::Closed {
+                connection: id,
+                error,
+            });
+        }
+    }
+
+    /// Tells the speaker, and carries out what it answers. A queue that overflows on the way closes its connection,
+    /// which the speaker is told in turn.
+    fn tell(&mut self, input: Input<'_>) {
+        self.speaker.handle(Instant::now().into_std(), input);
+        loop {
+            let mut overflowed = Vec::new();
+            while let Some(output) = self.speaker.poll_output() {
+                overflowed.extend(self.carry_out(output));
+            }
+            if overflowed.is_empty() {
+                return;
+            }
+            for id in overflowed {
+                if self.connections.remove(&id).is_some() {
+                    let error = TransportError::SendQueueFull;
+                    self.speaker.handle(
+                        Instant::now().into_std(),
+                        Input::Closed {
+                            connection: id,
+                            error,
+                        },
+                    );
+                }
+            }
+        }
+    }
+
+    /// Returns the connection whose send queue is full.
+    fn carry_out(&mut self, output: Output) -> Option<ConnectionId> {
+        match output {
+            Output::Dial { connection, peer } => {
+                let dial = connection::dial(connection, peer, &self.endpoint, self.events.clone());
+                self.dials.insert(connection, tokio::spawn(dial));
+            }
+            Output::Send { connection, bytes } => {
+                let full = self.connections.get(&connection).is_some_and(|c| !c.send(bytes));
+                return full.then_some(connection);
+            }
+            Output::Close { connection } => {
+                // A connection that is dropped still writes what is queued, a NOTIFICATION for one.
+                self.connections.remove(&connection);
+                if let Some(dial) = self.dials.remove(&connection) {
+                    dial.abort();
+                }
+            }
+            Output::RibChange(change) => {
+                self.news.routes.insert(change.prefix, change.best);
+                self.status_changed = true;
+            }
+            Output::SessionChange(change) => {
+                self.news.sessions.push(change);
+                self.status_changed = true;
+            }
+            Output::Converged => {
+                self.news.converged = true;
+            }
+        }
+        None
+    }
+}

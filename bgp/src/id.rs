@@ -19,8 +19,11 @@ impl Asn {
 
     /// `None` for zero (RFC 7607 §2).
     #[must_use]
-    pub fn new(number: u32) -> Option<Self> {
-        NonZeroU32::new(number).map(Self)
+    pub const fn new(number: u32) -> Option<Self> {
+        match NonZeroU32::new(number) {
+            Some(number) => Some(Self(number)),
+            None => None,
+        }
     }
 
     /// The number itself, 1 to 4294967295.
@@ -73,8 +76,8 @@ pub struct HoldTime(u16);
 impl HoldTime {
     /// `None` for one and two seconds.
     #[must_use]
-    pub fn new(seconds: u16) -> Option<Self> {
-        (seconds == 0 || seconds >= 3).then_some(Self(seconds))
+    pub const fn new(seconds: u16) -> Option<Self> {
+        if seconds == 0 || seconds >= 3 { Some(Self(seconds)) } else { None }
     }
 
     /// Seconds; zero means that the session needs no keepalives.

@@ -4,5 +4,10 @@
 //! what it asks for. The same inputs give the same outputs, in the same order, on every run.
 
 pub mod error;
+pub mod fsm;
 pub mod id;
+pub mod policy;
+pub mod rib;
+mod session;
+pub mod speaker;
 pub mod wire;

@@ -39,12 +39,68 @@ pub enum AffinityState {
 }
 
 impl Affinity {
+    /// The announcement that `node` is about to claim `cidr`.
+    #[must_use]
+    pub fn pending(node: &str, cidr: IpNet) -> Self {
+        Self {
+            cidr,
+            node: node.to_owned(),
+            state: AffinityState::Pending,
+            r#type: Some("host".to_owned()),
+            deleted: "false".to_owned(),
+            unknown: BTreeMap::new(),
+        }
+    }
+
     /// Whether `node` owns the block through this: confirmed, not deleted, and of type host.
     #[must_use]
     pub fn is_confirmed_for(&self, node: &str) -> bool {
-        self.state == AffinityState::Confirmed
-            && self.deleted != "true"
-            && self.node == node
-            && self.r#type.as_deref().is_none_or(|t| t == "host")
+        self.state == AffinityState::Confirmed && !self.is_deleted() && self.is_of_node(node)
+    }
+
+    /// Whether this is a claim, of whatever state, of `node` (not of a virtual owner of that name).
+    #[must_use]
+    pub fn is_of_node(&self, node: &str) -> bool {
+        self.node == node && self.r#type.as_deref().is_none_or(|t| t.is_empty() || t == "host")
+    }
+
+    /// Whether it is deleted already, though the object is still there. All spellings of truth that Go's `ParseBool` takes.
+    #[must_use]
+    pub fn is_deleted(&self) -> bool {
+        matches!(self.deleted.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_affinity_of_calico_is_read_and_written_as_it_was() {
+        let written = serde_json::json!({
+            "cidr": "10.244.0.64/26", "deleted": "false", "node": "a", "state": "pendingDeletion", "type": "host", "later": [1],
+        });
+        let affinity: Affinity = serde_json::from_value(written.clone()).unwrap();
+        assert_eq!(affinity.state, AffinityState::PendingDeletion);
+        assert_eq!(serde_json::to_value(&affinity).unwrap(), written);
+    }
+
+    #[test]
+    fn only_a_confirmed_live_claim_of_the_host_owns() {
+        let cidr = "10.0.0.0/26".parse().unwrap();
+        let mut affinity = Affinity::pending("a", cidr);
+        assert!(!affinity.is_confirmed_for("a"));
+        affinity.state = AffinityState::Confirmed;
+        assert!(affinity.is_confirmed_for("a") && !affinity.is_confirmed_for("b"));
+        affinity.r#type = None;
+        assert!(
+            affinity.is_confirmed_for("a"),
+            "rows of older versions have no type"
+        );
+        affinity.r#type = Some("virtual".to_owned());
+        assert!(!affinity.is_confirmed_for("a"));
+        affinity.r#type = Some("host".to_owned());
+        affinity.deleted = "true".to_owned();
+        assert!(!affinity.is_confirmed_for("a"));
     }
 }

@@ -2,7 +2,17 @@
 //!
 //! A pool of addresses is cut into blocks; a node claims a block, and hands out the addresses in it. This crate decides
 //! what to write; it does not write. Its caller reads, plans, writes by compare-and-swap, and on a conflict reads again.
+//!
+//! [`allocator::plan`] is a function of what was read and of what is asked for; it tells the one next thing to read or to
+//! write. It has no memory of its own: whatever a crashed process left half done, the next plan finds and carries on.
 
 pub mod affinity;
+pub mod allocator;
 pub mod block;
+pub mod check;
+pub mod error;
 pub mod handle;
+pub mod name;
+pub mod ordinals;
+pub mod pool;
+pub mod timestamp;

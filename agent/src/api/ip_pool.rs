@@ -43,6 +43,17 @@ pub struct IpPoolSpec {
     pub unknown: UnknownFields,
 }
 
+impl IpPoolSpec {
+    /// Whether addresses are taken from it only where a pod or an operator asks for it by name (`assignmentMode: Manual`).
+    #[must_use]
+    pub fn is_manual(&self) -> bool {
+        self.unknown
+            .get("assignmentMode")
+            .and_then(serde_json::Value::as_str)
+            == Some("Manual")
+    }
+}
+
 /// When packets are encapsulated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EncapsulationMode {

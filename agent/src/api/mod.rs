@@ -10,6 +10,7 @@ mod ipam_config;
 mod ipam_handle;
 mod metadata;
 mod node;
+mod validate;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,12 +26,22 @@ pub use ipam_config::{IpamConfig, IpamConfigSpec};
 pub use ipam_handle::IpamHandle;
 pub use metadata::Metadata;
 pub use node::{Node, NodeAddress, NodeSpec, NodeStatus, annotation};
+pub use validate::{FieldError, NAME_MAX, check_name};
 
 /// The API group and version of Calico's custom resources.
 pub const CALICO_API_VERSION: &str = "crd.projectcalico.org/v1";
 
 /// Fields that this version does not know, kept for the next write.
 pub type UnknownFields = BTreeMap<String, serde_json::Value>;
+
+/// Reads `null` as what the type has where nothing is said, as the API server does: `labels:` with nothing after it.
+pub(crate) fn null_as_default<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+where
+    T: Default + Deserialize<'de>,
+    D: serde::Deserializer<'de>,
+{
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
 
 /// A kind of resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

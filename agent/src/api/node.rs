@@ -22,10 +22,10 @@ pub struct Node {
     /// Name, annotations.
     pub metadata: Metadata,
     /// What is asked of it.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::null_as_default")]
     pub spec: NodeSpec,
     /// What is known of it.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::null_as_default")]
     pub status: NodeStatus,
     /// Anything else, as it was read.
     #[serde(flatten)]
@@ -44,7 +44,11 @@ pub struct NodeSpec {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct NodeStatus {
     /// Host name and addresses, in order of preference.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "super::null_as_default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub addresses: Vec<NodeAddress>,
     /// Anything else, as it was read.
     #[serde(flatten)]

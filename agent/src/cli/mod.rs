@@ -1,1 +1,119 @@
 //! The command line, one file a subcommand.
+
+mod agent;
+mod node;
+
+use std::io::{self, Write};
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::util::TryInitError;
+
+use crate::config::ConfigError;
+use crate::control::AgentError;
+use crate::http::ClientError;
+
+/// The routing brain of a Kubernetes node.
+#[derive(Debug, Parser)]
+#[command(name = "culvert", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent of this node.
+    Agent(agent::Arguments),
+    /// Look at the agent of this node.
+    #[command(subcommand)]
+    Node(node::Command),
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The agent was asked in vain.
+    #[error("{0}; or name another socket with --socket")]
+    NoAgent(ClientError),
+    /// The agent did not answer as it should.
+    #[error(transparent)]
+    Client(ClientError),
+    /// Standard output could not be written.
+    #[error("standard output: {0}")]
+    Output(io::Error),
+    /// The asynchronous runtime cannot be had.
+    #[error("the process cannot start its threads: {0}")]
+    Runtime(io::Error),
+    /// The log cannot be had.
+    #[error("the log cannot be started: {0}")]
+    Log(#[from] TryInitError),
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The agent cannot run.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// The status cannot be written as JSON.
+    #[error("the status cannot be written as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+impl From<ClientError> for CliError {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::NoAgent { .. } => Self::NoAgent(error),
+            other => Self::Client(other),
+        }
+    }
+}
+
+/// Runs the command that the process was called with.
+///
+/// # Errors
+/// Those of the command, in words for the one who typed it.
+pub fn run() -> Result<(), CliError> {
+    match Arguments::parse().command {
+        Command::Agent(arguments) => agent::run(&arguments),
+        Command::Node(command) => node::run(&command),
+    }
+}
+
+/// Prints; a reader that has gone away, as `head` does, has all it wanted.
+fn print(text: &str) -> Result<(), CliError> {
+    let mut output = io::stdout().lock();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CliError::Output(error)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_agent_needs_a_configuration_or_takes_the_default() {
+        let parsed =
+            Arguments::try_parse_from(["culvert", "agent", "--node-name", "a", "--cleanup"]).unwrap();
+        let Command::Agent(arguments) = parsed.command else {
+            panic!("{parsed:?}")
+        };
+        assert_eq!(arguments.node_name.as_deref(), Some("a"));
+        assert!(arguments.cleanup && arguments.config.is_none());
+    }
+
+    #[test]
+    fn an_unknown_output_is_refused_with_the_known_ones() {
+        let error = Arguments::try_parse_from(["culvert", "node", "status", "-o", "xml"])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("table") && error.contains("json"), "{error}");
+    }
+}

@@ -1,7 +1,17 @@
 //! The kernel's side: what is there, what changes, and how to change it.
 
+mod namespace;
+mod netlink;
+mod sysctl;
+
+use std::{fmt, io};
+
 use async_trait::async_trait;
 use tokio::sync::mpsc;
+
+pub use namespace::Namespace;
+pub use netlink::Netlink;
+pub use netlink::attach::{HOST_MAC, MacAddress, POD_GATEWAY, PodAttached, PodLink, attach_pod, detach_pod};
 
 use crate::fib::{Change, KernelEvent, Snapshot};
 
@@ -20,6 +30,9 @@ pub trait Dataplane: Send + Sync {
 
     /// What happens from now on. Subscribe first and dump afterwards: then nothing is missed.
     ///
+    /// Not all that happens is told: the kernel removes IPv4 routes without a word when their link goes down or loses
+    /// its last address, or when their source address goes. `reconcile::Actual::observe` knows when to dump again.
+    ///
     /// # Errors
     /// When the kernel refuses the subscription.
     fn events(&self) -> Result<mpsc::Receiver<KernelEvent>, DataplaneError>;
@@ -33,13 +46,79 @@ pub enum DataplaneError {
     Kernel {
         /// What was asked, in words and with its values.
         operation: String,
-        /// The kernel's answer.
-        source: std::io::Error,
+        /// The kernel's answer. One that came with words of the kernel's own has [`Refusal`] inside.
+        source: io::Error,
     },
     /// The connection to the kernel ended before it answered: whether it was done, only a dump tells.
-    #[error("{operation}: the netlink connection ended before the kernel answered")]
+    #[error(
+        "{operation}: the netlink connection ended before the kernel answered; only a new dump tells whether it was done"
+    )]
     ConnectionLost {
         /// What was asked.
         operation: String,
     },
+}
+
+impl DataplaneError {
+    fn new(operation: impl Into<String>, source: io::Error) -> Self {
+        Self::Kernel {
+            operation: operation.into(),
+            source,
+        }
+    }
+
+    fn refused(operation: impl Into<String>, refusal: Refusal) -> Self {
+        Self::new(operation, refusal.into())
+    }
+
+    fn lost(operation: impl Into<String>) -> Self {
+        Self::ConnectionLost {
+            operation: operation.into(),
+        }
+    }
+
+    /// The kernel's error number, where it gave one.
+    #[must_use]
+    pub fn errno(&self) -> Option<i32> {
+        let Self::Kernel { source, .. } = self else {
+            return None;
+        };
+        let refusal = source.get_ref().and_then(|inner| inner.downcast_ref::<Refusal>());
+        refusal
+            .map(|refusal| refusal.errno)
+            .or_else(|| source.raw_os_error())
+    }
+}
+
+/// An error number of the kernel, with the words that came with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The number, positive (`EEXIST` is 17).
+    pub errno: i32,
+    /// The kernel's own words (`NLMSGERR_ATTR_MSG`), or ours where they help more. May be empty.
+    pub words: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let number = io::Error::from_raw_os_error(self.errno);
+        if self.words.is_empty() {
+            write!(f, "{number}")
+        } else {
+            write!(f, "{}: {number}", self.words)
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+impl From<Refusal> for io::Error {
+    fn from(refusal: Refusal) -> Self {
+        let plain = Self::from_raw_os_error(refusal.errno);
+        if refusal.words.is_empty() {
+            plain
+        } else {
+            Self::new(plain.kind(), refusal)
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! Where the resources live: read, written by compare-and-swap, and watched.
 
+pub mod directory;
+
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
@@ -96,6 +98,17 @@ pub enum DatastoreError {
         /// Why it failed.
         source: std::io::Error,
     },
+}
+
+impl DatastoreError {
+    /// Whether somebody else's write is the cause: reading and deciding again may succeed.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        matches!(
+            self,
+            Self::Conflict { .. } | Self::AlreadyExists { .. } | Self::NotFound { .. }
+        )
+    }
 }
 
 /// [`Datastore::get`] for a type known beforehand.

@@ -1,3 +1,113 @@
 //! The wire format: messages as values, and their exact bytes.
+//!
+//! A peer's octets are trusted with nothing. Every field is delimited by its own reader before anything looks into it,
+//! every length is compared with what is there, and nothing is allocated for a number that a peer names. What is wrong
+//! in an UPDATE gets a verdict of RFC 7606 that costs no more than it must; what is wrong elsewhere ends the session
+//! with the NOTIFICATION that RFC 4271 §6 names.
+//!
+//! [`frame`] finds messages in a stream, [`decode`] reads one, [`encode`] and the functions beside it write them.
 
+mod as_path;
+mod attribute;
+mod encode;
+mod fault;
+mod frame;
 pub mod message;
+mod multiprotocol;
+mod nlri;
+pub mod notification;
+mod octets;
+mod open;
+mod path;
+mod update;
+mod zetta;
+
+pub use encode::{encode, encode_announcements, encode_end_of_rib, encode_withdrawals};
+pub use fault::{Fault, FaultReason, Verdict};
+pub use frame::{HEADER_LENGTH, MAX_LENGTH, frame};
+
+use frame::kind;
+use message::{Family, Message, Notification};
+use notification::{code, header};
+use octets::Octets;
+
+/// What the two OPENs settled; it decides how the other messages are read and written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Negotiated {
+    /// Both ends know AS numbers of four octets (RFC 6793 §4.1).
+    pub four_octet_as: bool,
+    /// Both ends are in the same AS (RFC 4271 §1.1: internal peers).
+    pub internal: bool,
+}
+
+/// A message, and what was wrong with it without ending the session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decoded {
+    /// The message, with the verdicts carried out.
+    pub message: Message,
+    /// Faults of an UPDATE, in the order in which they were found; none for other messages.
+    pub faults: Vec<Fault>,
+}
+
+/// Decodes one whole message, as [`frame`] delimits it.
+///
+/// # Errors
+/// The NOTIFICATION that ends the session (RFC 4271 §6).
+pub fn decode(message: &[u8], negotiated: Negotiated) -> Result<Decoded, Notification> {
+    let whole = frame(message)? == Some(message.len());
+    let (Some(head), true) = (message.first_chunk::<HEADER_LENGTH>(), whole) else {
+        // Not one message: the length field and the octets disagree (RFC 4271 §6.1).
+        let data = message.get(16..18).unwrap_or_default().to_vec();
+        return Err(Notification::with_data(
+            code::MESSAGE_HEADER,
+            header::BAD_MESSAGE_LENGTH,
+            data,
+        ));
+    };
+    let [.., kind] = head;
+    let body = message.get(HEADER_LENGTH..).unwrap_or_default();
+    let message = match *kind {
+        kind::OPEN => Message::Open(open::decode(body)?),
+        kind::UPDATE => {
+            let (update, faults) = update::decode(body, negotiated)?;
+            return Ok(Decoded {
+                message: Message::Update(update),
+                faults,
+            });
+        }
+        kind::NOTIFICATION => notification_of(body)?,
+        kind::KEEPALIVE => Message::Keepalive,
+        _ => route_refresh(body)?,
+    };
+    Ok(Decoded {
+        message,
+        faults: Vec::new(),
+    })
+}
+
+fn bad_length(body: &[u8]) -> Notification {
+    let length = u16::try_from(HEADER_LENGTH.saturating_add(body.len())).unwrap_or(u16::MAX);
+    let data = length.to_be_bytes().to_vec();
+    Notification::with_data(code::MESSAGE_HEADER, header::BAD_MESSAGE_LENGTH, data)
+}
+
+/// RFC 4271 §4.5.
+fn notification_of(body: &[u8]) -> Result<Message, Notification> {
+    let [code, subcode, data @ ..] = body else {
+        return Err(bad_length(body));
+    };
+    Ok(Message::Notification(Notification::with_data(
+        *code,
+        *subcode,
+        data.to_vec(),
+    )))
+}
+
+/// RFC 2918 §3: AFI, an octet that is not looked at, SAFI.
+fn route_refresh(body: &[u8]) -> Result<Message, Notification> {
+    let mut octets = Octets::new(body);
+    match (octets.u16(), octets.u8(), octets.u8()) {
+        (Some(afi), Some(_), Some(safi)) => Ok(Message::RouteRefresh(Family { afi, safi })),
+        _ => Err(bad_length(body)),
+    }
+}

@@ -1,0 +1,404 @@
+//! One turn after another: take in what happened, compute what should be, make it so.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_bgp::id::{Asn, Prefix};
+use culvert_bgp::speaker::PeerConfig;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use super::AgentError;
+use super::report::{self, Observation};
+use crate::api::{EncapsulationMode, Key, Kind};
+use crate::claims::Needs;
+use crate::cluster::{Cluster, SharedAddress};
+use crate::dataplane::{Dataplane, DataplaneError, Netlink};
+use crate::datastore::Update;
+use crate::desired::{self, Known, Learned, Plan, Rejected, Settings};
+use crate::fib::{Change, KernelEvent, Route, RouteKey, protocol_name};
+use crate::metrics::Metrics;
+use crate::reconcile::{Actual, Observed, Ours, Removal, diff, taken_over_from};
+use crate::speaker::{Command, News, Running};
+use crate::status::AgentStatus;
+
+/// The first and the longest wait before a change that the kernel refused is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// The status is told at most this often: putting it together looks at every route and peer.
+const STATUS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How long the connections may take to close when the agent stops.
+const STOP_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What is known, what should be, and whom to tell.
+pub(super) struct EventLoop {
+    settings: Settings,
+    asn: Asn,
+    ours: Ours,
+
+    cluster: Cluster,
+    in_sync: bool,
+    learned: Learned,
+    /// The peers have told all they know, or had their time to.
+    converged: bool,
+    actual: Actual,
+
+    /// The routes of the last plan.
+    planned: BTreeMap<RouteKey, Route>,
+    rejected: Vec<Rejected>,
+    shared_addresses: Vec<SharedAddress>,
+    pod_mtu: u32,
+    /// The changes that the kernel refused, and why.
+    failures: Vec<(Change, DataplaneError)>,
+    retry: Option<Instant>,
+    retry_wait: Duration,
+
+    dataplane: Netlink,
+    speaker: Running,
+    told_peers: Option<BTreeMap<IpAddr, PeerConfig>>,
+    told_exports: Option<BTreeSet<Prefix>>,
+    needs: watch::Sender<Needs>,
+    status: watch::Sender<Arc<AgentStatus>>,
+    /// When the status, which has changed, is told.
+    status_due: Option<Instant>,
+    metrics: Metrics,
+}
+
+impl EventLoop {
+    #[expect(clippy::too_many_arguments, reason = "the one place where everything meets")]
+    pub(super) fn new(
+        settings: Settings,
+        asn: Asn,
+        actual: Actual,
+        dataplane: Netlink,
+        speaker: Running,
+        needs: watch::Sender<Needs>,
+        status: watch::Sender<Arc<AgentStatus>>,
+        metrics: Metrics,
+    ) -> Self {
+        Self {
+            ours: Ours {
+                protocol: settings.protocol,
+            },
+            settings,
+            asn,
+            cluster: Cluster::default(),
+            in_sync: false,
+            learned: Learned::new(),
+            converged: false,
+            actual,
+            planned: BTreeMap::new(),
+            rejected: Vec::new(),
+            shared_addresses: Vec::new(),
+            pod_mtu: 0,
+            failures: Vec::new(),
+            retry: None,
+            retry_wait: RETRY.0,
+            dataplane,
+            speaker,
+            told_peers: None,
+            told_exports: None,
+            needs,
+            status,
+            status_due: None,
+            metrics,
+        }
+    }
+
+    /// Runs until `stop`, or until something that the agent cannot run without is gone.
+    pub(super) async fn run(
+        mut self,
+        mut updates: mpsc::Receiver<Update>,
+        mut kernel_events: mpsc::Receiver<KernelEvent>,
+        stop: &CancellationToken,
+    ) -> Result<(), AgentError> {
+        loop {
+            let (retry_due, status_due) = (at(self.retry), at(self.status_due));
+            let mut dirty = true;
+            let mut must_dump = false;
+            tokio::select! {
+                () = stop.cancelled() => break,
+                update = updates.recv() => {
+                    let update = update.ok_or(AgentError::TaskEnded { task: "watch of the datastore" })?;
+                    dirty = self.take_update(update);
+                    while let Ok(update) = updates.try_recv() {
+                        dirty |= self.take_update(update);
+                    }
+                }
+                event = kernel_events.recv() => {
+                    let event = event.ok_or(AgentError::TaskEnded { task: "watch of the kernel" })?;
+                    let mut observed = self.actual.observe(&event);
+                    while let Ok(event) = kernel_events.try_recv() {
+                        observed = observed.max(self.actual.observe(&event));
+                    }
+                    dirty = observed != Observed::Unchanged;
+                    must_dump = observed == Observed::MustDump;
+                }
+                news = self.speaker.news.recv() => {
+                    self.take_news(news.ok_or(AgentError::TaskEnded { task: "BGP speaker" })?);
+                }
+                changed = self.speaker.peers.changed() => {
+                    changed.map_err(|_| AgentError::TaskEnded { task: "BGP speaker" })?;
+                    dirty = false;
+                }
+                () = retry_due => must_dump = true,
+                () = status_due => {
+                    self.publish_status();
+                    continue;
+                }
+            }
+            if must_dump {
+                self.dump().await;
+            }
+            if dirty {
+                self.turn().await;
+            }
+            self.status_due
+                .get_or_insert_with(|| Instant::now() + STATUS_INTERVAL);
+        }
+        self.stop_speaker().await;
+        Ok(())
+    }
+
+    /// Whether the update changes what should be.
+    fn take_update(&mut self, update: Update) -> bool {
+        let (changed, key) = match update {
+            Update::Upsert(object) => (self.cluster.upsert(&object), object.key()),
+            Update::Delete(key) => (self.cluster.remove(&key), key),
+            Update::InSync => {
+                info!("the datastore has told all it has");
+                self.in_sync = true;
+                return true;
+            }
+        };
+        if changed {
+            self.note_claims(&key);
+        }
+        changed
+    }
+
+    /// Wakes the claims when something they rest on changed.
+    fn note_claims(&mut self, key: &Key) {
+        let own_node = key.kind == Kind::Node && key.name == self.settings.node;
+        if own_node || matches!(key.kind, Kind::IpPool | Kind::BlockAffinity) {
+            self.needs.send_modify(|needs| needs.generation += 1);
+        }
+    }
+
+    fn take_news(&mut self, news: News) {
+        for (prefix, best) in news.routes {
+            if best.is_empty() {
+                self.learned.remove(&prefix);
+            } else {
+                self.learned.insert(prefix, best);
+            }
+        }
+        self.converged |= news.converged;
+        self.metrics
+            .bgp_session_transitions
+            .inc_by(news.sessions.len() as u64);
+    }
+
+    /// Reads the kernel anew. When that fails the last picture stands, and it is tried again.
+    async fn dump(&mut self) {
+        match self.dataplane.dump().await {
+            Ok(snapshot) => self.actual = Actual::new(snapshot),
+            Err(error) => {
+                error!(%error, "cannot read the kernel's state");
+                self.retry_later();
+            }
+        }
+    }
+
+    /// Computes what should be, tells the speaker, and makes the kernel hold it.
+    async fn turn(&mut self) {
+        // DESIGN of the data flow: the kernel is touched only after the first in-sync.
+        if !self.in_sync {
+            return;
+        }
+        let known = Known {
+            cluster: &self.cluster,
+            learned: &self.learned,
+            actual: &self.actual,
+        };
+        let plan = desired::plan(&self.settings, known);
+        self.note_rejected(&plan.rejected);
+        self.note_shared_addresses();
+        self.state_needs();
+        self.tell_speaker(&plan).await;
+        self.pod_mtu = plan.pod_mtu;
+        let removal = if self.converged {
+            Removal::Now
+        } else {
+            Removal::Later
+        };
+        let changes = diff(&plan.desired, &self.actual, &self.ours, removal);
+        self.note_repairs(&changes);
+        self.planned = plan.desired.routes;
+        self.apply(changes).await;
+    }
+
+    fn state_needs(&self) {
+        let enabled = || self.cluster.pools().filter(|(_, pool)| !pool.disabled);
+        let block = enabled().next().is_some();
+        let tunnel_address = enabled().any(|(_, pool)| pool.ipip_mode != EncapsulationMode::Never);
+        self.needs.send_if_modified(|needs| {
+            let now = Needs {
+                block,
+                tunnel_address,
+                ..*needs
+            };
+            let changed = *needs != now;
+            *needs = now;
+            changed
+        });
+    }
+
+    /// Tells the speaker what changed for it. Should it be gone, the loop notices by itself.
+    async fn tell_speaker(&mut self, plan: &Plan) {
+        if self.told_peers.as_ref() != Some(&plan.peers) {
+            let _ = self
+                .speaker
+                .commands
+                .send(Command::Peers(plan.peers.clone()))
+                .await;
+            self.told_peers = Some(plan.peers.clone());
+        }
+        if self.told_exports.as_ref() != Some(&plan.exports) {
+            let _ = self
+                .speaker
+                .commands
+                .send(Command::Exports(plan.exports.clone()))
+                .await;
+            self.told_exports = Some(plan.exports.clone());
+        }
+    }
+
+    /// Says once of each destination that it is not installed, and why.
+    fn note_rejected(&mut self, rejected: &[Rejected]) {
+        for new in rejected.iter().filter(|r| !self.rejected.contains(r)) {
+            warn!(prefix = %new.prefix, reason = %new.reason, "destination not installed");
+        }
+        self.rejected = rejected.to_vec();
+    }
+
+    /// Says once of each node that it is left out, since another has its address.
+    fn note_shared_addresses(&mut self) {
+        let shared = self.cluster.shared_addresses();
+        for new in shared.iter().filter(|s| !self.shared_addresses.contains(s)) {
+            let SharedAddress {
+                address,
+                kept,
+                left_out,
+            } = new;
+            error!(%address, kept, left_out, "two nodes advertise one address; give one of them another");
+        }
+        self.shared_addresses = shared;
+    }
+
+    /// A route that should be as it was before, and is written again, was changed by somebody else.
+    fn note_repairs(&self, changes: &[Change]) {
+        for change in changes {
+            let Change::ReplaceRoute(route) = change else {
+                continue;
+            };
+            let foreign = taken_over_from(change, &self.actual, &self.ours);
+            if self.planned.get(&route.key) == Some(route) {
+                self.metrics.route_repairs.inc();
+                let found = self.actual.route(&route.key).map(|r| self.named(r));
+                let by = foreign.map(protocol_name);
+                warn!(
+                    route = self.named(route),
+                    found,
+                    by = by.as_deref(),
+                    "route repaired"
+                );
+            } else if let Some(foreign) = foreign {
+                info!(route = self.named(route), from = %protocol_name(foreign), "route taken over");
+            }
+        }
+    }
+
+    /// A route as `ip route` prints it.
+    fn named(&self, route: &Route) -> String {
+        report::named(route, &self.actual)
+    }
+
+    async fn apply(&mut self, changes: Vec<Change>) {
+        self.failures.clear();
+        self.retry = None;
+        if changes.is_empty() {
+            self.retry_wait = RETRY.0;
+            return;
+        }
+        let results = self.dataplane.apply(&changes).await;
+        let total = changes.len();
+        for (change, result) in changes.into_iter().zip(results) {
+            match result {
+                Ok(()) => {
+                    debug!(?change, "applied");
+                    if change == Change::EnableForwarding {
+                        info!("net.ipv4.ip_forward was 0: switched on, since this node routes for its pods");
+                    }
+                    self.actual.applied(&change);
+                }
+                Err(error) => {
+                    error!(%error, "the kernel refused a change");
+                    self.metrics.route_errors.inc();
+                    self.failures.push((change, error));
+                }
+            }
+        }
+        info!(changes = total, failed = self.failures.len(), "kernel updated");
+        if self.failures.is_empty() {
+            self.retry_wait = RETRY.0;
+        } else {
+            self.retry_later();
+        }
+    }
+
+    /// Tries again, from a new dump, after a wait that doubles.
+    fn retry_later(&mut self) {
+        self.retry = Some(Instant::now() + self.retry_wait);
+        self.retry_wait = (self.retry_wait * 2).min(RETRY.1);
+    }
+
+    fn publish_status(&mut self) {
+        self.status_due = None;
+        let status = report::status(&Observation {
+            former: &self.status.borrow().clone(),
+            settings: &self.settings,
+            asn: self.asn,
+            cluster: &self.cluster,
+            in_sync: self.in_sync,
+            converged: self.converged,
+            actual: &self.actual,
+            planned: &self.planned,
+            rejected: &self.rejected,
+            failures: &self.failures,
+            pod_mtu: self.pod_mtu,
+            peers: &self.speaker.peers.borrow(),
+        });
+        self.status.send_replace(Arc::new(status));
+    }
+
+    async fn stop_speaker(&mut self) {
+        let (done, stopped) = oneshot::channel();
+        if self.speaker.commands.send(Command::Stop { done }).await.is_ok() {
+            let _ = timeout(STOP_TIMEOUT, stopped).await;
+        }
+    }
+}
+
+/// Waits until `due`; for ever without one.
+async fn at(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}

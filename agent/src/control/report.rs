@@ -1,0 +1,123 @@
+//! What the loop tells of itself, put together from what it knows.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Instant;
+
+use culvert_bgp::id::Asn;
+use culvert_bgp::speaker::PeerStatus as Session;
+use jiff::Timestamp;
+
+use crate::cluster::Cluster;
+use crate::dataplane::DataplaneError;
+use crate::desired::{Rejected, Settings};
+use crate::fib::{Change, Route, RouteKey};
+use crate::reconcile::Actual;
+use crate::status::{AgentStatus, DatastoreStatus, PeerStatus, PeerType, RouteProblem, RouteStatus};
+
+/// What the loop knows.
+pub(super) struct Observation<'a> {
+    pub(super) former: &'a AgentStatus,
+    pub(super) settings: &'a Settings,
+    pub(super) asn: Asn,
+    pub(super) cluster: &'a Cluster,
+    pub(super) in_sync: bool,
+    pub(super) converged: bool,
+    pub(super) actual: &'a Actual,
+    pub(super) planned: &'a BTreeMap<RouteKey, Route>,
+    pub(super) rejected: &'a [Rejected],
+    pub(super) failures: &'a [(Change, DataplaneError)],
+    pub(super) pod_mtu: u32,
+    pub(super) peers: &'a [Session],
+}
+
+/// The status that follows from it.
+pub(super) fn status(known: &Observation<'_>) -> AgentStatus {
+    let node = &known.settings.node;
+    let own = known.cluster.node(node);
+    let nodes = known.cluster.nodes_by_address();
+    AgentStatus {
+        node: node.clone(),
+        address: Some(IpAddr::V4(known.settings.address)),
+        asn: known.asn.get(),
+        version: known.former.version.clone(),
+        started: known.former.started,
+        datastore: DatastoreStatus {
+            in_sync: known.in_sync,
+            problem: None,
+        },
+        peers: known.peers.iter().map(|session| peer(session, &nodes)).collect(),
+        routes: routes(known),
+        pools: known.cluster.pools().filter(|(_, pool)| !pool.disabled).count(),
+        blocks: known.cluster.blocks_of(node).collect(),
+        addresses_in_use: known.cluster.addresses_in_use(node),
+        tunnel_address: own.and_then(|node| node.tunnel_address),
+        pod_mtu: known.pod_mtu,
+        converged: known.converged,
+    }
+}
+
+fn peer(session: &Session, nodes: &BTreeMap<IpAddr, &str>) -> PeerStatus {
+    // The speaker counts from an origin of its own; people want the time of day.
+    let age = Instant::now().saturating_duration_since(session.since);
+    PeerStatus {
+        address: session.peer,
+        node: nodes.get(&session.peer).map(|name| (*name).to_owned()),
+        r#type: PeerType::Mesh,
+        state: session.state.to_string(),
+        since: Timestamp::now().checked_sub(age).unwrap_or(Timestamp::UNIX_EPOCH),
+        reason: session.reason.as_ref().map(ToString::to_string),
+        prefixes_received: session.prefixes_received,
+        prefixes_sent: session.prefixes_sent,
+        established_count: session.established_count,
+        stale: session.stale > 0,
+    }
+}
+
+fn routes(known: &Observation<'_>) -> RouteStatus {
+    let programmed = |route: &&Route| {
+        known
+            .actual
+            .route(&route.key)
+            .is_some_and(|there| there.is_same_as(route))
+    };
+    let failed = known.failures.iter().map(|(change, error)| RouteProblem {
+        route: subject(change, known.actual),
+        reason: error.to_string(),
+    });
+    let rejected = known.rejected.iter().map(|rejected| RouteProblem {
+        route: rejected.prefix.to_string(),
+        reason: rejected.reason.to_string(),
+    });
+    RouteStatus {
+        desired: known.planned.len(),
+        programmed: known.planned.values().filter(programmed).count(),
+        failed: failed.collect(),
+        rejected: rejected.collect(),
+    }
+}
+
+/// What a change is about.
+fn subject(change: &Change, actual: &Actual) -> String {
+    let link = |index: &u32| {
+        actual
+            .link_at(*index)
+            .map_or_else(|| format!("if{index}"), |link| link.name.clone())
+    };
+    match change {
+        Change::ReplaceRoute(route) | Change::DeleteRoute(route) => named(route, actual),
+        Change::EnableForwarding => "net.ipv4.ip_forward".to_owned(),
+        Change::CreateTunnel { name } => name.clone(),
+        Change::SetLink { link: index, .. } | Change::SetLinkDown { link: index } => link(index),
+        Change::AddAddress(address) | Change::DeleteAddress(address) => {
+            format!("{} on {}", address.net, link(&address.link))
+        }
+    }
+}
+
+/// A route as `ip route` prints it.
+pub(super) fn named(route: &Route, actual: &Actual) -> String {
+    route
+        .with_names(|index| actual.link_at(index).map(|link| link.name.clone()))
+        .to_string()
+}

@@ -1,0 +1,174 @@
+//! The kernel's messages as the values of `fib`.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netlink_packet_core::NLM_F_REPLACE;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteNextHop, RouteNextHopFlags,
+    RouteType, RouteVia,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use crate::fib::{Address, KernelEvent, LOCAL_TABLE, Link, NextHop, Route, RouteKey, RouteKind};
+
+/// What a notification tells, if it tells anything that is kept. `flags` are the `NLM_F_*` of its header.
+pub(super) fn event(message: &RouteNetlinkMessage, flags: u16) -> Option<KernelEvent> {
+    match message {
+        RouteNetlinkMessage::NewLink(message) => link(message).map(KernelEvent::Link),
+        // A bridge port that leaves its bridge is told as the deletion of a link of that family.
+        RouteNetlinkMessage::DelLink(message) => link(message).map(|link| KernelEvent::LinkGone(link.index)),
+        RouteNetlinkMessage::NewAddress(message) => address(message).map(KernelEvent::Address),
+        RouteNetlinkMessage::DelAddress(message) => address(message).map(KernelEvent::AddressGone),
+        RouteNetlinkMessage::NewRoute(message) if flags & NLM_F_REPLACE != 0 => {
+            route(message).map(KernelEvent::RouteReplaced)
+        }
+        RouteNetlinkMessage::NewRoute(message) => route(message).map(KernelEvent::Route),
+        RouteNetlinkMessage::DelRoute(message) => route(message).map(KernelEvent::RouteGone),
+        _ => None,
+    }
+}
+
+/// A link; None for what a bridge says about its port.
+pub(super) fn link(message: &LinkMessage) -> Option<Link> {
+    if message.header.interface_family != AddressFamily::Unspec {
+        return None;
+    }
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        up: message.header.flags.contains(LinkFlags::Up),
+        running: message.header.flags.contains(LinkFlags::LowerUp),
+        mtu: 0,
+        kind: None,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::LinkInfo(infos) => {
+                link.kind = infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind.to_string()),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+/// An IPv4 address.
+pub(super) fn address(message: &AddressMessage) -> Option<Address> {
+    if message.header.family != AddressFamily::Inet {
+        return None;
+    }
+    // On a point-to-point link IFA_ADDRESS is the other end's; IFA_LOCAL is always this end's.
+    let own = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(local) => Some(*local),
+        _ => None,
+    })?;
+    Some(Address {
+        link: message.header.index,
+        net: IpNet::new(own, message.header.prefix_len).ok()?,
+    })
+}
+
+/// An IPv4 route; None for those that are not kept: of the local table, of a type of service, or learned in passing
+/// (exceptions to a route, which the kernel clones from it).
+pub(super) fn route(message: &RouteMessage) -> Option<Route> {
+    let header = &message.header;
+    if header.address_family != AddressFamily::Inet
+        || header.tos != 0
+        || header.flags.contains(RouteFlags::Cloned)
+    {
+        return None;
+    }
+    let any = IpNet::new(IpAddr::from([0; 4]), header.destination_prefix_length).ok()?;
+    let mut route = Route {
+        key: RouteKey {
+            table: u32::from(header.table),
+            prefix: any,
+            metric: 0,
+        },
+        kind: match header.kind {
+            RouteType::Unicast => RouteKind::Unicast,
+            RouteType::BlackHole => RouteKind::Blackhole,
+            other => RouteKind::Other(other.into()),
+        },
+        next_hops: Vec::new(),
+        source: None,
+        protocol: header.protocol.into(),
+        scope: header.scope.into(),
+        mtu: None,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Table(table) => route.key.table = *table,
+            RouteAttribute::Priority(metric) => route.key.metric = *metric,
+            RouteAttribute::PrefSource(source) => route.source = ip(source),
+            RouteAttribute::Destination(destination) => {
+                route.key.prefix = IpNet::new(ip(destination)?, header.destination_prefix_length)
+                    .ok()?
+                    .trunc();
+            }
+            RouteAttribute::MultiPath(hops) => route.next_hops.extend(hops.iter().map(multipath_hop)),
+            RouteAttribute::Metrics(metrics) => {
+                route.mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    if route.next_hops.is_empty() {
+        let onlink = header.flags.contains(RouteFlags::Onlink);
+        route.next_hops.extend(hop(&message.attributes, 0, onlink, 1));
+    }
+    (route.key.table != LOCAL_TABLE).then_some(route)
+}
+
+fn multipath_hop(hop_message: &RouteNextHop) -> NextHop {
+    let link = hop_message.interface_index;
+    let onlink = hop_message.flags.contains(RouteNextHopFlags::Onlink);
+    // linux/rtnetlink.h, struct rtnexthop: the weight less one.
+    let weight = u16::from(hop_message.hops) + 1;
+    hop(&hop_message.attributes, link, onlink, weight).unwrap_or(NextHop {
+        gateway: None,
+        link,
+        onlink,
+        weight,
+    })
+}
+
+/// The next hop that `attributes` name, on `link` unless they name another; none if there is neither gateway nor link.
+fn hop(attributes: &[RouteAttribute], link: u32, onlink: bool, weight: u16) -> Option<NextHop> {
+    let mut hop = NextHop {
+        gateway: None,
+        link,
+        onlink,
+        weight,
+    };
+    for attribute in attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => hop.link = *index,
+            RouteAttribute::Gateway(gateway) => hop.gateway = ip(gateway),
+            // A gateway of the other family.
+            RouteAttribute::Via(RouteVia::Inet(gateway)) => hop.gateway = Some(IpAddr::V4(*gateway)),
+            RouteAttribute::Via(RouteVia::Inet6(gateway)) => hop.gateway = Some(IpAddr::V6(*gateway)),
+            _ => {}
+        }
+    }
+    (hop.link != 0 || hop.gateway.is_some()).then_some(hop)
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
+}

@@ -1,0 +1,187 @@
+//! The values of `fib` as messages to the kernel.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::InfoKind;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteNextHop, RouteNextHopFlags, RouteProtocol,
+    RouteScope, RouteType, RouteVia,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::{LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
+
+use super::connection::Request;
+use crate::fib::{Address, NextHop, Route, RouteKind};
+
+/// Installs a route in place of whatever has its key.
+pub(super) fn replace_route(route: &Route) -> io::Result<Request> {
+    let message = installed(&route.as_reported())?;
+    Ok((
+        RouteNetlinkMessage::NewRoute(message),
+        NLM_F_CREATE | NLM_F_REPLACE,
+    ))
+}
+
+/// Removes the first route of this key, protocol and kind. Next hops are not named: one changed by hand goes too.
+///
+/// Metric zero means any to the kernel here; the protocol keeps it to our own, and the lowest metric is met first.
+pub(super) fn delete_route(route: &Route) -> io::Result<Request> {
+    if route.protocol == 0 {
+        return Err(invalid(
+            "protocol 0 means any, so that the deletion could hit somebody else's route".into(),
+        ));
+    }
+    // net/ipv4/fib_trie.c, fib_table_delete(): RT_SCOPE_NOWHERE means any scope.
+    let message = skeleton(route, RouteScope::NoWhere)?.build();
+    Ok((RouteNetlinkMessage::DelRoute(message), 0))
+}
+
+/// Creates the tunnel device, any to any.
+pub(super) fn create_tunnel(name: &str) -> Request {
+    let message = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::IpIp)
+        .name(name)
+        .build();
+    (RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
+}
+
+/// Sets a link up with an MTU.
+pub(super) fn set_link(link: u32, mtu: u32) -> Request {
+    (
+        RouteNetlinkMessage::NewLink(LinkUnspec::new_with_index(link).mtu(mtu).up().build()),
+        0,
+    )
+}
+
+/// Sets a link down.
+pub(super) fn set_link_down(link: u32) -> Request {
+    (
+        RouteNetlinkMessage::NewLink(LinkUnspec::new_with_index(link).down().build()),
+        0,
+    )
+}
+
+/// Adds an address.
+pub(super) fn add_address(address: &Address) -> Request {
+    (
+        RouteNetlinkMessage::NewAddress(address_message(address)),
+        NLM_F_CREATE | NLM_F_EXCL,
+    )
+}
+
+/// Removes an address.
+pub(super) fn delete_address(address: &Address) -> Request {
+    (RouteNetlinkMessage::DelAddress(address_message(address)), 0)
+}
+
+fn address_message(address: &Address) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = family(address.net.addr());
+    message.header.prefix_len = address.net.prefix_len();
+    message.header.index = address.link;
+    message
+        .attributes
+        .push(AddressAttribute::Local(address.net.addr()));
+    message
+        .attributes
+        .push(AddressAttribute::Address(address.net.addr()));
+    message
+}
+
+/// What tells a route apart: its key, its protocol and its kind.
+fn skeleton(route: &Route, scope: RouteScope) -> io::Result<RouteMessageBuilder<Ipv4Addr>> {
+    let IpNet::V4(prefix) = route.key.prefix else {
+        return Err(invalid("only IPv4 routes can be programmed".into()));
+    };
+    let kind = match route.kind {
+        RouteKind::Unicast => RouteType::Unicast,
+        RouteKind::Blackhole => RouteType::BlackHole,
+        RouteKind::Other(kind) => RouteType::from(kind),
+    };
+    let builder = RouteMessageBuilder::<Ipv4Addr>::new()
+        .table_id(route.key.table)
+        .destination_prefix(prefix.network(), prefix.prefix_len())
+        .protocol(RouteProtocol::from(route.protocol))
+        .kind(kind)
+        .scope(scope);
+    Ok(if route.key.metric == 0 {
+        builder
+    } else {
+        builder.priority(route.key.metric)
+    })
+}
+
+fn installed(route: &Route) -> io::Result<RouteMessage> {
+    let mut builder = skeleton(route, RouteScope::from(route.scope))?;
+    match route.next_hops.as_slice() {
+        [] => {}
+        [hop] => {
+            builder.get_mut().attributes.extend(gateway(hop));
+            if hop.link != 0 {
+                builder = builder.output_interface(hop.link);
+            }
+            if hop.onlink {
+                builder = builder.onlink();
+            }
+        }
+        several => builder = builder.multipath(several.iter().map(next_hop).collect::<io::Result<_>>()?),
+    }
+    if let Some(source) = route.source {
+        builder
+            .get_mut()
+            .attributes
+            .push(RouteAttribute::PrefSource(route_address(source)));
+    }
+    if let Some(mtu) = route.mtu {
+        builder
+            .get_mut()
+            .attributes
+            .push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
+    }
+    Ok(builder.build())
+}
+
+fn next_hop(hop: &NextHop) -> io::Result<RouteNextHop> {
+    let mut message = RouteNextHop::default();
+    message.interface_index = hop.link;
+    // linux/rtnetlink.h, struct rtnexthop: the weight less one, in eight bits.
+    message.hops = hop
+        .weight
+        .checked_sub(1)
+        .and_then(|hops| u8::try_from(hops).ok())
+        .ok_or_else(|| invalid(format!("a next hop weighs {}, allowed is 1 to 256", hop.weight)))?;
+    if hop.onlink {
+        message.flags = RouteNextHopFlags::Onlink;
+    }
+    message.attributes.extend(gateway(hop));
+    Ok(message)
+}
+
+fn gateway(hop: &NextHop) -> Option<RouteAttribute> {
+    Some(match hop.gateway? {
+        address @ IpAddr::V4(_) => RouteAttribute::Gateway(route_address(address)),
+        IpAddr::V6(address) => RouteAttribute::Via(RouteVia::Inet6(address)),
+    })
+}
+
+fn route_address(address: IpAddr) -> RouteAddress {
+    match address {
+        IpAddr::V4(address) => RouteAddress::Inet(address),
+        IpAddr::V6(address) => RouteAddress::Inet6(address),
+    }
+}
+
+pub(super) fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    }
+}
+
+fn invalid(why: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, why)
+}

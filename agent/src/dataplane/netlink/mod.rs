@@ -1,0 +1,310 @@
+//! The kernel over netlink: the only importer of the netlink crates.
+//!
+//! `connection` sends and counts answers, `encode` and `decode` translate, `events` listens, `attach` wires up pods.
+
+pub(super) mod attach;
+mod connection;
+mod decode;
+mod encode;
+mod events;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::io;
+
+use async_trait::async_trait;
+use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::errno::Errno;
+use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard, mpsc};
+
+use self::connection::{Answer, Connection, Interrupted, Request};
+use super::{Dataplane, DataplaneError, Namespace, sysctl};
+use crate::fib::{Address, Change, KernelEvent, Route, Snapshot};
+
+/// Routes in one send: their acknowledgements must fit into the receive buffer.
+const BATCH: usize = 256;
+
+/// The kernel of one network namespace.
+#[derive(Debug)]
+pub struct Netlink {
+    namespace: Namespace,
+    // One request at a time, so that changes keep their order. Made again when it is found broken.
+    connection: Mutex<Option<Connection>>,
+}
+
+impl Netlink {
+    /// The kernel in the network namespace of the calling thread. Needs a Tokio runtime.
+    ///
+    /// # Errors
+    /// When there is no netlink socket to be had.
+    pub fn open() -> Result<Self, DataplaneError> {
+        let open = || {
+            let namespace = Namespace::current()?;
+            let connection = Mutex::new(Some(Connection::open(&namespace)?));
+            Ok(Self {
+                namespace,
+                connection,
+            })
+        };
+        open().map_err(|source| DataplaneError::new("open a netlink socket", source))
+    }
+
+    /// The connection, held and sound.
+    async fn connection(&self) -> Result<MappedMutexGuard<'_, Connection>, DataplaneError> {
+        let mut held = self.connection.lock().await;
+        if !held.as_ref().is_some_and(Connection::is_sound) {
+            let made = Connection::open(&self.namespace)
+                .map_err(|source| DataplaneError::new("open a netlink socket", source))?;
+            *held = Some(made);
+        }
+        MutexGuard::try_map(held, Option::as_mut).map_err(|_| DataplaneError::lost("open a netlink socket"))
+    }
+
+    async fn change(&self, connection: &mut Connection, change: &Change) -> Result<(), DataplaneError> {
+        let (request, harmless): (Request, &[Errno]) = match change {
+            Change::EnableForwarding => return self.enable_forwarding(),
+            Change::CreateTunnel { name } => return create_tunnel(connection, name).await,
+            Change::SetLink { link, mtu } => (encode::set_link(*link, *mtu), &[]),
+            Change::SetLinkDown { link } => (encode::set_link_down(*link), &[]),
+            Change::AddAddress(address) => (encode::add_address(address), &[Errno::EEXIST]),
+            Change::DeleteAddress(address) => (
+                encode::delete_address(address),
+                &[Errno::EADDRNOTAVAIL, Errno::ENODEV],
+            ),
+            Change::ReplaceRoute(_) | Change::DeleteRoute(_) => {
+                return routes(connection, &[change], &mut None)
+                    .await
+                    .pop()
+                    .unwrap_or_else(|| Err(lost(change)));
+            }
+        };
+        match connection.request(request.0, request.1).await {
+            Answer::Refused(why) if !harmless.iter().any(|errno| *errno as i32 == why.errno) => Err(
+                DataplaneError::refused(words(change, &link_names(connection).await), why),
+            ),
+            Answer::Lost => Err(lost(change)),
+            Answer::Done | Answer::Refused(_) => Ok(()),
+        }
+    }
+
+    fn enable_forwarding(&self) -> Result<(), DataplaneError> {
+        let inner = || Ok(sysctl::enable_forwarding());
+        self.namespace
+            .run(inner)
+            .map_err(|source| DataplaneError::new("enter the network namespace", source))?
+    }
+}
+
+#[async_trait]
+impl Dataplane for Netlink {
+    async fn dump(&self) -> Result<Snapshot, DataplaneError> {
+        let mut connection = self.connection().await?;
+        let links = connection
+            .links()
+            .await
+            .map_err(|why| interrupted("dump the links", why))?;
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet;
+        let addresses = connection
+            .dump(&RouteNetlinkMessage::GetAddress(message))
+            .await
+            .map_err(|why| interrupted("dump the addresses", why))?;
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        let routes = connection
+            .dump(&RouteNetlinkMessage::GetRoute(message))
+            .await
+            .map_err(|why| interrupted("dump the routes", why))?;
+        let forwarding = self
+            .namespace
+            .run(sysctl::forwarding)
+            .map_err(|source| DataplaneError::new("read net.ipv4.ip_forward", source))?;
+        Ok(Snapshot {
+            links: links.iter().filter_map(decode::link).collect(),
+            addresses: addresses
+                .iter()
+                .filter_map(|message| match message {
+                    RouteNetlinkMessage::NewAddress(message) => decode::address(message),
+                    _ => None,
+                })
+                .collect(),
+            routes: routes
+                .iter()
+                .filter_map(|message| match message {
+                    RouteNetlinkMessage::NewRoute(message) => decode::route(message),
+                    _ => None,
+                })
+                .collect(),
+            forwarding,
+        })
+    }
+
+    async fn apply(&self, changes: &[Change]) -> Vec<Result<(), DataplaneError>> {
+        let mut results = Vec::with_capacity(changes.len());
+        let mut connection = match self.connection().await {
+            Ok(connection) => connection,
+            Err(error) => {
+                tracing::error!(%error, "netlink");
+                return changes.iter().map(|change| Err(lost(change))).collect();
+            }
+        };
+        let mut names = None;
+        while let Some((next, rest)) = changes.get(results.len()..).and_then(<[Change]>::split_first) {
+            // Once an answer is missing, only a dump tells what is: what is left is not even tried.
+            if !connection.is_sound() {
+                results.push(Err(lost(next)));
+                continue;
+            }
+            if route_of(next).is_none() {
+                results.push(self.change(&mut connection, next).await);
+                continue;
+            }
+            let more = rest
+                .iter()
+                .take(BATCH - 1)
+                .take_while(|change| route_of(change).is_some())
+                .count();
+            let batch = changes.iter().skip(results.len()).take(more + 1);
+            results.extend(routes(&mut connection, &batch.collect::<Vec<_>>(), &mut names).await);
+        }
+        results
+    }
+
+    fn events(&self) -> Result<mpsc::Receiver<KernelEvent>, DataplaneError> {
+        // The namespace is held open once more: the listener outlives this value.
+        let namespace = self.namespace.run(Namespace::current);
+        namespace
+            .and_then(events::listen)
+            .map_err(|source| DataplaneError::new("listen to links, addresses and routes", source))
+    }
+}
+
+/// Sends one batch of routes, and gives a result for each. `names` are those of the links, looked up for the first error.
+async fn routes(
+    connection: &mut Connection,
+    batch: &[&Change],
+    names: &mut Option<BTreeMap<u32, String>>,
+) -> Vec<Result<(), DataplaneError>> {
+    let encoded: Vec<io::Result<Request>> = batch
+        .iter()
+        .map(|change| match change {
+            Change::ReplaceRoute(route) => encode::replace_route(route),
+            Change::DeleteRoute(route) => encode::delete_route(route),
+            _ => Err(io::Error::other("no route")),
+        })
+        .collect();
+    let requests = encoded
+        .iter()
+        .filter_map(|request| request.as_ref().ok())
+        .cloned()
+        .collect();
+    let mut answers = connection.transact(requests).await.into_iter();
+    let mut results = Vec::with_capacity(batch.len());
+    for (change, request) in batch.iter().zip(encoded) {
+        let (answer, invalid) = match request {
+            Ok(_) => (answers.next().unwrap_or(Answer::Lost), None),
+            Err(invalid) => (Answer::Lost, Some(invalid)),
+        };
+        let gone = matches!((change, &answer), (Change::DeleteRoute(_), Answer::Refused(why)) if why.errno == Errno::ESRCH as i32);
+        if invalid.is_none() && (answer == Answer::Done || gone) {
+            results.push(Ok(()));
+            continue;
+        }
+        if names.is_none() && connection.is_sound() {
+            *names = Some(link_names(connection).await);
+        }
+        let operation = words(change, names.as_ref().unwrap_or(&BTreeMap::new()));
+        results.push(match invalid {
+            Some(invalid) => Err(DataplaneError::new(operation, invalid)),
+            None => judge(operation, answer),
+        });
+    }
+    results
+}
+
+async fn link_names(connection: &mut Connection) -> BTreeMap<u32, String> {
+    let links = connection.links().await.unwrap_or_default();
+    links
+        .iter()
+        .filter_map(decode::link)
+        .map(|link| (link.index, link.name))
+        .collect()
+}
+
+/// Creates the tunnel device, or finds that it is there and of the right kind.
+async fn create_tunnel(connection: &mut Connection, name: &str) -> Result<(), DataplaneError> {
+    let operation = format!("create the ipip tunnel {name}");
+    let (message, flags) = encode::create_tunnel(name);
+    let mut refusal = match connection.request(message, flags).await {
+        Answer::Done => return Ok(()),
+        Answer::Lost => return Err(DataplaneError::lost(operation)),
+        Answer::Refused(refusal) => refusal,
+    };
+    // Loading the module makes a tunl0 by itself, so that even on the first time it may exist.
+    if refusal.errno == Errno::EEXIST as i32 {
+        let found = connection
+            .link_named(name)
+            .await
+            .map_err(|why| interrupted(&operation, why))?;
+        refusal.words = match found {
+            Some(link) if link.kind.as_deref() == Some("ipip") => return Ok(()),
+            Some(link) => format!(
+                "{name} exists and is of kind {}, not ipip; remove it or choose another name",
+                link.kind.as_deref().unwrap_or("physical"),
+            ),
+            None => {
+                format!("another ipip device from any to any exists, and the kernel has no room for {name}")
+            }
+        };
+    } else if refusal.errno == Errno::EOPNOTSUPP as i32 {
+        refusal.words =
+            "the kernel has no ipip module: load it (modprobe ipip), or choose ipipMode Never".into();
+    }
+    Err(DataplaneError::refused(operation, refusal))
+}
+
+fn route_of(change: &Change) -> Option<&Route> {
+    match change {
+        Change::ReplaceRoute(route) | Change::DeleteRoute(route) => Some(route),
+        _ => None,
+    }
+}
+
+fn judge(operation: String, answer: Answer) -> Result<(), DataplaneError> {
+    match answer {
+        Answer::Done => Ok(()),
+        Answer::Refused(refusal) => Err(DataplaneError::refused(operation, refusal)),
+        Answer::Lost => Err(DataplaneError::lost(operation)),
+    }
+}
+
+fn interrupted(operation: &str, why: Interrupted) -> DataplaneError {
+    match why {
+        Interrupted::Refused(refusal) => DataplaneError::refused(operation, refusal),
+        Interrupted::Lost => DataplaneError::lost(operation),
+    }
+}
+
+fn lost(change: &Change) -> DataplaneError {
+    DataplaneError::lost(words(change, &BTreeMap::new()))
+}
+
+/// A change in words, with the names of links where they are known.
+fn words(change: &Change, names: &BTreeMap<u32, String>) -> String {
+    let name = |link: u32| names.get(&link).cloned();
+    let device = |link: &u32| name(*link).unwrap_or_else(|| format!("if{link}"));
+    let at = |address: &Address| format!("{} dev {}", address.net, device(&address.link));
+    match change {
+        Change::EnableForwarding => "enable IPv4 forwarding".into(),
+        Change::CreateTunnel { name } => format!("create the ipip tunnel {name}"),
+        Change::SetLink { link, mtu } => format!("set {} up with mtu {mtu}", device(link)),
+        Change::SetLinkDown { link } => format!("set {} down", device(link)),
+        Change::AddAddress(address) => format!("add the address {}", at(address)),
+        Change::DeleteAddress(address) => format!("delete the address {}", at(address)),
+        Change::ReplaceRoute(route) => format!("install the route {}", route.with_names(name)),
+        Change::DeleteRoute(route) => format!("delete the route {}", route.with_names(name)),
+    }
+}

@@ -1,0 +1,35 @@
+//! The switches under `/proc/sys/net`, of the namespace of the calling thread.
+
+use std::{fs, io};
+
+use super::DataplaneError;
+
+const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
+
+/// Whether IPv4 packets are forwarded.
+pub(super) fn forwarding() -> io::Result<bool> {
+    Ok(fs::read_to_string(FORWARDING)?.trim() != "0")
+}
+
+/// Switches IPv4 forwarding on.
+pub(super) fn enable_forwarding() -> Result<(), DataplaneError> {
+    set(FORWARDING, "1")
+}
+
+/// Sets `net.ipv4.conf.LINK.KEY`.
+pub(super) fn set_link(link: &str, key: &str, value: &str) -> Result<(), DataplaneError> {
+    set(&format!("/proc/sys/net/ipv4/conf/{link}/{key}"), value)
+}
+
+/// Sets `net.ipv4.neigh.LINK.KEY`.
+pub(super) fn set_neighbour(link: &str, key: &str, value: &str) -> Result<(), DataplaneError> {
+    set(&format!("/proc/sys/net/ipv4/neigh/{link}/{key}"), value)
+}
+
+/// Writes `value` unless it is there: a container may see the switch as it should be and not be allowed to write it.
+fn set(path: &str, value: &str) -> Result<(), DataplaneError> {
+    if fs::read_to_string(path).is_ok_and(|present| present.trim() == value) {
+        return Ok(());
+    }
+    fs::write(path, value).map_err(|source| DataplaneError::new(format!("write {value} to {path}"), source))
+}

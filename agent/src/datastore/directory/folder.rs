@@ -1,0 +1,353 @@
+//! What the folder holds, as it was last read: files, objects, faults.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::lock::io_error;
+use super::manifest::{Content, Fault, Manifest, Stored};
+use crate::api::{Key, Kind};
+use crate::datastore::DatastoreError;
+
+/// Largest manifest that is read, in bytes.
+const FILE_MAX: u64 = 16 << 20;
+
+/// How old a file's times must be before they prove that it has not changed since it was read: file systems stamp with
+/// the granularity of a tick, some with that of a second, and two writes within it look alike.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// Which files are read again although their stamps have not changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Reread {
+    /// These (none for an ordinary look).
+    Named(BTreeSet<PathBuf>),
+    /// All.
+    All,
+}
+
+impl Reread {
+    /// Only what looks changed.
+    pub(super) fn changed() -> Self {
+        Self::Named(BTreeSet::new())
+    }
+
+    fn includes(&self, path: &Path) -> bool {
+        match self {
+            Reread::Named(paths) => paths.contains(path),
+            Reread::All => true,
+        }
+    }
+}
+
+/// By what a file is recognized as the one that was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    len: u64,
+    /// Seconds and nanoseconds of the last change of content, then of content or inode.
+    times: [(i64, i64); 2],
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            len: metadata.len(),
+            times: [
+                (metadata.mtime(), metadata.mtime_nsec()),
+                (metadata.ctime(), metadata.ctime_nsec()),
+            ],
+        }
+    }
+
+    /// Whether a write after `now` would show in the stamp. A time to come (a clock that was set back) proves nothing.
+    fn is_settled(&self, now: SystemTime) -> bool {
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let before = now.saturating_sub(SETTLED);
+        let before = i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
+        self.times.iter().all(|(seconds, _)| *seconds < before)
+    }
+}
+
+/// A file, as it was last read.
+#[derive(Debug)]
+pub(super) struct ReadFile {
+    /// `None` when nothing can be said by its stamp.
+    stamp: Option<Stamp>,
+    /// Whether its text could be read, well-formed or not.
+    readable: bool,
+    /// What it holds.
+    pub(super) manifest: Manifest,
+}
+
+/// An object, and where it is.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    /// The object; its last good state where there is a fault.
+    pub(super) stored: Arc<Stored>,
+    /// Its file.
+    pub(super) file: PathBuf,
+    /// Which document of the file it is.
+    pub(super) document: usize,
+    /// Why it cannot be read now.
+    pub(super) fault: Option<Fault>,
+}
+
+/// The folder of a store, as it was last read.
+#[derive(Debug)]
+pub(super) struct Folder {
+    /// The folder.
+    pub(super) root: PathBuf,
+    /// Its manifests, by path.
+    pub(super) files: BTreeMap<PathBuf, ReadFile>,
+    /// Its objects.
+    pub(super) objects: BTreeMap<Key, Entry>,
+    /// What is wrong in it now.
+    pub(super) faults: BTreeSet<Fault>,
+    /// The folders that cannot be listed now.
+    unlisted: BTreeSet<Fault>,
+}
+
+impl Folder {
+    /// A folder of which nothing is known yet.
+    pub(super) fn new(root: PathBuf) -> Self {
+        Self {
+            root,
+            files: BTreeMap::new(),
+            objects: BTreeMap::new(),
+            faults: BTreeSet::new(),
+            unlisted: BTreeSet::new(),
+        }
+    }
+
+    /// The folders in which manifests may be: the root, and one a kind.
+    pub(super) fn folders(root: &Path) -> impl Iterator<Item = PathBuf> {
+        let of_kinds = Kind::ALL.into_iter().map(|kind| root.join(kind.plural()));
+        std::iter::once(root.to_owned()).chain(of_kinds)
+    }
+
+    /// Whether a file of this name is read.
+    pub(super) fn is_manifest(path: &Path) -> bool {
+        let hidden = path
+            .file_name()
+            .is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
+        let extension = path.extension().and_then(|e| e.to_str());
+        !hidden && matches!(extension, Some("yaml" | "yml"))
+    }
+
+    /// Looks again, and returns the faults that are new, or are in a file that has changed.
+    ///
+    /// Files in `unsettled` that are known keep their last state: somebody is writing them.
+    ///
+    /// # Errors
+    /// When the folder cannot be listed; the last state stays.
+    pub(super) fn refresh(
+        &mut self,
+        reread: &Reread,
+        unsettled: &BTreeSet<PathBuf>,
+    ) -> Result<Vec<Fault>, DatastoreError> {
+        let (paths, unlisted) = self.list_files()?;
+        let mut changed = unlisted != self.unlisted || self.files.keys().any(|known| !paths.contains(known));
+        self.unlisted = unlisted;
+        self.files.retain(|known, _| paths.contains(known));
+        for path in &paths {
+            let skip = unsettled.contains(path) && self.files.contains_key(path);
+            if !skip && self.refresh_file(path, reread.includes(path)) {
+                self.faults.retain(|fault| fault.file != *path);
+                changed = true;
+            }
+        }
+        if !changed {
+            return Ok(Vec::new());
+        }
+        let mut faults = self.index();
+        faults.extend(self.unlisted.iter().cloned());
+        let fresh = faults.difference(&self.faults).cloned().collect();
+        self.faults = faults;
+        Ok(fresh)
+    }
+
+    /// The paths of all manifests, and the folders that cannot be listed.
+    fn list_files(&self) -> Result<(BTreeSet<PathBuf>, BTreeSet<Fault>), DatastoreError> {
+        let mut paths = BTreeSet::new();
+        let mut unlisted = BTreeSet::new();
+        for folder in Self::folders(&self.root) {
+            match list_folder(&folder) {
+                Ok(listed) => paths.extend(listed),
+                Err(error) if folder == self.root => return Err(io_error("cannot list", &folder)(error)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    let known = self.files.keys().filter(|path| path.parent() == Some(&folder));
+                    paths.extend(known.cloned());
+                    unlisted.insert(Fault::of_file(&folder, format!("cannot be listed: {error}")));
+                }
+            }
+        }
+        // A name that is replaced while a folder is listed may be passed over: look for it by name.
+        let missed = self.files.keys().filter(|path| !paths.contains(*path));
+        let missed: Vec<_> = missed
+            .filter(|path| fs::symlink_metadata(path).is_ok())
+            .cloned()
+            .collect();
+        paths.extend(missed);
+        Ok((paths, unlisted))
+    }
+
+    /// Reads a file if it may have changed. Returns whether it has.
+    fn refresh_file(&mut self, path: &Path, force: bool) -> bool {
+        let now = SystemTime::now();
+        let known = self.files.get(path);
+        let read = match fs::symlink_metadata(path) {
+            Ok(metadata) if metadata.is_dir() => Err(None),
+            Ok(metadata) if metadata.is_symlink() => Err(Some(
+                "is a symbolic link, and what is behind it cannot be watched: put the file itself here"
+                    .to_owned(),
+            )),
+            Ok(metadata) if !metadata.is_file() => Err(Some("is no regular file".to_owned())),
+            Ok(metadata) => {
+                let stamp = Stamp::of(&metadata);
+                if !force && known.is_some_and(|k| k.stamp.as_ref() == Some(&stamp)) {
+                    return false;
+                }
+                read_text(path, &metadata).map(|text| (stamp, text))
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(None),
+            Err(e) => Err(Some(format!("cannot be read: {e}"))),
+        };
+        let file = match read {
+            Ok((stamp, text)) => {
+                let stamp = Some(stamp).filter(|stamp| stamp.is_settled(now));
+                if let Some(known) = self
+                    .files
+                    .get_mut(path)
+                    .filter(|k| k.readable && k.manifest.text == text)
+                {
+                    known.stamp = stamp;
+                    return false;
+                }
+                let had_objects = self.objects.values().any(|entry| entry.file == path);
+                ReadFile {
+                    stamp,
+                    readable: true,
+                    manifest: Manifest::parse(path, text, had_objects),
+                }
+            }
+            Err(Some(reason)) => {
+                let manifest = Manifest::broken(String::new(), Fault::of_file(path, reason));
+                if known.is_some_and(|k| !k.readable && k.manifest.first_fault() == manifest.first_fault()) {
+                    return false;
+                }
+                ReadFile {
+                    stamp: None,
+                    readable: false,
+                    manifest,
+                }
+            }
+            Err(None) => return self.files.remove(path).is_some(),
+        };
+        self.files.insert(path.to_owned(), file);
+        true
+    }
+
+    /// Finds the objects in the files again, and returns all that is wrong.
+    fn index(&mut self) -> BTreeSet<Fault> {
+        let before = std::mem::take(&mut self.objects);
+        let mut faults = BTreeSet::new();
+        for (path, file) in &self.files {
+            for (document, found) in file.manifest.documents.iter().enumerate() {
+                match &found.content {
+                    Content::Object(stored) => {
+                        let key = stored.object.key();
+                        // Of several, the first path in byte order counts, and in it the first document.
+                        if let Some(first) = self.objects.get(&key) {
+                            let first = first.file.display();
+                            let reason = format!(
+                                "{key} is also in {first}, which is the one used: remove one of them"
+                            );
+                            faults.insert(Fault::of_file(path, reason));
+                            continue;
+                        }
+                        let entry = Entry {
+                            stored: Arc::clone(stored),
+                            file: path.clone(),
+                            document,
+                            fault: None,
+                        };
+                        self.objects.insert(key, entry);
+                    }
+                    Content::Broken { fault, .. } => {
+                        faults.insert(fault.clone());
+                    }
+                    Content::Foreign => {
+                        tracing::debug!(file = %path.display(), document, "not ours, left alone");
+                    }
+                    Content::Nothing => {}
+                }
+            }
+        }
+        // A control plane that blinks never withdraws forwarding: what was known and cannot be read stays.
+        for (key, mut entry) in before {
+            let file = self.files.get(&entry.file);
+            if let Some(fault) = file.and_then(|file| file.manifest.fault_over(&key)) {
+                entry.fault = Some(fault.clone());
+                self.objects.entry(key).or_insert(entry);
+            }
+        }
+        faults
+    }
+
+    /// The fault of a document that should be this object, wherever it is.
+    pub(super) fn broken(&self, key: &Key) -> Option<&Fault> {
+        let documents = self.files.values().flat_map(|file| &file.manifest.documents);
+        documents
+            .into_iter()
+            .find_map(|document| match &document.content {
+                Content::Broken { key: Some(k), fault } if k == key => Some(fault),
+                _ => None,
+            })
+    }
+
+    /// The highest counter in any file.
+    pub(super) fn highest_counter(&self) -> u64 {
+        self.objects
+            .values()
+            .map(|entry| entry.stored.counter)
+            .max()
+            .unwrap_or(0)
+    }
+}
+
+fn list_folder(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if Folder::is_manifest(&path) {
+            paths.push(path);
+        }
+    }
+    Ok(paths)
+}
+
+/// The text of a file; `Err(None)` when it is gone.
+fn read_text(path: &Path, metadata: &Metadata) -> Result<String, Option<String>> {
+    if metadata.len() > FILE_MAX {
+        return Err(Some(format!(
+            "is {} bytes long: at most {FILE_MAX} are read",
+            metadata.len()
+        )));
+    }
+    let gone = |e: io::Error| (e.kind() != io::ErrorKind::NotFound).then(|| format!("cannot be read: {e}"));
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(gone)?;
+    file.take(FILE_MAX).read_to_end(&mut bytes).map_err(gone)?;
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        Some(format!("is no UTF-8 text: see byte {at}"))
+    })
+}

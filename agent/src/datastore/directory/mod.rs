@@ -1,0 +1,171 @@
+//! The embedded datastore: a folder of YAML manifests, spelled as `kubectl get -o yaml` prints them.
+//!
+//! **Layout.** Every `*.yaml` and `*.yml` at the top of the folder, and in the seven folders named after the kinds
+//! (`nodes`, `ippools`, …), is read; a file may hold several documents. Objects are found by what the documents say,
+//! not by file names. A new object is written to `<plural>/<name>.yaml`; an update rewrites the document where it
+//! stands and leaves the bytes of the other documents alone. Documents of other kinds, files with other names, hidden
+//! files and deeper folders are left alone. `.lock` and `.revision` at the top are the store's own.
+//!
+//! **Revisions.** The revision of an object is `COUNTER-HASH`: the counter that the file keeps in
+//! `metadata.resourceVersion`, and a hash of all the document says. It is derived from the file alone, so that all
+//! processes agree on it without memory. Each write of the store takes the next counter, one for the whole folder, kept
+//! in `.revision` and healed from the files when that is lost. An edit by hand leaves the counter, and is seen in the
+//! hash: a compare-and-swap made from the old content fails. (An edit that is undone gives the old revision back:
+//! then the content is again what the writer has seen.) Layout, comments and the order of fields are not content.
+//!
+//! **Writes** hold `.lock` exclusively: look, compare, write a file beside, sync it, compare the old file's bytes once
+//! more, rename, sync the folder. A process may die anywhere: each file is the old or the new one, whole. What is left
+//! of it is removed at the next [`DirectoryStore::open`]. Who edits by hand does not know the lock; between the last
+//! comparison and the rename are some microseconds in which such an edit is lost.
+//!
+//! **Faults.** What cannot be read is named in the log once per change of its file, and left out. An object that was
+//! known before stays in its last good state, and cannot be written, until its file is mended. A file that became empty
+//! counts as broken (somebody may be writing it): to delete objects, delete the file or the document.
+//! Of several documents with one object, the first path in byte order counts, and in it the first document.
+
+mod folder;
+mod lock;
+mod manifest;
+#[cfg(test)]
+mod tests;
+mod watch;
+mod write;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+
+use self::folder::{Folder, Reread};
+use self::lock::{Access, StoreLock, io_error, remove_unfinished};
+pub use self::manifest::Fault;
+use super::{Datastore, DatastoreError, Update};
+use crate::api::{Key, Kind, Object};
+
+/// A datastore in a folder. Several of them, in several processes, may be open on one folder.
+#[derive(Clone, Debug)]
+pub struct DirectoryStore {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    root: PathBuf,
+    folder: Mutex<Folder>,
+}
+
+impl DirectoryStore {
+    /// Opens the store in a folder; makes the folder where there is none, and removes what writers that died have left.
+    ///
+    /// # Errors
+    /// When the folder cannot be made, listed, or locked.
+    pub fn open(path: &Path) -> Result<Self, DatastoreError> {
+        fs::create_dir_all(path).map_err(io_error("cannot make the datastore", path))?;
+        let root = fs::canonicalize(path).map_err(io_error("cannot resolve", path))?;
+        for folder in Folder::folders(&root) {
+            fs::create_dir_all(&folder).map_err(io_error("cannot make", &folder))?;
+        }
+        let folder = Mutex::new(Folder::new(root.clone()));
+        let shared = Arc::new(Shared { root, folder });
+        shared.look(Access::Exclusive, |folder| {
+            Folder::folders(&folder.root).for_each(|f| remove_unfinished(&f));
+            Ok(())
+        })?;
+        Ok(Self { shared })
+    }
+
+    /// What was wrong in the folder when it was last looked at.
+    #[must_use]
+    pub fn faults(&self) -> Vec<Fault> {
+        self.shared.folder().faults.iter().cloned().collect()
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        access: Access,
+        work: impl FnOnce(&mut Folder) -> Result<T, DatastoreError> + Send + 'static,
+    ) -> Result<T, DatastoreError> {
+        let shared = Arc::clone(&self.shared);
+        let task = tokio::task::spawn_blocking(move || shared.look(access, work));
+        task.await.map_err(|error| DatastoreError::Io {
+            operation: format!("work on {} was given up", self.shared.root.display()),
+            source: io::Error::other(error),
+        })?
+    }
+}
+
+impl Shared {
+    fn folder(&self) -> MutexGuard<'_, Folder> {
+        // A panic leaves at worst a look half taken in, which the next one completes.
+        self.folder.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the lock, looks at what has changed, and works on it.
+    fn look<T>(
+        &self,
+        access: Access,
+        work: impl FnOnce(&mut Folder) -> Result<T, DatastoreError>,
+    ) -> Result<T, DatastoreError> {
+        let mut folder = self.folder();
+        let lock = StoreLock::acquire(&self.root, access)?;
+        report(&folder.refresh(&Reread::changed(), &BTreeSet::new())?);
+        let result = work(&mut folder);
+        drop(lock);
+        result
+    }
+}
+
+fn report(faults: &[Fault]) {
+    for fault in faults {
+        tracing::error!(place = %fault.place(), reason = %fault.reason, "broken manifest, left out until it is mended");
+    }
+}
+
+#[async_trait]
+impl Datastore for DirectoryStore {
+    async fn get(&self, key: &Key) -> Result<Option<Object>, DatastoreError> {
+        let key = key.clone();
+        self.run(Access::Shared, move |folder| match folder.objects.get(&key) {
+            Some(entry) => Ok(Some(entry.stored.object.clone())),
+            None => folder
+                .broken(&key)
+                .map_or(Ok(None), |fault| Err(fault.clone().into())),
+        })
+        .await
+    }
+
+    async fn list(&self, kind: Kind) -> Result<Vec<Object>, DatastoreError> {
+        self.run(Access::Shared, move |folder| {
+            let of_kind = folder
+                .objects
+                .range(Key::new(kind, "")..)
+                .take_while(|(key, _)| key.kind == kind);
+            Ok(of_kind.map(|(_, entry)| entry.stored.object.clone()).collect())
+        })
+        .await
+    }
+
+    async fn create(&self, object: Object) -> Result<Object, DatastoreError> {
+        self.run(Access::Exclusive, move |folder| folder.create(&object))
+            .await
+    }
+
+    async fn update(&self, object: Object) -> Result<Object, DatastoreError> {
+        self.run(Access::Exclusive, move |folder| folder.update(&object))
+            .await
+    }
+
+    async fn delete(&self, key: &Key, revision: &str) -> Result<(), DatastoreError> {
+        let (key, revision) = (key.clone(), revision.to_owned());
+        self.run(Access::Exclusive, move |folder| folder.delete(&key, &revision))
+            .await
+    }
+
+    fn watch(&self) -> Result<mpsc::Receiver<Update>, DatastoreError> {
+        watch::start(&self.shared)
+    }
+}

@@ -1,0 +1,101 @@
+//! Writers that are killed at any point leave every file whole.
+
+use std::io::{BufRead, BufReader};
+use std::time::Duration;
+
+use super::super::lock::COUNTER_FILE;
+use super::*;
+
+/// Writes for ever: new files, rewrites of single and of shared files, deletions.
+async fn write_for_ever(folder: &Path) {
+    let store = open(folder);
+    println!("ready");
+    for n in 0_u64.. {
+        for name in ["shared-a", "shared-b", "alone"] {
+            let mut object = get(&store, name).await;
+            // Long, so that a write is not one page.
+            set_label(&mut object, &format!("{n} {}", "x".repeat(20_000)));
+            store.update(object).await.unwrap();
+        }
+        match store.get(&node_key("fleeting")).await.unwrap() {
+            Some(object) => {
+                let revision = object.metadata().resource_version.clone().unwrap();
+                store.delete(&node_key("fleeting"), &revision).await.unwrap();
+            }
+            None => drop(create(&store, "fleeting").await),
+        }
+    }
+}
+
+fn unfinished(folder: &Path) -> usize {
+    let entries = [folder.to_owned(), folder.join("nodes")].into_iter();
+    let entries = entries
+        .flat_map(|f| fs::read_dir(f).unwrap())
+        .map(|e| e.unwrap().file_name());
+    entries
+        .filter(|name| name.to_string_lossy().ends_with(".tmp"))
+        .count()
+}
+
+#[tokio::test]
+async fn a_writer_killed_at_any_point_leaves_every_file_whole() {
+    if let Some(folder) = is_child() {
+        return write_for_ever(&folder).await;
+    }
+    const KILLS: u32 = 60;
+    let folder = tempfile::tempdir().unwrap();
+    let shared = format!(
+        "{}---\n{}",
+        node_text("shared-a", "start"),
+        node_text("shared-b", "start")
+    );
+    write(&folder, "shared.yaml", &shared);
+    write(&folder, "alone.yaml", &node_text("alone", "start"));
+    let name = "crash::a_writer_killed_at_any_point_leaves_every_file_whole";
+    let (mut last, mut leftovers) = (0, 0);
+    for kill in 0..KILLS {
+        let mut writer = child(name, folder.path()).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(writer.stdout.take().unwrap()).lines();
+        assert!(lines.map_while(Result::ok).any(|line| line.ends_with("ready")));
+        // The moment of the kill is the input of this test: spread evenly over some rounds of the writer.
+        std::thread::sleep(Duration::from_micros(u64::from(kill * 7919 % 40_000)));
+        writer.kill().unwrap();
+        writer.wait().unwrap();
+        leftovers += unfinished(folder.path());
+
+        let store = open(folder.path());
+        assert_eq!(store.faults(), [], "after kill {kill}");
+        assert_eq!(unfinished(folder.path()), 0);
+        for name in ["shared-a", "shared-b", "alone"] {
+            let object = get(&store, name).await;
+            let text = label(&object);
+            let whole = text == "start" || text.ends_with(&"x".repeat(20_000));
+            assert!(whole, "{name} after kill {kill}: {} bytes", text.len());
+        }
+        let counter = fs::read_to_string(folder.path().join(COUNTER_FILE)).unwrap_or_default();
+        let counter = counter.trim().parse().unwrap_or(0);
+        assert!(counter >= last, "the counter went from {last} to {counter}");
+        last = counter;
+    }
+    // Otherwise the kills came too early to show anything.
+    assert!(last > u64::from(KILLS), "only {last} writes in {KILLS} runs");
+    println!("{last} writes, {leftovers} unfinished files in {KILLS} kills");
+}
+
+#[test]
+fn what_a_dead_writer_left_is_removed_at_open_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("nodes")).unwrap();
+    let keep = [".culvert-notes", "a.tmp", "nodes/.a.yaml.swp", "nodes/a.yaml.tmp"];
+    for file in keep {
+        write(&folder, file, "mine");
+    }
+    write(&folder, ".culvert-x1.tmp", "half");
+    write(&folder, "nodes/.culvert-x2.tmp", "half");
+    open(folder.path());
+    assert!(!folder.path().join(".culvert-x1.tmp").exists());
+    assert!(!folder.path().join("nodes/.culvert-x2.tmp").exists());
+    for file in keep {
+        assert!(folder.path().join(file).exists(), "{file}");
+    }
+}

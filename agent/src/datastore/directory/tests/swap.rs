@@ -1,0 +1,259 @@
+//! Compare-and-swap: within a process, between processes, and against edits by hand.
+
+use std::io::Write;
+use std::time::SystemTime;
+
+use super::*;
+use crate::datastore::DatastoreError;
+
+fn revision(object: &Object) -> String {
+    object.metadata().resource_version.clone().unwrap()
+}
+
+fn counter(object: &Object) -> u64 {
+    revision(object).split_once('-').unwrap().0.parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_write_from_an_old_revision_is_a_conflict_and_changes_nothing() {
+    let (folder, store) = fresh();
+    let first = create(&store, "n").await;
+    let other = open(folder.path());
+    let mut theirs = get(&other, "n").await;
+    assert_eq!(theirs, first);
+    set_label(&mut theirs, "theirs");
+    let theirs = other.update(theirs).await.unwrap();
+    assert!(counter(&theirs) > counter(&first));
+
+    let mut ours = first.clone();
+    set_label(&mut ours, "ours");
+    let error = store.update(ours).await.unwrap_err();
+    assert!(matches!(error, DatastoreError::Conflict { .. }), "{error:?}");
+    let error = store.delete(&node_key("n"), &revision(&first)).await.unwrap_err();
+    assert!(matches!(error, DatastoreError::Conflict { .. }), "{error:?}");
+    assert_eq!(get(&store, "n").await, theirs);
+
+    let error = store.create(node("n").into_object()).await.unwrap_err();
+    assert!(matches!(error, DatastoreError::AlreadyExists { .. }), "{error:?}");
+    other.delete(&node_key("n"), &revision(&theirs)).await.unwrap();
+    let error = store
+        .delete(&node_key("n"), &revision(&theirs))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, DatastoreError::NotFound { .. }), "{error:?}");
+    let error = store.update(theirs.clone()).await.unwrap_err();
+    assert!(matches!(error, DatastoreError::NotFound { .. }), "{error:?}");
+
+    // The same object again is another revision: who has seen the old one must not write over it.
+    let again = create(&store, "n").await;
+    assert!(counter(&again) > counter(&theirs));
+    let error = store.update(theirs).await.unwrap_err();
+    assert!(matches!(error, DatastoreError::Conflict { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn an_update_without_a_revision_is_refused() {
+    let (_folder, store) = fresh();
+    create(&store, "n").await;
+    let error = store.update(node("n").into_object()).await.unwrap_err();
+    assert!(error.to_string().contains("metadata.resourceVersion"), "{error}");
+}
+
+#[tokio::test]
+async fn an_update_that_changes_nothing_keeps_the_revision() {
+    let (_folder, store) = fresh();
+    let object = create(&store, "n").await;
+    assert_eq!(store.update(object.clone()).await.unwrap(), object);
+}
+
+#[tokio::test]
+async fn an_edit_by_hand_makes_a_write_from_before_it_fail() {
+    let (folder, store) = fresh();
+    let mut object = create(&store, "n").await;
+    let path = folder.path().join("nodes/n.yaml");
+    for n in 0..200 {
+        set_label(&mut object, &format!("{n:03}"));
+        object = store.update(object).await.unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let edited = text.replace(&format!("{n:03}"), &format!("{:03}", 999 - n));
+        let stamp = fs::metadata(&path).unwrap().modified().unwrap();
+        match n % 3 {
+            // In place, with the length, the counter and even the time that were there before.
+            0 => {
+                let mut file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+                file.write_all(edited.as_bytes()).unwrap();
+                file.set_modified(stamp).unwrap();
+            }
+            // As `sed -i` does.
+            1 => {
+                let beside = folder.path().join("nodes/sedXXXX");
+                fs::write(&beside, &edited).unwrap();
+                fs::rename(&beside, &path).unwrap();
+            }
+            // As an editor that keeps a backup does.
+            _ => {
+                fs::rename(&path, folder.path().join("nodes/n.yaml~")).unwrap();
+                fs::write(&path, &edited).unwrap();
+            }
+        }
+        let mut stale = object.clone();
+        set_label(&mut stale, "stale");
+        let error = store.update(stale).await.unwrap_err();
+        assert!(matches!(error, DatastoreError::Conflict { .. }), "{n}: {error:?}");
+        object = get(&store, "n").await;
+        assert_eq!(label(&object), format!("{:03}", 999 - n));
+    }
+}
+
+#[tokio::test]
+async fn two_edits_within_one_tick_of_the_clock_are_both_seen() {
+    let (folder, store) = fresh();
+    let path = write(&folder, "n.yaml", &node_text("n", "000"));
+    for n in 1..500 {
+        fs::write(&path, node_text("n", &format!("{n:03}"))).unwrap();
+        assert_eq!(label(&get(&store, "n").await), format!("{n:03}"));
+    }
+}
+
+#[tokio::test]
+async fn a_file_of_old_times_is_read_once_and_again_when_its_times_change() {
+    let (folder, store) = fresh();
+    let path = write(&folder, "n.yaml", &node_text("n", "1"));
+    let long_ago = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+    fs::File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_modified(long_ago)
+        .unwrap();
+    assert_eq!(label(&get(&store, "n").await), "1");
+    // As `cp -p` leaves it: other content of the same length and time.
+    fs::write(&path, node_text("n", "2")).unwrap();
+    fs::File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_modified(long_ago)
+        .unwrap();
+    assert_eq!(label(&get(&store, "n").await), "2");
+}
+
+#[tokio::test]
+async fn the_layout_of_a_file_is_not_its_content() {
+    let (folder, store) = fresh();
+    let path = write(&folder, "n.yaml", &node_text("n", "1"));
+    let object = get(&store, "n").await;
+    fs::write(
+        &path,
+        "kind: Node\n# A comment.\nmetadata: {labels: {\"at\": '1'}, name: n}\napiVersion: v1\n",
+    )
+    .unwrap();
+    assert_eq!(get(&store, "n").await, object);
+}
+
+#[tokio::test]
+async fn a_counter_that_is_lost_or_spoilt_heals_from_the_files() {
+    let (folder, store) = fresh();
+    let mut object = create(&store, "n").await;
+    let path = folder.path().join(super::super::lock::COUNTER_FILE);
+    for (n, spoilt) in [
+        None,
+        Some(""),
+        Some("0\n"),
+        Some("what?"),
+        Some("99999999999999999999999"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        match spoilt {
+            None => fs::remove_file(&path).unwrap(),
+            Some(text) => fs::write(&path, text).unwrap(),
+        }
+        let before = counter(&object);
+        set_label(&mut object, &n.to_string());
+        object = store.update(object).await.unwrap();
+        assert!(counter(&object) > before, "{spoilt:?}");
+    }
+    // A version from elsewhere does not stop the counter, whatever it is.
+    for version in ["18446744073709551615", "99999999999999999999999", "abc", "-1", ""] {
+        let text = node_text("other", version)
+            .replace("  labels", &format!("  resourceVersion: \"{version}\"\n  labels"));
+        write(&folder, "other.yaml", &text);
+        let mut other = get(&store, "other").await;
+        set_label(&mut other, "new");
+        let other = store.update(other).await.unwrap();
+        assert!(
+            counter(&other) > counter(&object),
+            "{version}: {}",
+            revision(&other)
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_lock_survives_the_removal_of_its_file() {
+    let (folder, store) = fresh();
+    create(&store, "a").await;
+    fs::remove_file(folder.path().join(super::super::lock::LOCK_FILE)).unwrap();
+    create(&store, "b").await;
+    assert_eq!(store.list(Kind::Node).await.unwrap().len(), 2);
+}
+
+/// Adds one to the number in the label, `times` times, by compare-and-swap.
+async fn count(store: &DirectoryStore, times: u32) {
+    for _ in 0..times {
+        loop {
+            let mut object = get(store, "counter").await;
+            let next = label(&object).parse::<u32>().unwrap() + 1;
+            set_label(&mut object, &next.to_string());
+            match store.update(object).await {
+                Ok(_) => break,
+                Err(DatastoreError::Conflict { .. }) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_that_count_in_one_object_lose_no_step() {
+    const STEPS: u32 = 200;
+    if let Some(folder) = is_child() {
+        return count(&open(&folder), STEPS).await;
+    }
+    let (folder, store) = fresh();
+    write(&folder, "counter.yaml", &node_text("counter", "0"));
+    let name = "swap::processes_that_count_in_one_object_lose_no_step";
+    let mut children: Vec<_> = (0..2)
+        .map(|_| child(name, folder.path()).stdout(Stdio::null()).spawn().unwrap())
+        .collect();
+    // A third one in this process, with a store of its own.
+    count(&open(folder.path()), STEPS).await;
+    for child in &mut children {
+        assert!(child.wait().unwrap().success());
+    }
+    assert_eq!(label(&get(&store, "counter").await), (3 * STEPS).to_string());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_that_create_one_object_exactly_one_does() {
+    let (folder, store) = fresh();
+    for round in 0..20 {
+        let name = format!("n{round}");
+        let tasks = (0..8).map(|_| {
+            let (store, object) = (open(folder.path()), node(&name).into_object());
+            tokio::spawn(async move { store.create(object).await })
+        });
+        let mut made = 0;
+        for task in tasks.collect::<Vec<_>>() {
+            match task.await.unwrap() {
+                Ok(_) => made += 1,
+                Err(DatastoreError::AlreadyExists { .. }) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert_eq!(made, 1);
+    }
+    assert_eq!(store.list(Kind::Node).await.unwrap().len(), 20);
+}

@@ -1,0 +1,352 @@
+//! Tables: what is known, and what should be.
+
+use super::*;
+use crate::api::{BlockAffinity, IpPool, Node, Object, annotation};
+use crate::fib::{Address, Snapshot};
+use culvert_ipam::affinity::{Affinity, AffinityState};
+
+const ETH0: u32 = 2;
+const TUNL0: u32 = 3;
+
+fn settings() -> Settings {
+    Settings {
+        node: "node1".to_owned(),
+        address: "172.18.0.11".parse().unwrap(),
+        protocol: 86,
+        tunnel_mtu: None,
+    }
+}
+
+fn link(index: u32, name: &str, mtu: u32) -> Link {
+    Link {
+        index,
+        name: name.to_owned(),
+        up: true,
+        running: true,
+        mtu,
+        kind: None,
+    }
+}
+
+fn route(prefix: &str, gateway: Option<&str>, protocol: u8) -> Route {
+    let gateway = gateway.map(|g| g.parse().unwrap());
+    Route {
+        key: RouteKey {
+            table: MAIN_TABLE,
+            prefix: prefix.parse().unwrap(),
+            metric: 0,
+        },
+        kind: RouteKind::Unicast,
+        next_hops: vec![NextHop {
+            gateway,
+            link: ETH0,
+            onlink: false,
+            weight: 1,
+        }],
+        source: None,
+        protocol,
+        scope: 0,
+        mtu: None,
+    }
+}
+
+fn kernel() -> Snapshot {
+    Snapshot {
+        links: vec![link(ETH0, "eth0", 1500), link(TUNL0, "tunl0", 1480)],
+        addresses: vec![Address {
+            link: ETH0,
+            net: "172.18.0.11/24".parse().unwrap(),
+        }],
+        routes: vec![
+            route("172.18.0.0/24", None, 2),
+            route("0.0.0.0/0", Some("172.18.0.1"), 3),
+        ],
+        forwarding: true,
+    }
+}
+
+fn node(name: &str, address: &str) -> Object {
+    let mut node = Node::named(name);
+    node.metadata
+        .annotations
+        .insert(annotation::IPV4_ADDRESS.to_owned(), address.to_owned());
+    Object::Node(node)
+}
+
+fn pool(fields: &str) -> Object {
+    let yaml = format!("metadata: {{name: pool}}\nspec: {{cidr: 10.65.0.0/16, {fields}}}");
+    let pool: IpPool = serde_yaml::from_str(&yaml).unwrap();
+    Object::IpPool(pool)
+}
+
+fn affinity(node: &str, cidr: &str, state: AffinityState) -> Object {
+    let cidr = cidr.parse().unwrap();
+    let spec = Affinity {
+        state,
+        ..Affinity::pending(node, cidr)
+    };
+    Object::BlockAffinity(BlockAffinity::new(
+        format!("{node}-{cidr}").replace(['.', '/'], "-"),
+        spec,
+    ))
+}
+
+/// Three nodes: ourselves, one on our subnet, one on another.
+fn cluster(pool_fields: &str) -> Cluster {
+    let mut cluster = Cluster::default();
+    for object in [
+        node("node1", "172.18.0.11/24"),
+        node("node2", "172.18.0.12/24"),
+        node("node3", "172.19.0.13/24"),
+        pool(pool_fields),
+        affinity("node1", "10.65.42.0/26", AffinityState::Confirmed),
+    ] {
+        cluster.upsert(&object);
+    }
+    cluster
+}
+
+fn learned(routes: &[(&str, &str)]) -> Learned {
+    let hop = |address: &str| {
+        let address = address.parse().unwrap();
+        vec![BgpNextHop {
+            address,
+            peer: address,
+        }]
+    };
+    routes
+        .iter()
+        .map(|(prefix, next_hop)| (Prefix::new(prefix.parse().unwrap()), hop(next_hop)))
+        .collect()
+}
+
+fn plan_of(cluster: &Cluster, learned: &Learned, kernel: Snapshot) -> Plan {
+    plan(
+        &settings(),
+        Known {
+            cluster,
+            learned,
+            actual: &Actual::new(kernel),
+        },
+    )
+}
+
+/// The routes as an operator reads them.
+fn printed(plan: &Plan) -> Vec<String> {
+    let name = |index| match index {
+        ETH0 => Some("eth0".to_owned()),
+        TUNL0 => Some("tunl0".to_owned()),
+        _ => None,
+    };
+    plan.desired
+        .routes
+        .values()
+        .map(|route| route.with_names(name).to_string())
+        .collect()
+}
+
+const LEARNED: &[(&str, &str)] = &[
+    ("10.65.17.64/26", "172.18.0.12"),
+    ("10.65.99.0/26", "172.19.0.13"),
+];
+
+#[test]
+fn ipip_always_sends_everything_through_the_tunnel() {
+    let plan = plan_of(&cluster("ipipMode: Always"), &learned(LEARNED), kernel());
+    assert_eq!(
+        printed(&plan),
+        [
+            "10.65.17.64/26 via 172.18.0.12 dev tunl0 proto 86 onlink",
+            "blackhole 10.65.42.0/26 proto 86",
+            "10.65.99.0/26 via 172.19.0.13 dev tunl0 proto 86 onlink",
+        ]
+    );
+    assert_eq!(
+        (plan.desired.tunnel.map(|t| t.mtu), plan.pod_mtu),
+        (Some(1480), 1480)
+    );
+}
+
+#[test]
+fn cross_subnet_sends_directly_what_is_on_this_nodes_own_subnet() {
+    let plan = plan_of(&cluster("ipipMode: CrossSubnet"), &learned(LEARNED), kernel());
+    assert_eq!(
+        printed(&plan),
+        [
+            "10.65.17.64/26 via 172.18.0.12 dev eth0 proto 86 src 172.18.0.11 onlink",
+            "blackhole 10.65.42.0/26 proto 86",
+            "10.65.99.0/26 via 172.19.0.13 dev tunl0 proto 86 onlink",
+        ]
+    );
+}
+
+#[test]
+fn without_encapsulation_other_subnets_are_reached_as_the_underlay_has_it() {
+    let plan = plan_of(&cluster("ipipMode: Never"), &learned(LEARNED), kernel());
+    assert_eq!(
+        printed(&plan),
+        [
+            "10.65.17.64/26 via 172.18.0.12 dev eth0 proto 86 src 172.18.0.11 onlink",
+            "blackhole 10.65.42.0/26 proto 86",
+            "10.65.99.0/26 via 172.18.0.1 dev eth0 proto 86 src 172.18.0.11 onlink",
+        ]
+    );
+    assert_eq!((plan.desired.tunnel, plan.pod_mtu), (None, 1500));
+}
+
+#[test]
+fn a_next_hop_must_be_the_advertised_address_of_a_node() {
+    let wrong = [
+        ("10.65.17.64/26", "10.65.127.128"),
+        ("10.65.99.0/26", "172.18.0.99"),
+    ];
+    let plan = plan_of(&cluster("ipipMode: Always"), &learned(&wrong), kernel());
+    assert_eq!(printed(&plan), ["blackhole 10.65.42.0/26 proto 86"]);
+    let reasons: Vec<_> = plan.rejected.iter().map(|r| &r.reason).collect();
+    assert!(
+        matches!(
+            reasons[..],
+            [Rejection::NextHopInPool { .. }, Rejection::NextHopUnknown { .. }]
+        ),
+        "{reasons:?}"
+    );
+    assert!(
+        plan.desired.held.is_empty(),
+        "a wrong route must not stay in the kernel"
+    );
+}
+
+#[test]
+fn a_destination_whose_pool_is_gone_is_left_as_it_is_in_the_kernel() {
+    let mut cluster = cluster("ipipMode: Always");
+    cluster.remove(&crate::api::Key::new(crate::api::Kind::IpPool, "pool"));
+    let plan = plan_of(&cluster, &learned(LEARNED), kernel());
+    assert_eq!(printed(&plan), ["blackhole 10.65.42.0/26 proto 86"]);
+    let held: Vec<_> = plan
+        .desired
+        .held
+        .iter()
+        .map(|key| key.prefix.to_string())
+        .collect();
+    assert_eq!(held, ["10.65.17.64/26", "10.65.99.0/26"]);
+    assert_eq!(
+        plan.exports,
+        [Prefix::new("10.65.42.0/26".parse().unwrap())].into()
+    );
+}
+
+#[test]
+fn only_confirmed_claims_are_blackholed_and_exported() {
+    let mut cluster = cluster("ipipMode: Always");
+    cluster.upsert(&affinity("node1", "10.65.50.0/26", AffinityState::Pending));
+    cluster.upsert(&affinity(
+        "node1",
+        "10.65.51.0/26",
+        AffinityState::PendingDeletion,
+    ));
+    cluster.upsert(&affinity("node2", "10.65.52.0/26", AffinityState::Confirmed));
+    let plan = plan_of(&cluster, &Learned::new(), kernel());
+    assert_eq!(printed(&plan), ["blackhole 10.65.42.0/26 proto 86"]);
+    assert_eq!(plan.exports.len(), 1);
+}
+
+#[test]
+fn a_block_of_one_address_is_exported_but_has_no_blackhole() {
+    let mut cluster = cluster("ipipMode: Always");
+    cluster.upsert(&affinity("node1", "10.65.50.7/32", AffinityState::Confirmed));
+    let plan = plan_of(&cluster, &Learned::new(), kernel());
+    assert_eq!(printed(&plan), ["blackhole 10.65.42.0/26 proto 86"]);
+    assert_eq!(plan.exports.len(), 2);
+}
+
+#[test]
+fn a_pool_that_disables_export_keeps_its_blocks_to_this_node() {
+    let plan = plan_of(&cluster("disableBGPExport: true"), &Learned::new(), kernel());
+    assert!(plan.exports.is_empty());
+    assert_eq!(printed(&plan), ["blackhole 10.65.42.0/26 proto 86"]);
+}
+
+#[test]
+fn the_peers_are_the_other_nodes_with_an_address_each_with_its_own_as_number() {
+    let mut cluster = cluster("ipipMode: Always");
+    let Object::Node(mut other) = node("node4", "172.18.0.14/24") else {
+        panic!("a node")
+    };
+    other
+        .metadata
+        .annotations
+        .insert(annotation::AS_NUMBER.to_owned(), "65001".to_owned());
+    cluster.upsert(&Object::Node(other));
+    cluster.upsert(&Object::Node(Node::named("node5")));
+    let plan = plan_of(&cluster, &Learned::new(), kernel());
+    let peers: Vec<_> = plan
+        .peers
+        .values()
+        .map(|p| (p.address.to_string(), p.asn.get()))
+        .collect();
+    let expected = [
+        ("172.18.0.12", 64_512),
+        ("172.18.0.14", 65_001),
+        ("172.19.0.13", 64_512),
+    ];
+    assert_eq!(peers, expected.map(|(address, asn)| (address.to_owned(), asn)));
+}
+
+#[test]
+fn the_tunnels_mtu_follows_the_link_of_the_advertised_address() {
+    let mut jumbo = kernel();
+    jumbo.links = vec![
+        link(ETH0, "eth0", 9000),
+        link(TUNL0, "tunl0", 1480),
+        link(4, "eth1", 1400),
+    ];
+    let plan = plan_of(&cluster("ipipMode: Always"), &Learned::new(), jumbo);
+    assert_eq!(plan.desired.tunnel.map(|t| t.mtu), Some(8980));
+    assert_eq!(plan.pod_mtu, 8980);
+}
+
+#[test]
+fn what_cannot_be_installed_for_the_moment_stays_as_it_is() {
+    let mut no_tunnel = kernel();
+    no_tunnel.links.retain(|link| link.name != "tunl0");
+    let plan = plan_of(&cluster("ipipMode: Always"), &learned(LEARNED), no_tunnel);
+    assert_eq!(plan.desired.held.len(), 2);
+    let mut no_address = kernel();
+    no_address.addresses.clear();
+    let plan = plan_of(&cluster("ipipMode: CrossSubnet"), &learned(LEARNED), no_address);
+    assert_eq!(plan.desired.held.len(), 2);
+    let mut no_default = kernel();
+    no_default.routes.truncate(1);
+    let plan = plan_of(&cluster("ipipMode: Never"), &learned(LEARNED), no_default);
+    assert!(matches!(
+        plan.rejected[..],
+        [Rejected {
+            reason: Rejection::Unreachable { .. },
+            ..
+        }]
+    ));
+}
+
+#[test]
+fn the_order_in_which_objects_come_makes_no_difference() {
+    let objects = [
+        node("node1", "172.18.0.11/24"),
+        node("node2", "172.18.0.12/24"),
+        node("other2", "172.18.0.12/24"),
+        pool("ipipMode: Always"),
+        affinity("node1", "10.65.42.0/26", AffinityState::Confirmed),
+    ];
+    let mut forward = Cluster::default();
+    let mut backward = Cluster::default();
+    for (one, other) in objects.iter().zip(objects.iter().rev()) {
+        forward.upsert(one);
+        backward.upsert(other);
+    }
+    assert_eq!(forward, backward);
+    let routes = learned(LEARNED);
+    assert_eq!(
+        plan_of(&forward, &routes, kernel()),
+        plan_of(&backward, &routes, kernel())
+    );
+    assert_eq!(forward.shared_addresses()[0].left_out, "other2");
+}

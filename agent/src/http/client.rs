@@ -1,0 +1,284 @@
+//! The other end of the agent's socket.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::{Method, Request, header};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use crate::cni::{AddAnswer, AddRequest, Addresses, CheckRequest, Container, Problem};
+use crate::status::AgentStatus;
+
+/// The largest answer that is read, in bytes: the status of some ten thousand peers.
+const MAX_ANSWER: usize = 16 << 20;
+
+/// Asks an agent over its socket.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+    limit: Duration,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("no agent answers on {} ({}): is it running? systemctl status culvert", socket.display(), in_words(source))]
+    NoAgent {
+        /// The socket.
+        socket: PathBuf,
+        /// Why it could not be connected to.
+        source: io::Error,
+    },
+    /// Somebody listens and says nothing.
+    #[error("the agent on {} has not answered within {} s", socket.display(), limit.as_secs())]
+    Timeout {
+        /// The socket.
+        socket: PathBuf,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// The connection broke.
+    #[error("the agent on {} broke off: {source}", socket.display())]
+    Broken {
+        /// The socket.
+        socket: PathBuf,
+        /// How.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The answer is not what the question asks for.
+    #[error("the answer of {} to {path} cannot be read: {source}: is it another version of the agent?", socket.display())]
+    Unreadable {
+        /// The socket.
+        socket: PathBuf,
+        /// What was asked.
+        path: &'static str,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// The agent said no.
+    #[error("{}", .0.reason)]
+    Refused(Problem),
+}
+
+/// The system's words for an error, without its number.
+fn in_words(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(number) => nix::errno::Errno::from_raw(number).desc().to_lowercase(),
+        None => error.to_string(),
+    }
+}
+
+impl ClientError {
+    /// Whether the same question may be answered later.
+    #[must_use]
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            ClientError::NoAgent { .. } | ClientError::Timeout { .. } | ClientError::Broken { .. } => true,
+            ClientError::Unreadable { .. } => false,
+            ClientError::Refused(problem) => problem.retry,
+        }
+    }
+}
+
+impl Client {
+    /// A client that waits for an answer no longer than `limit`.
+    #[must_use]
+    pub fn new(socket: &Path, limit: Duration) -> Self {
+        Self {
+            socket: socket.to_owned(),
+            limit,
+        }
+    }
+
+    /// The agent's status.
+    ///
+    /// # Errors
+    /// When there is no agent, or no answer of it.
+    pub async fn status(&self) -> Result<AgentStatus, ClientError> {
+        self.ask(Method::GET, "/v1/status", Bytes::new()).await
+    }
+
+    /// An address for a container.
+    ///
+    /// # Errors
+    /// When there is no agent, or it refuses.
+    pub async fn add(&self, request: &AddRequest) -> Result<AddAnswer, ClientError> {
+        self.post("/v1/cni/add", request).await
+    }
+
+    /// Gives a container's addresses back.
+    ///
+    /// # Errors
+    /// When there is no agent, or it refuses.
+    pub async fn del(&self, request: &Container) -> Result<Addresses, ClientError> {
+        self.post("/v1/cni/del", request).await
+    }
+
+    /// The addresses that a container has.
+    ///
+    /// # Errors
+    /// When there is no agent, or it refuses.
+    pub async fn addresses(&self, request: &Container) -> Result<Addresses, ClientError> {
+        self.post("/v1/cni/addresses", request).await
+    }
+
+    /// Whether a container still has its address.
+    ///
+    /// # Errors
+    /// When there is no agent, or the container has not.
+    pub async fn check(&self, request: &CheckRequest) -> Result<(), ClientError> {
+        self.post("/v1/cni/check", request).await
+    }
+
+    async fn post<T: DeserializeOwned>(
+        &self,
+        path: &'static str,
+        request: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(request).map_err(|error| self.broken(error))?;
+        self.ask(Method::POST, path, body.into()).await
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &'static str,
+        body: Bytes,
+    ) -> Result<T, ClientError> {
+        let (granted, answer) = tokio::time::timeout(self.limit, self.exchange(method, path, body))
+            .await
+            .map_err(|_| ClientError::Timeout {
+                socket: self.socket.clone(),
+                limit: self.limit,
+            })??;
+        let unreadable = |source| ClientError::Unreadable {
+            socket: self.socket.clone(),
+            path,
+            source,
+        };
+        if granted {
+            serde_json::from_slice(&answer).map_err(unreadable)
+        } else {
+            Err(ClientError::Refused(
+                serde_json::from_slice(&answer).map_err(unreadable)?,
+            ))
+        }
+    }
+
+    /// Whether the agent granted it, and its answer.
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<(bool, Bytes), ClientError> {
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|source| ClientError::NoAgent {
+                socket: self.socket.clone(),
+                source,
+            })?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| self.broken(error))?;
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "culvert")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .map_err(|error| self.broken(error))?;
+        let exchange = async {
+            let response = sender
+                .send_request(request)
+                .await
+                .map_err(|error| self.broken(error))?;
+            let granted = response.status().is_success();
+            let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+            Ok((granted, body.map_err(|error| self.broken(error))?.to_bytes()))
+        };
+        // The connection makes progress only while it is polled, and its own end tells no more than the exchange.
+        tokio::pin!(exchange);
+        tokio::pin!(connection);
+        tokio::select! {
+            answer = &mut exchange => answer,
+            _ = &mut connection => exchange.await,
+        }
+    }
+
+    fn broken(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
+        ClientError::Broken {
+            socket: self.socket.clone(),
+            source: source.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// What a client makes of somebody who answers every request with `answer` and hangs up, or only listens.
+    async fn asked(answer: Option<&'static str>) -> ClientError {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            assert_ne!(stream.read(&mut request).await.unwrap(), 0);
+            match answer {
+                Some(answer) => stream.write_all(answer.as_bytes()).await.unwrap(),
+                None => std::future::pending().await,
+            }
+        });
+        let limit = Duration::from_secs(if answer.is_some() { 60 } else { 0 });
+        let error = Client::new(&path, limit).status().await.unwrap_err();
+        server.abort();
+        error
+    }
+
+    #[tokio::test]
+    async fn silence_and_a_broken_connection_are_temporary() {
+        let error = asked(None).await;
+        assert!(
+            error.is_temporary() && error.to_string().ends_with("has not answered within 0 s"),
+            "{error}"
+        );
+        for answer in ["", "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{"] {
+            let error = asked(Some(answer)).await;
+            assert!(
+                matches!(error, ClientError::Broken { .. }) && error.is_temporary(),
+                "{error}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_in_other_words_is_not() {
+        for answer in [
+            "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
+            "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n",
+        ] {
+            let error = asked(Some(answer)).await;
+            assert!(
+                matches!(error, ClientError::Unreadable { .. }) && !error.is_temporary(),
+                "{error}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_in_the_agents_words() {
+        let answer = "HTTP/1.1 422 -\r\ncontent-length: 33\r\n\r\n{\"reason\":\"no pool\",\"retry\":true}";
+        let error = asked(Some(answer)).await;
+        assert_eq!(error.to_string(), "no pool");
+        assert!(error.is_temporary());
+    }
+}

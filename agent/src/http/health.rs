@@ -1,0 +1,175 @@
+//! `/metrics`, `/healthz` and `/readyz`.
+
+use std::io;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::Metrics;
+use crate::status::AgentStatus;
+
+#[derive(Clone)]
+struct Health {
+    metrics: Metrics,
+    status: watch::Receiver<Arc<AgentStatus>>,
+}
+
+/// Serves metrics and health on `listener` until `stop`.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(
+    listener: TcpListener,
+    metrics: Metrics,
+    status: watch::Receiver<Arc<AgentStatus>>,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    let router = Router::new()
+        .route("/metrics", get(encode_metrics))
+        .route("/healthz", get(healthy))
+        .route("/readyz", get(ready))
+        .with_state(Health { metrics, status });
+    super::serve_until(listener, router, stop).await
+}
+
+async fn encode_metrics(State(health): State<Health>) -> Response {
+    health.metrics.observe(&health.status.borrow());
+    match health.metrics.encode() {
+        Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+/// Alive is the agent whose control loop is: a restart mends nothing else.
+async fn healthy(State(health): State<Health>) -> (StatusCode, String) {
+    match health.status.has_changed() {
+        Ok(_) => (StatusCode::OK, "ok\n".to_owned()),
+        Err(_) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the control loop has ended\n".to_owned(),
+        ),
+    }
+}
+
+async fn ready(State(health): State<Health>) -> (StatusCode, String) {
+    let ready = health.status.borrow().ready();
+    match ready {
+        Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::status::DatastoreStatus;
+
+    struct Server {
+        address: SocketAddr,
+        metrics: Metrics,
+        status: watch::Sender<Arc<AgentStatus>>,
+        stop: CancellationToken,
+        task: JoinHandle<io::Result<()>>,
+    }
+
+    async fn start() -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let metrics = Metrics::register().unwrap();
+        let (status, receiver) = watch::channel(Arc::new(AgentStatus::starting("a")));
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(serve(listener, metrics.clone(), receiver, stop.clone()));
+        Server {
+            address,
+            metrics,
+            status,
+            stop,
+            task,
+        }
+    }
+
+    /// Head and body of the answer.
+    async fn get(server: &Server, path: &str) -> (String, String) {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.to_owned(), body.to_owned())
+    }
+
+    #[tokio::test]
+    async fn readiness_is_told_in_words_and_follows_the_status() {
+        let server = start().await;
+        let (head, body) = get(&server, "/readyz").await;
+        assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
+        assert_eq!(body, "datastore is not in sync yet\n");
+        server.status.send_replace(Arc::new(AgentStatus {
+            datastore: DatastoreStatus {
+                in_sync: true,
+                problem: None,
+            },
+            ..AgentStatus::default()
+        }));
+        let (head, body) = get(&server, "/readyz").await;
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        assert_eq!(body, "ok\n");
+    }
+
+    #[tokio::test]
+    async fn the_agent_is_healthy_as_long_as_its_control_loop_runs() {
+        let server = start().await;
+        assert!(get(&server, "/healthz").await.0.starts_with("HTTP/1.1 200 "));
+        let Server { status, .. } = server;
+        let server = Server {
+            status: watch::channel(Arc::default()).0,
+            ..server
+        };
+        drop(status);
+        let (head, body) = get(&server, "/healthz").await;
+        assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
+        assert_eq!(body, "the control loop has ended\n");
+    }
+
+    #[tokio::test]
+    async fn a_scrape_sees_the_latest_snapshot() {
+        let server = start().await;
+        server.metrics.route_repairs.inc();
+        server.status.send_replace(Arc::new(AgentStatus {
+            addresses_in_use: 7,
+            ..AgentStatus::default()
+        }));
+        let (head, body) = get(&server, "/metrics").await;
+        assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
+        assert!(body.contains("\nculvert_ipam_addresses_in_use 7\n"), "{body}");
+        assert!(body.contains("\nculvert_route_repairs_total 1\n"), "{body}");
+    }
+
+    #[tokio::test]
+    async fn the_stop_ends_it_even_while_a_connection_idles() {
+        let server = start().await;
+        let mut idle = TcpStream::connect(server.address).await.unwrap();
+        idle.write_all(b"GET /metrics HTTP/1.1\r\n").await.unwrap();
+        get(&server, "/healthz").await;
+        server.stop.cancel();
+        tokio::time::timeout(std::time::Duration::from_secs(10), server.task)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
+    }
+}

@@ -1,0 +1,235 @@
+//! The agent's own unix socket: status for the command line, attachments for the CNI plugin. Who may open it may do
+//! everything, so it belongs to the agent's user alone.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixStream as BlockingStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::extract::rejection::JsonRejection;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Serialize;
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::cni::{AddRequest, Attachments, CheckRequest, Container, Problem};
+use crate::status::AgentStatus;
+
+/// Why the socket cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Another agent listens there.
+    #[error("another agent listens on {0}: stop it, or give this one another socket")]
+    InUse(PathBuf),
+    /// Something that is no socket has the name.
+    #[error("{0} is there and is no socket: remove it, or give the agent another socket")]
+    NotASocket(PathBuf),
+    /// The file system refuses.
+    #[error("cannot listen on {path}: {source}")]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Listens on a unix socket of mode 0600, in place of one that nobody listens on any more.
+///
+/// # Errors
+/// When somebody listens there, when something else has the name, or when the file system refuses.
+pub fn bind_socket(path: &Path) -> Result<UnixListener, SocketError> {
+    let failed = |source| SocketError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    match fs::symlink_metadata(path) {
+        Ok(there) if !there.file_type().is_socket() => return Err(SocketError::NotASocket(path.to_owned())),
+        Ok(_) => match BlockingStream::connect(path) {
+            Ok(_) => return Err(SocketError::InUse(path.to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+            Err(error) => return Err(failed(error)),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    fs::create_dir_all(folder).map_err(failed)?;
+    // A socket is open to others between bind and chmod: so it is born in a folder of mode 0700, and moved when it is
+    // safe, which also puts it in the place of the old one at once.
+    let nursery = tempfile::Builder::new()
+        .prefix(".")
+        .tempdir_in(folder)
+        .map_err(failed)?;
+    let newborn = nursery.path().join("s");
+    let listener = UnixListener::bind(&newborn).map_err(failed)?;
+    fs::set_permissions(&newborn, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    fs::rename(&newborn, path).map_err(failed)?;
+    Ok(listener)
+}
+
+/// What the socket serves.
+#[derive(Clone)]
+pub struct SocketApi {
+    /// The agent's latest status.
+    pub status: watch::Receiver<Arc<AgentStatus>>,
+    /// The answers to the CNI plugin.
+    pub attachments: Arc<Attachments>,
+}
+
+/// Serves `api` on `listener` until `stop`.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve_socket(listener: UnixListener, api: SocketApi, stop: CancellationToken) -> io::Result<()> {
+    let router = Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/cni/add", post(add))
+        .route("/v1/cni/del", post(del))
+        .route("/v1/cni/check", post(check))
+        .route("/v1/cni/addresses", post(addresses))
+        .with_state(api);
+    super::serve_until(listener, router, stop).await
+}
+
+async fn status(State(api): State<SocketApi>) -> Response {
+    let latest = Arc::clone(&api.status.borrow());
+    Json(&*latest).into_response()
+}
+
+async fn add(
+    State(api): State<SocketApi>,
+    request: Result<Json<AddRequest>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let Json(request) = request?;
+    finish(async move { api.attachments.add(request).await }).await
+}
+
+async fn del(
+    State(api): State<SocketApi>,
+    request: Result<Json<Container>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let Json(request) = request?;
+    finish(async move { api.attachments.del(request).await }).await
+}
+
+async fn check(
+    State(api): State<SocketApi>,
+    request: Result<Json<CheckRequest>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let Json(request) = request?;
+    finish(async move { api.attachments.check(request).await }).await
+}
+
+async fn addresses(
+    State(api): State<SocketApi>,
+    request: Result<Json<Container>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let Json(request) = request?;
+    finish(async move { api.attachments.addresses(request).await }).await
+}
+
+/// Runs the work to its end even when the one who asked is gone: half an allocation helps nobody.
+async fn finish<T: Serialize + Send + 'static>(
+    work: impl Future<Output = Result<T, Problem>> + Send + 'static,
+) -> Result<Response, Refusal> {
+    match tokio::spawn(work).await {
+        Ok(Ok(answer)) => Ok(Json(answer).into_response()),
+        Ok(Err(problem)) => Err(Refusal {
+            status: StatusCode::UNPROCESSABLE_ENTITY,
+            problem,
+        }),
+        Err(ended) => Err(Refusal {
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            problem: Problem {
+                reason: format!("the agent failed in this request: {ended}"),
+                retry: true,
+            },
+        }),
+    }
+}
+
+struct Refusal {
+    status: StatusCode,
+    problem: Problem,
+}
+
+impl From<JsonRejection> for Refusal {
+    fn from(rejection: JsonRejection) -> Self {
+        Self {
+            status: rejection.status(),
+            problem: Problem {
+                reason: rejection.body_text(),
+                retry: false,
+            },
+        }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.status, Json(self.problem)).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_socket_is_open_to_its_owner_alone_and_nothing_else_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run/agent.sock");
+        let _listener = bind_socket(&path).unwrap();
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_socket_is_replaced_only_when_nobody_listens() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.sock");
+        let first = bind_socket(&path).unwrap();
+        let error = bind_socket(&path).unwrap_err().to_string();
+        assert!(error.starts_with("another agent listens on "), "{error}");
+        drop(first);
+        let second = bind_socket(&path).unwrap();
+        let (client, server) = tokio::join!(tokio::net::UnixStream::connect(&path), second.accept());
+        assert!(client.is_ok() && server.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_socket_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.sock");
+        fs::write(&path, "precious").unwrap();
+        let error = bind_socket(&path).unwrap_err().to_string();
+        assert!(
+            error.ends_with("is there and is no socket: remove it, or give the agent another socket"),
+            "{error}"
+        );
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_cannot_be_made_is_named() {
+        let error = bind_socket(Path::new("/proc/none/agent.sock"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("cannot listen on /proc/none/agent.sock: "),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,261 @@
+//! What the kernel holds, kept current by its events.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::fib::{Address, Change, KernelEvent, Link, Route, RouteKey, Snapshot};
+
+/// What an event did to the knowledge of the kernel; of several the greatest counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[must_use]
+pub enum Observed {
+    /// Nothing: it was known.
+    Unchanged,
+    /// Something is different now.
+    Changed,
+    /// The kernel may have done more than it said: only a new dump tells.
+    MustDump,
+}
+
+/// What the kernel holds, kept current by events.
+#[derive(Clone, Debug, Default)]
+pub struct Actual {
+    links: BTreeMap<u32, Link>,
+    addresses: BTreeSet<Address>,
+    // In the kernel's order: the first of a key is the one that counts. Never empty.
+    routes: BTreeMap<RouteKey, Vec<Route>>,
+    forwarding: bool,
+}
+
+impl Actual {
+    /// What a dump showed.
+    #[must_use]
+    pub fn new(snapshot: Snapshot) -> Self {
+        let mut routes: BTreeMap<RouteKey, Vec<Route>> = BTreeMap::new();
+        for route in snapshot.routes {
+            routes
+                .entry(route.key)
+                .or_insert_with(|| Vec::with_capacity(1))
+                .push(route);
+        }
+        Self {
+            links: snapshot
+                .links
+                .into_iter()
+                .map(|link| (link.index, link))
+                .collect(),
+            addresses: snapshot.addresses.into_iter().collect(),
+            routes,
+            forwarding: snapshot.forwarding,
+        }
+    }
+
+    /// Takes note of an event.
+    ///
+    /// For IPv4 the kernel says nothing of the routes that it removes because a link went down or was deleted
+    /// (net/ipv4/fib_frontend.c, fib_disable_ip), because it lost its last address (the same), or because their source
+    /// address is gone (fib_semantics.c, fib_sync_down_addr). Such events ask for a new dump if a known route may be hit.
+    pub fn observe(&mut self, event: &KernelEvent) -> Observed {
+        match event {
+            KernelEvent::Link(link) => self.link(link),
+            KernelEvent::LinkGone(link) => self.link_gone(*link),
+            KernelEvent::Address(address) => changed(self.addresses.insert(*address)),
+            KernelEvent::AddressGone(address) => self.address_gone(address),
+            KernelEvent::Route(route) => self.route_added(route),
+            KernelEvent::RouteReplaced(route) => self.route_replaced(route),
+            KernelEvent::RouteGone(route) => self.route_gone(route),
+            KernelEvent::Overrun => Observed::MustDump,
+        }
+    }
+
+    /// Takes note of a change that the kernel has confirmed, ahead of the event that tells of it. Forwarding has no
+    /// event, and neither has a route written over its equal: without this the next difference would repeat them.
+    pub fn applied(&mut self, change: &Change) {
+        match change {
+            Change::EnableForwarding => self.forwarding = true,
+            Change::AddAddress(address) => {
+                self.addresses.insert(*address);
+            }
+            Change::DeleteAddress(address) => {
+                self.addresses.remove(address);
+            }
+            Change::ReplaceRoute(route) => {
+                let _ = self.route_replaced(&route.as_reported());
+            }
+            Change::DeleteRoute(route) => self.remove(&route.key, |present| {
+                present.protocol == route.protocol && present.kind == route.kind
+            }),
+            Change::SetLink { link, mtu } => {
+                if let Some(link) = self.links.get_mut(link) {
+                    link.up = true;
+                    link.mtu = *mtu;
+                }
+            }
+            // The link's own event tells more than the change does: the index, the state, what else it took along.
+            Change::CreateTunnel { .. } | Change::SetLinkDown { .. } => {}
+        }
+    }
+
+    /// Whether the kernel forwards IPv4 packets, as of the last dump.
+    #[must_use]
+    pub fn forwarding(&self) -> bool {
+        self.forwarding
+    }
+
+    /// All links, by index.
+    pub fn links(&self) -> impl Iterator<Item = &Link> {
+        self.links.values()
+    }
+
+    /// The link of this index.
+    #[must_use]
+    pub fn link_at(&self, index: u32) -> Option<&Link> {
+        self.links.get(&index)
+    }
+
+    /// The link of this name.
+    #[must_use]
+    pub fn link_named(&self, name: &str) -> Option<&Link> {
+        self.links.values().find(|link| link.name == name)
+    }
+
+    /// The addresses of a link, by its index.
+    pub fn addresses_of(&self, link: u32) -> impl Iterator<Item = Address> {
+        self.addresses
+            .iter()
+            .filter(move |address| address.link == link)
+            .copied()
+    }
+
+    /// The link that carries `address`, and the address with its prefix length.
+    #[must_use]
+    pub fn link_with_address(&self, address: IpAddr) -> Option<(&Link, IpNet)> {
+        let found = self
+            .addresses
+            .iter()
+            .find(|present| present.net.addr() == address)?;
+        Some((self.links.get(&found.link)?, found.net))
+    }
+
+    /// All routes in order of their keys; of one key, the one that counts first.
+    pub fn routes(&self) -> impl Iterator<Item = &Route> {
+        self.routes.values().flatten()
+    }
+
+    /// The route that counts for `key`.
+    #[must_use]
+    pub fn route(&self, key: &RouteKey) -> Option<&Route> {
+        self.routes.get(key)?.first()
+    }
+
+    /// The routes of `key` that another of the same key keeps from counting.
+    pub fn shadowed(&self, key: &RouteKey) -> impl Iterator<Item = &Route> {
+        self.routes.get(key).into_iter().flatten().skip(1)
+    }
+
+    fn link(&mut self, link: &Link) -> Observed {
+        let former = self.links.insert(link.index, link.clone());
+        if former.as_ref() == Some(link) {
+            return Observed::Unchanged;
+        }
+        if former.is_some_and(|former| former.up) && !link.up && self.any_route_through(link.index) {
+            return Observed::MustDump;
+        }
+        Observed::Changed
+    }
+
+    fn link_gone(&mut self, index: u32) -> Observed {
+        let known = self.links.remove(&index).is_some();
+        self.addresses.retain(|address| address.link != index);
+        // No index is given twice, so this cannot hit a route newer than the event. A multipath route stays, with a
+        // next hop less or a dead one.
+        self.routes.retain(|_, routes| {
+            routes.retain(|route| !route.is_only_through(index));
+            !routes.is_empty()
+        });
+        if self.any_route_through(index) {
+            return Observed::MustDump;
+        }
+        changed(known)
+    }
+
+    fn address_gone(&mut self, address: &Address) -> Observed {
+        if !self.addresses.remove(address) {
+            return Observed::Unchanged;
+        }
+        let last = self
+            .addresses_of(address.link)
+            .all(|left| left.net.addr().is_ipv6());
+        let source = Some(address.net.addr());
+        if self.routes().any(|route| route.source == source) || last && self.any_route_through(address.link) {
+            return Observed::MustDump;
+        }
+        Observed::Changed
+    }
+
+    fn route_added(&mut self, route: &Route) -> Observed {
+        match self.routes.get(&route.key) {
+            None => {
+                self.routes.insert(route.key, vec![route.clone()]);
+                Observed::Changed
+            }
+            Some(routes) if routes.contains(route) => Observed::Unchanged,
+            // Appended, prepended, or in place of one that went in silence: the event does not tell which.
+            Some(_) => Observed::MustDump,
+        }
+    }
+
+    fn route_replaced(&mut self, route: &Route) -> Observed {
+        let routes = self.routes.entry(route.key).or_default();
+        match routes.first_mut() {
+            Some(first) if first == route => Observed::Unchanged,
+            Some(first) => {
+                *first = route.clone();
+                Observed::Changed
+            }
+            None => {
+                routes.push(route.clone());
+                Observed::Changed
+            }
+        }
+    }
+
+    fn route_gone(&mut self, route: &Route) -> Observed {
+        match self.routes.get(&route.key) {
+            None => Observed::Unchanged,
+            Some(routes) if routes.contains(route) => {
+                self.remove(&route.key, |present| present == route);
+                Observed::Changed
+            }
+            Some(_) => Observed::MustDump,
+        }
+    }
+
+    /// Removes the first route of `key` that is `meant`.
+    fn remove(&mut self, key: &RouteKey, meant: impl Fn(&Route) -> bool) {
+        let Some(routes) = self.routes.get_mut(key) else {
+            return;
+        };
+        if let Some(place) = routes.iter().position(meant) {
+            routes.remove(place);
+        }
+        if routes.is_empty() {
+            self.routes.remove(key);
+        }
+    }
+
+    fn any_route_through(&self, link: u32) -> bool {
+        self.routes()
+            .any(|route| route.next_hops.iter().any(|hop| hop.link == link))
+    }
+}
+
+fn changed(is: bool) -> Observed {
+    if is {
+        Observed::Changed
+    } else {
+        Observed::Unchanged
+    }
+}

@@ -1,0 +1,352 @@
+//! What the agent tells of itself: plain values that the control loop publishes, and that the command line, the health
+//! checks and the metrics read.
+
+mod table;
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// The states of a session, by their names in RFC 4271 §8.2.2, from the least to the most.
+pub const SESSION_STATES: [&str; 6] = [
+    "Idle",
+    "Connect",
+    "Active",
+    "OpenSent",
+    "OpenConfirm",
+    "Established",
+];
+
+/// How many problems a sentence names before it only counts them.
+const PROBLEMS_NAMED: usize = 3;
+
+/// The state of the agent at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentStatus {
+    /// The node's name.
+    pub node: String,
+    /// The address that the other nodes know this one by; none until it is found.
+    pub address: Option<IpAddr>,
+    /// The node's AS number; zero until it is known.
+    pub asn: u32,
+    /// The agent's version.
+    pub version: String,
+    /// When the agent was started.
+    pub started: Timestamp,
+    /// Where the resources are read from.
+    pub datastore: DatastoreStatus,
+    /// The BGP peers.
+    pub peers: Vec<PeerStatus>,
+    /// The routes.
+    pub routes: RouteStatus,
+    /// How many pools this node may take addresses from.
+    pub pools: usize,
+    /// The blocks that belong to this node.
+    pub blocks: Vec<IpNet>,
+    /// How many addresses of these blocks are in use.
+    pub addresses_in_use: usize,
+    /// The address of the tunnel device.
+    pub tunnel_address: Option<Ipv4Addr>,
+    /// The MTU of a pod's interface in bytes; zero until it is known.
+    pub pod_mtu: u32,
+    /// The kernel holds what the agent wants, and the agent has heard all it waits for.
+    pub converged: bool,
+}
+
+/// The state of the datastore, seen from the agent.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DatastoreStatus {
+    /// All that was there at the start has been read.
+    pub in_sync: bool,
+    /// What is wrong with it now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// A peer and its session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerStatus {
+    /// The peer's address.
+    pub address: IpAddr,
+    /// The node it is, where it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Why it is a peer.
+    #[serde(rename = "type")]
+    pub r#type: PeerType,
+    /// The session's state: one of [`SESSION_STATES`].
+    pub state: String,
+    /// Since when the session is in this state.
+    pub since: Timestamp,
+    /// Why the session is not Established, or why it was last lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// How many prefixes the peer announces.
+    pub prefixes_received: usize,
+    /// How many prefixes are announced to the peer.
+    pub prefixes_sent: usize,
+    /// How often the session has become Established.
+    pub established_count: u64,
+    /// The session is down and the peer's routes are kept until it is back (RFC 4724).
+    pub stale: bool,
+}
+
+/// Why somebody is a peer, in calicoctl's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PeerType {
+    /// It is a node of the full mesh.
+    #[serde(rename = "node-to-node mesh")]
+    Mesh,
+    /// It is configured for every node.
+    #[serde(rename = "global")]
+    Global,
+    /// It is configured for some nodes, and this is one.
+    #[serde(rename = "node specific")]
+    Node,
+}
+
+impl PeerType {
+    /// As calicoctl prints it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PeerType::Mesh => "node-to-node mesh",
+            PeerType::Global => "global",
+            PeerType::Node => "node specific",
+        }
+    }
+}
+
+/// What is wanted of the kernel, and what it has.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RouteStatus {
+    /// How many routes should be in the kernel.
+    pub desired: usize,
+    /// How many of them are.
+    pub programmed: usize,
+    /// The routes that the kernel refused.
+    pub failed: Vec<RouteProblem>,
+    /// The routes that a peer announced and that this node does not use.
+    pub rejected: Vec<RouteProblem>,
+}
+
+/// A route, and what is wrong with it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RouteProblem {
+    /// The route, as `ip route` prints it, or its prefix.
+    pub route: String,
+    /// What is wrong.
+    pub reason: String,
+}
+
+impl AgentStatus {
+    /// The state of an agent of this node that has just started and knows nothing yet.
+    #[must_use]
+    pub fn starting(node: &str) -> Self {
+        Self {
+            node: node.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started: Timestamp::now(),
+            ..Self::default()
+        }
+    }
+
+    /// Whether a pod can be attached now. That takes less than to be ready: a route that is missing keeps nobody from it.
+    ///
+    /// # Errors
+    /// Why not, in words: the datastore is not in sync, or the MTU of pods is not known.
+    pub fn can_attach(&self) -> Result<(), String> {
+        self.datastore.synced()?;
+        if self.pod_mtu == 0 {
+            return Err("the MTU of pods is not known yet".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Whether pods may be sent to this node.
+    ///
+    /// # Errors
+    /// Why not, in words: the datastore is not in sync, there is no block though there is a pool, or routes are missing
+    /// in the kernel.
+    pub fn ready(&self) -> Result<(), String> {
+        self.datastore.synced()?;
+        if self.pools > 0 && self.blocks.is_empty() {
+            return Err(format!("node {} has no block of pod addresses yet", self.node));
+        }
+        if self.routes.programmed != self.routes.desired {
+            let mut words = format!(
+                "{} of {} routes are in the kernel",
+                self.routes.programmed, self.routes.desired
+            );
+            for (nth, failed) in self.routes.failed.iter().take(PROBLEMS_NAMED).enumerate() {
+                let separator = if nth == 0 { ": " } else { "; " };
+                let _ = write!(words, "{separator}{}: {}", failed.route, failed.reason);
+            }
+            if let Some(more) = self.routes.failed.len().checked_sub(PROBLEMS_NAMED)
+                && more > 0
+            {
+                let _ = write!(words, "; and {more} more");
+            }
+            return Err(words);
+        }
+        Ok(())
+    }
+}
+
+impl DatastoreStatus {
+    fn synced(&self) -> Result<(), String> {
+        match &self.problem {
+            _ if self.in_sync => Ok(()),
+            Some(problem) => Err(format!("datastore is not in sync yet: {problem}")),
+            None => Err("datastore is not in sync yet".to_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settled() -> AgentStatus {
+        AgentStatus {
+            node: "a".into(),
+            datastore: DatastoreStatus {
+                in_sync: true,
+                problem: None,
+            },
+            pools: 1,
+            blocks: vec!["10.65.42.0/26".parse().unwrap()],
+            routes: RouteStatus {
+                desired: 4,
+                programmed: 4,
+                ..RouteStatus::default()
+            },
+            ..AgentStatus::default()
+        }
+    }
+
+    #[test]
+    fn an_agent_that_starts_is_not_ready_until_the_datastore_is_in_sync() {
+        assert_eq!(
+            AgentStatus::starting("a").ready(),
+            Err("datastore is not in sync yet".into())
+        );
+        assert_eq!(settled().ready(), Ok(()));
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_datastore_is_told() {
+        let mut status = AgentStatus::starting("a");
+        status.datastore.problem = Some("/var/lib/culvert: permission denied".into());
+        assert_eq!(
+            status.ready(),
+            Err("datastore is not in sync yet: /var/lib/culvert: permission denied".into())
+        );
+    }
+
+    #[test]
+    fn a_pod_can_be_attached_though_a_route_is_missing_but_not_before_the_mtu_is_known() {
+        let mut status = settled();
+        status.routes.programmed = 0;
+        assert_eq!(
+            status.can_attach(),
+            Err("the MTU of pods is not known yet".into())
+        );
+        status.pod_mtu = 1480;
+        assert_eq!(status.can_attach(), Ok(()));
+        status.datastore.in_sync = false;
+        assert_eq!(status.can_attach(), Err("datastore is not in sync yet".into()));
+    }
+
+    #[test]
+    fn a_node_without_a_block_is_ready_only_if_there_is_no_pool() {
+        let mut status = settled();
+        status.blocks.clear();
+        assert_eq!(
+            status.ready(),
+            Err("node a has no block of pod addresses yet".into())
+        );
+        status.pools = 0;
+        assert_eq!(status.ready(), Ok(()));
+    }
+
+    #[test]
+    fn a_missing_route_is_named_with_its_reason() {
+        let mut status = settled();
+        status.routes.programmed = 3;
+        assert_eq!(status.ready(), Err("3 of 4 routes are in the kernel".into()));
+        status.routes.failed = vec![RouteProblem {
+            route: "10.65.17.64/26".into(),
+            reason: "network is unreachable".into(),
+        }];
+        assert_eq!(
+            status.ready(),
+            Err("3 of 4 routes are in the kernel: 10.65.17.64/26: network is unreachable".into())
+        );
+    }
+
+    #[test]
+    fn of_many_missing_routes_three_are_named_and_the_others_counted() {
+        let mut status = settled();
+        status.routes.programmed = 0;
+        status.routes.failed = (1..=5)
+            .map(|n| RouteProblem {
+                route: format!("10.65.{n}.0/26"),
+                reason: "no".into(),
+            })
+            .collect();
+        assert_eq!(
+            status.ready(),
+            Err(
+                "0 of 4 routes are in the kernel: 10.65.1.0/26: no; 10.65.2.0/26: no; 10.65.3.0/26: no; and 2 more"
+                    .into()
+            )
+        );
+    }
+
+    #[test]
+    fn the_names_in_json_are_camel_case_and_peer_types_are_calicoctls() {
+        let mut status = settled();
+        status.peers = vec![PeerStatus {
+            address: "172.18.0.12".parse().unwrap(),
+            node: Some("b".into()),
+            r#type: PeerType::Mesh,
+            state: "Established".into(),
+            since: "2026-11-21T10:00:00Z".parse().unwrap(),
+            reason: None,
+            prefixes_received: 1,
+            prefixes_sent: 2,
+            established_count: 3,
+            stale: false,
+        }];
+        let json = serde_json::to_value(&status).unwrap();
+        assert_eq!(json["datastore"]["inSync"], true);
+        assert_eq!(json["addressesInUse"], 0);
+        assert_eq!(json["podMtu"], 0);
+        assert_eq!(
+            json["peers"][0],
+            serde_json::json!({
+                "address": "172.18.0.12", "node": "b", "type": "node-to-node mesh", "state": "Established",
+                "since": "2026-11-21T10:00:00Z", "prefixesReceived": 1, "prefixesSent": 2,
+                "establishedCount": 3, "stale": false,
+            })
+        );
+        assert_eq!(serde_json::from_value::<AgentStatus>(json).unwrap(), status);
+        for (kind, name) in [
+            (PeerType::Mesh, "node-to-node mesh"),
+            (PeerType::Global, "global"),
+            (PeerType::Node, "node specific"),
+        ] {
+            assert_eq!(serde_json::to_value(kind).unwrap(), name);
+            assert_eq!(kind.as_str(), name);
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! The status in the form that operators of Calico know from `calicoctl node status`, and below it what that one does
+//! not tell.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use comfy_table::Table;
+use jiff::Zoned;
+
+use super::{AgentStatus, PeerStatus};
+
+/// The box of calicoctl: `+-|`, a line below the header, none between rows. In the order of comfy-table's presets.
+const CALICOCTL_BOX: &str = "||--+-++|    ++++++";
+
+impl AgentStatus {
+    /// The status as text, with times in the zone of `now`: those of today as a time, older ones as a date.
+    #[must_use]
+    pub fn render(&self, now: &Zoned) -> String {
+        let mut text = "Culvert agent is running.\n".to_owned();
+        for (family, is_of_family) in [
+            ("IPv4", IpAddr::is_ipv4 as fn(&IpAddr) -> bool),
+            ("IPv6", IpAddr::is_ipv6),
+        ] {
+            let mut peers: Vec<_> = self
+                .peers
+                .iter()
+                .filter(|peer| is_of_family(&peer.address))
+                .collect();
+            peers.sort_by_key(|peer| peer.address);
+            let _ = writeln!(text, "\n{family} BGP status");
+            if peers.is_empty() {
+                let _ = writeln!(text, "No {family} peers found.");
+            } else {
+                let _ = writeln!(text, "{}", peer_table(&peers, now));
+            }
+        }
+        text.push('\n');
+        for line in self.remarks() {
+            let _ = writeln!(text, "{}", printable(&line));
+        }
+        text
+    }
+
+    /// What calicoctl does not tell, a line each.
+    fn remarks(&self) -> Vec<String> {
+        let routes = &self.routes;
+        let mut lines = vec![format!(
+            "Routes: {} of {} are in the kernel.",
+            routes.programmed, routes.desired
+        )];
+        lines.extend(
+            routes
+                .failed
+                .iter()
+                .map(|p| format!("  failed: {}: {}", p.route, p.reason)),
+        );
+        lines.extend(
+            routes
+                .rejected
+                .iter()
+                .map(|p| format!("  not used: {}: {}", p.route, p.reason)),
+        );
+        lines.push(if self.blocks.is_empty() {
+            "Blocks: none.".to_owned()
+        } else {
+            let blocks: Vec<_> = self.blocks.iter().map(ToString::to_string).collect();
+            let addresses = if self.addresses_in_use == 1 {
+                "address"
+            } else {
+                "addresses"
+            };
+            format!(
+                "Blocks: {} ({} {addresses} in use).",
+                blocks.join(", "),
+                self.addresses_in_use
+            )
+        });
+        if let Some(address) = self.tunnel_address {
+            lines.push(format!("Tunnel address: {address}."));
+        }
+        if let Some(problem) = &self.datastore.problem {
+            lines.push(format!("Datastore: {problem}."));
+        }
+        lines.push(match self.ready() {
+            Ok(()) => "Ready: yes.".to_owned(),
+            Err(reason) => format!("Ready: no: {reason}."),
+        });
+        lines
+    }
+}
+
+fn peer_table(peers: &[&PeerStatus], now: &Zoned) -> Table {
+    let mut table = Table::new();
+    table.load_preset(CALICOCTL_BOX);
+    table.set_header(["PEER ADDRESS", "PEER TYPE", "STATE", "SINCE", "INFO"]);
+    for peer in peers {
+        table.add_row([
+            peer.address.to_string(),
+            peer.r#type.as_str().to_owned(),
+            protocol_state(&peer.state).to_owned(),
+            since(peer, now),
+            info(peer),
+        ]);
+    }
+    table
+}
+
+/// BIRD's state of the protocol that stands for a session: `up` with the session, `down` while it does not try,
+/// `start` in between.
+fn protocol_state(session: &str) -> &'static str {
+    match session {
+        "Established" => "up",
+        "Idle" => "down",
+        _ => "start",
+    }
+}
+
+fn since(peer: &PeerStatus, now: &Zoned) -> String {
+    let since = peer.since.to_zoned(now.time_zone().clone());
+    let format = if since.date() == now.date() {
+        "%H:%M:%S"
+    } else {
+        "%Y-%m-%d"
+    };
+    since.strftime(format).to_string()
+}
+
+fn info(peer: &PeerStatus) -> String {
+    let mut info = peer.state.clone();
+    if let Some(reason) = peer.reason.as_ref().filter(|_| peer.state != "Established") {
+        let _ = write!(info, ": {reason}");
+    }
+    if peer.stale {
+        info.push_str(" (its routes are kept until it is back)");
+    }
+    printable(&info)
+}
+
+/// A reason may hold words of a peer: none of them may break the box or drive the terminal.
+fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::{Timestamp, civil::date};
+
+    use super::super::{DatastoreStatus, PeerType, RouteProblem, RouteStatus};
+    use super::*;
+
+    fn now() -> Zoned {
+        date(2026, 11, 21).at(23, 59, 0, 0).in_tz("UTC").unwrap()
+    }
+
+    fn peer(address: &str, state: &str, since: &str) -> PeerStatus {
+        PeerStatus {
+            address: address.parse().unwrap(),
+            node: None,
+            r#type: PeerType::Mesh,
+            state: state.into(),
+            since: since.parse::<Timestamp>().unwrap(),
+            reason: None,
+            prefixes_received: 0,
+            prefixes_sent: 0,
+            established_count: 0,
+            stale: false,
+        }
+    }
+
+    fn status(peers: Vec<PeerStatus>) -> AgentStatus {
+        AgentStatus {
+            node: "a".into(),
+            datastore: DatastoreStatus {
+                in_sync: true,
+                problem: None,
+            },
+            peers,
+            pools: 1,
+            blocks: vec!["10.65.42.0/26".parse().unwrap()],
+            addresses_in_use: 3,
+            routes: RouteStatus {
+                desired: 4,
+                programmed: 4,
+                ..RouteStatus::default()
+            },
+            ..AgentStatus::default()
+        }
+    }
+
+    /// The box of calicoctl's documentation, with the header to the left as its present table library sets it.
+    #[test]
+    fn one_established_peer_looks_as_calicoctl_prints_it() {
+        let text = status(vec![peer("172.17.8.102", "Established", "2026-11-21T23:30:04Z")]).render(&now());
+        let expected = "\
+Culvert agent is running.
+
+IPv4 BGP status
++--------------+-------------------+-------+----------+-------------+
+| PEER ADDRESS | PEER TYPE         | STATE | SINCE    | INFO        |
++--------------+-------------------+-------+----------+-------------+
+| 172.17.8.102 | node-to-node mesh | up    | 23:30:04 | Established |
++--------------+-------------------+-------+----------+-------------+
+
+IPv6 BGP status
+No IPv6 peers found.
+
+Routes: 4 of 4 are in the kernel.
+Blocks: 10.65.42.0/26 (3 addresses in use).
+Ready: yes.
+";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn peers_are_sorted_by_address_and_tell_why_they_are_not_up() {
+        let mut refused = peer("172.18.0.12", "Active", "2026-11-21T10:00:00Z");
+        refused.reason = Some("connection refused by 172.18.0.12:179".into());
+        let mut stale = peer("172.18.0.3", "Connect", "2026-11-20T23:59:59Z");
+        stale.r#type = PeerType::Node;
+        stale.stale = true;
+        let mut idle = peer("fd00::1", "Idle", "2026-11-21T00:00:00Z");
+        idle.r#type = PeerType::Global;
+        idle.reason = Some("peer says \u{1b}[2Jbye\nbye".into());
+        let text = status(vec![refused, stale, idle]).render(&now());
+        let expected = "\
+IPv4 BGP status
++--------------+-------------------+-------+------------+------------------------------------------------+
+| PEER ADDRESS | PEER TYPE         | STATE | SINCE      | INFO                                           |
++--------------+-------------------+-------+------------+------------------------------------------------+
+| 172.18.0.3   | node specific     | start | 2026-11-20 | Connect (its routes are kept until it is back) |
+| 172.18.0.12  | node-to-node mesh | start | 10:00:00   | Active: connection refused by 172.18.0.12:179  |
++--------------+-------------------+-------+------------+------------------------------------------------+
+
+IPv6 BGP status
++--------------+-----------+-------+----------+-----------------------------+
+| PEER ADDRESS | PEER TYPE | STATE | SINCE    | INFO                        |
++--------------+-----------+-------+----------+-----------------------------+
+| fd00::1      | global    | down  | 00:00:00 | Idle: peer says  [2Jbye bye |
++--------------+-----------+-------+----------+-----------------------------+
+";
+        assert!(text.contains(expected), "{text}");
+    }
+
+    #[test]
+    fn problems_are_told_below_the_tables() {
+        let mut status = status(vec![]);
+        status.routes = RouteStatus {
+            desired: 2,
+            programmed: 1,
+            failed: vec![RouteProblem {
+                route: "10.65.17.64/26".into(),
+                reason: "no such device".into(),
+            }],
+            rejected: vec![RouteProblem {
+                route: "10.65.1.0/26".into(),
+                reason: "next hop in a pool".into(),
+            }],
+        };
+        status.blocks.clear();
+        status.tunnel_address = Some("10.65.42.0".parse().unwrap());
+        status.datastore.problem = Some("gone".into());
+        let text = status.render(&now());
+        let expected = "
+IPv4 BGP status
+No IPv4 peers found.
+
+IPv6 BGP status
+No IPv6 peers found.
+
+Routes: 1 of 2 are in the kernel.
+  failed: 10.65.17.64/26: no such device
+  not used: 10.65.1.0/26: next hop in a pool
+Blocks: none.
+Tunnel address: 10.65.42.0.
+Datastore: gone.
+Ready: no: node a has no block of pod addresses yet.
+";
+        assert!(text.ends_with(expected), "{text}");
+    }
+
+    #[test]
+    fn times_are_those_of_the_readers_zone() {
+        let late = date(2026, 11, 21).at(0, 30, 0, 0).in_tz("UTC").unwrap();
+        let east = late.with_time_zone(jiff::tz::TimeZone::fixed(jiff::tz::offset(2)));
+        let peer = peer("10.0.0.1", "Established", "2026-11-20T23:30:00Z");
+        assert_eq!(since(&peer, &late), "2026-11-20");
+        assert_eq!(since(&peer, &east), "01:30:00");
+    }
+}

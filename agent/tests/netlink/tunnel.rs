@@ -1,0 +1,224 @@
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use culvert_agent::dataplane::{Dataplane, Netlink};
+use culvert_agent::fib::{Change, Desired, KernelEvent, Route, Tunnel};
+use culvert_agent::reconcile::{Actual, Observed, Removal, diff, taken_over_from};
+use tokio::time::timeout;
+
+use crate::netns::{OURS, in_namespace, ip, key, of_ours, onlink, skipped, underlay};
+
+/// Creates `tunl0`; None, and said so, if the kernel has no ipip.
+async fn tunnel(netlink: &Netlink) -> Option<()> {
+    let create = Change::CreateTunnel { name: "tunl0".into() };
+    match netlink.apply(&[create]).await.remove(0) {
+        Ok(()) => Some(()),
+        Err(why) if why.errno() == Some(nix::errno::Errno::EOPNOTSUPP as i32) => {
+            skipped(&why.to_string());
+            None
+        }
+        Err(why) => panic!("{why}"),
+    }
+}
+
+fn wanted(address: [u8; 4], index: Option<u32>) -> Desired {
+    let tunnel = Tunnel {
+        name: "tunl0".into(),
+        mtu: 1480,
+        address: Some(Ipv4Addr::from(address)),
+    };
+    let mut routes = vec![Route::blackhole(key("10.65.42.0/26"), OURS.protocol)];
+    if let Some(index) = index {
+        routes.push(onlink("10.65.17.64/26", "172.18.0.12", index));
+        routes.push(onlink("10.65.18.64/26", "192.168.7.13", index));
+    }
+    Desired {
+        routes: routes.into_iter().map(|route| (route.key, route)).collect(),
+        tunnel: Some(tunnel),
+        forwarding: true,
+        ..Desired::default()
+    }
+}
+
+/// Dumps, takes the difference and applies it, until there is none: the number of rounds that changed something.
+async fn converge(netlink: &Netlink, address: [u8; 4]) -> usize {
+    for round in 0..4 {
+        let actual = Actual::new(netlink.dump().await.unwrap());
+        let desired = wanted(address, actual.link_named("tunl0").map(|link| link.index));
+        let changes = diff(&desired, &actual, &OURS, Removal::Now);
+        if changes.is_empty() {
+            return round;
+        }
+        for (change, result) in changes.iter().zip(netlink.apply(&changes).await) {
+            result.unwrap_or_else(|why| panic!("{change:?}: {why}"));
+        }
+    }
+    panic!("four rounds, and there is still a difference");
+}
+
+#[test]
+fn a_kernel_without_ipip_is_told_in_words() {
+    in_namespace(async || {
+        let netlink = Netlink::open().unwrap();
+        let create = Change::CreateTunnel { name: "tunl0".into() };
+        match netlink.apply(&[create]).await.remove(0) {
+            Ok(()) => skipped("this kernel has ipip"),
+            Err(why) => {
+                let words = why.to_string();
+                assert!(
+                    words.contains("tunl0") && words.contains("modprobe ipip"),
+                    "{words}"
+                );
+            }
+        }
+    });
+}
+
+#[test]
+fn the_tunnel_comes_up_with_its_address_and_its_routes() {
+    in_namespace(async || {
+        underlay();
+        let netlink = Netlink::open().unwrap();
+        if tunnel(&netlink).await.is_none() {
+            return;
+        }
+        // Again: it is there.
+        tunnel(&netlink).await.unwrap();
+        assert_eq!(converge(&netlink, [10, 65, 42, 0]).await, 1);
+        let shown = ip("-o addr show tunl0");
+        assert!(shown.contains("inet 10.65.42.0/32"), "{shown}");
+        let shown = ip("-o link show tunl0");
+        assert!(shown.contains("mtu 1480") && shown.contains("UP"), "{shown}");
+        let routes = ip("route show");
+        for line in [
+            "10.65.17.64/26 via 172.18.0.12 dev tunl0 proto 86 onlink",
+            "10.65.18.64/26 via 192.168.7.13 dev tunl0 proto 86 onlink",
+            "blackhole 10.65.42.0/26 proto 86",
+        ] {
+            assert!(
+                routes.lines().any(|shown| shown.trim() == line),
+                "{line} is not in\n{routes}"
+            );
+        }
+    });
+}
+
+#[test]
+fn the_tunnel_has_one_address_and_changing_it_keeps_the_routes() {
+    in_namespace(async || {
+        underlay();
+        let netlink = Netlink::open().unwrap();
+        if tunnel(&netlink).await.is_none() {
+            return;
+        }
+        converge(&netlink, [10, 65, 42, 0]).await;
+        ip("addr add 10.99.0.1/24 dev tunl0");
+        let before = of_ours(&netlink.dump().await.unwrap());
+        let mut events = netlink.events().unwrap();
+        assert_eq!(converge(&netlink, [10, 65, 43, 7]).await, 1);
+        let shown = ip("-o -4 addr show tunl0");
+        assert_eq!(
+            (shown.lines().count(), shown.contains("inet 10.65.43.7/32")),
+            (1, true),
+            "{shown}"
+        );
+        assert_eq!(of_ours(&netlink.dump().await.unwrap()), before);
+        ip("link set lo mtu 60000");
+        loop {
+            match timeout(Duration::from_secs(30), events.recv())
+                .await
+                .unwrap()
+                .unwrap()
+            {
+                KernelEvent::RouteGone(route) => assert_ne!(route.protocol, OURS.protocol),
+                KernelEvent::Link(link) if link.name == "lo" => break,
+                _ => {}
+            }
+        }
+    });
+}
+
+#[test]
+fn a_tunnel_set_down_by_hand_is_repaired() {
+    in_namespace(async || {
+        underlay();
+        let netlink = Netlink::open().unwrap();
+        if tunnel(&netlink).await.is_none() {
+            return;
+        }
+        converge(&netlink, [10, 65, 42, 0]).await;
+        let whole = of_ours(&netlink.dump().await.unwrap());
+        let mut actual = Actual::new(netlink.dump().await.unwrap());
+        let mut events = netlink.events().unwrap();
+        ip("link set tunl0 down");
+        loop {
+            let event = timeout(Duration::from_secs(30), events.recv())
+                .await
+                .unwrap()
+                .unwrap();
+            if actual.observe(&event) == Observed::MustDump {
+                break;
+            }
+        }
+        assert_ne!(
+            of_ours(&netlink.dump().await.unwrap()),
+            whole,
+            "the kernel removes the routes of a link that is down"
+        );
+        assert_eq!(converge(&netlink, [10, 65, 42, 0]).await, 1);
+        assert_eq!(of_ours(&netlink.dump().await.unwrap()), whole);
+    });
+}
+
+#[test]
+fn a_wrong_next_hop_put_in_by_hand_and_a_route_of_bird_are_put_right() {
+    in_namespace(async || {
+        underlay();
+        let netlink = Netlink::open().unwrap();
+        if tunnel(&netlink).await.is_none() {
+            return;
+        }
+        converge(&netlink, [10, 65, 42, 0]).await;
+        let whole = of_ours(&netlink.dump().await.unwrap());
+        ip("route replace 10.65.17.64/26 via 10.65.17.65 dev tunl0 onlink");
+        ip("route replace 10.65.18.64/26 via 192.168.7.13 dev tunl0 onlink proto bird");
+        let actual = Actual::new(netlink.dump().await.unwrap());
+        let desired = wanted([10, 65, 42, 0], actual.link_named("tunl0").map(|link| link.index));
+        let changes = diff(&desired, &actual, &OURS, Removal::Now);
+        let former: Vec<_> = changes
+            .iter()
+            .map(|change| taken_over_from(change, &actual, &OURS))
+            .collect();
+        assert_eq!(former, [Some(3), Some(12)]);
+        assert_eq!(converge(&netlink, [10, 65, 42, 0]).await, 1);
+        assert_eq!(of_ours(&netlink.dump().await.unwrap()), whole);
+    });
+}
+
+#[test]
+fn a_device_of_the_tunnels_name_and_another_kind_is_left_alone() {
+    in_namespace(async || {
+        let netlink = Netlink::open().unwrap();
+        if tunnel(&netlink).await.is_none() {
+            return;
+        }
+        ip("link add name tunl7 type bridge");
+        let error = netlink
+            .apply(&[Change::CreateTunnel { name: "tunl7".into() }])
+            .await
+            .remove(0)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("tunl7") && error.contains("bridge"), "{error}");
+        let error = netlink
+            .apply(&[Change::CreateTunnel { name: "tunl8".into() }])
+            .await
+            .remove(0)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("tunl8") && error.contains("another ipip device"),
+            "{error}"
+        );
+    });
+}

@@ -1,0 +1,128 @@
+//! Why a session is not, or no longer, up: in words for people, with both values.
+
+use std::fmt;
+use std::io;
+
+use crate::id::{Asn, RouterId};
+use crate::wire::message::Notification;
+
+/// What ended a transport connection, or kept it from being made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TransportError {
+    /// The peer's host is there, but nobody listens.
+    #[error("connection refused: no speaker listens there yet")]
+    Refused,
+    /// No answer at all.
+    #[error("connection timed out: the host is down, or something filters TCP port 179")]
+    TimedOut,
+    /// The peer's host knows nothing of the connection.
+    #[error("connection reset by the peer")]
+    Reset,
+    /// The kernel has no route, or a router said so.
+    #[error("peer address is unreachable: check the routes to it")]
+    Unreachable,
+    /// The peer closed without a NOTIFICATION.
+    #[error("peer closed the connection without a NOTIFICATION")]
+    Ended,
+    /// The peer takes in less than it is sent.
+    #[error("peer does not take in what we send: the send queue is full")]
+    SendQueueFull,
+    /// Anything else.
+    #[error("connection failed: {0}")]
+    Other(io::ErrorKind),
+}
+
+/// Why a session went down, or does not come up.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    /// The transport did not hold.
+    #[error("{0}")]
+    Transport(#[from] TransportError),
+    /// The peer's OPEN has another AS than its configuration (RFC 4271 §6.2).
+    #[error("peer says it is AS {got}, we expect AS {want}")]
+    WrongAs {
+        /// What the peer says.
+        got: Asn,
+        /// What it is configured as.
+        want: Asn,
+    },
+    /// The peer has our BGP Identifier (RFC 6286 §2.2).
+    #[error("peer has router id {got}, which is ours ({ours}): each node needs its own")]
+    SameRouterId {
+        /// The peer's.
+        got: RouterId,
+        /// Ours.
+        ours: RouterId,
+    },
+    /// The peer announces families, but not the one this speaker exchanges.
+    #[error("peer offers {offered}, we need IPv4 unicast")]
+    NoIpv4Unicast {
+        /// What it offers.
+        offered: Families,
+    },
+    /// The peer was silent for too long (RFC 4271 §6.5).
+    #[error("hold timer expired after {seconds} s of silence")]
+    HoldTimer {
+        /// For how long.
+        seconds: u16,
+    },
+    /// The connection stood, but no OPEN came (RFC 4271 §8.2.2, the large hold timer).
+    #[error("no OPEN came within {seconds} s")]
+    NoOpen {
+        /// For how long.
+        seconds: u64,
+    },
+    /// The peer ended the session.
+    #[error("peer sent NOTIFICATION: {}", Words(.0))]
+    NotificationReceived(Notification),
+    /// The peer made an error.
+    #[error("we sent NOTIFICATION: {0}")]
+    NotificationSent(Notification),
+    /// Two connections to the peer crossed; the other one stays (RFC 4271 §6.8).
+    #[error("the other connection to the peer was kept")]
+    Collision,
+    /// The peer opened a new connection while the old one seemed to stand (RFC 4724 §4.2).
+    #[error("peer came back on a new connection")]
+    PeerRestarted,
+    /// The peer announced more than this speaker takes.
+    #[error("peer announced {got} prefixes, we take {limit}")]
+    TooManyPrefixes {
+        /// How many it announced.
+        got: usize,
+        /// How many are taken.
+        limit: usize,
+    },
+    /// The peer is no longer configured.
+    #[error("peer was removed from the configuration")]
+    Deconfigured,
+    /// The peer's configuration has changed.
+    #[error("peer's configuration changed")]
+    Reconfigured,
+    /// This speaker stops.
+    #[error("this speaker was stopped")]
+    Stopped,
+}
+
+/// Address families as words: `2/1 1/4`, in the order of the peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Families(pub Vec<crate::wire::message::Family>);
+
+impl fmt::Display for Families {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AFI/SAFI")?;
+        self.0.iter().try_for_each(|family| write!(f, " {}/{}", family.afi, family.safi))
+    }
+}
+
+/// A NOTIFICATION and the text its sender's operator gave along, made harmless for a terminal.
+struct Words<'a>(&'a Notification);
+
+impl fmt::Display for Words<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)?;
+        match self.0.shutdown_text() {
+            Ok(Some(text)) => write!(f, ", saying \"{}\"", text.escape_debug()),
+            Ok(None) | Err(_) => Ok(()),
+        }
+    }
+}

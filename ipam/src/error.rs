@@ -1,0 +1,144 @@
+//! Why a request cannot be fulfilled as things stand.
+
+use std::fmt;
+
+use ipnet::IpNet;
+
+use crate::allocator::Key;
+use crate::check::BlockFault;
+use crate::pool::{Family, Pool, Refusal, Use};
+
+/// Why no address or block was given. None of these goes away by trying again at once.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The handle has no name.
+    #[error("node {node}: the handle is empty; name the owner of the address")]
+    EmptyHandle {
+        /// The node.
+        node: String,
+    },
+    /// There is no pool to take from.
+    #[error(
+        "node {node}: no enabled {family} pool for {usage} ({}); create an IPPool, or change one of these",
+        list(.refusals, "there is no IPPool")
+    )]
+    NoPool {
+        /// The node.
+        node: String,
+        /// What the address is for.
+        usage: Use,
+        /// Its family.
+        family: Family,
+        /// Each pool, and what is against it.
+        refusals: Vec<PoolRefusal>,
+    },
+    /// All blocks of all pools belong to somebody.
+    #[error(
+        "node {node}: no block is left for {usage} in {}; add an IPPool, or free blocks of nodes that are gone",
+        list(.pools, "no pool")
+    )]
+    Exhausted {
+        /// The node.
+        node: String,
+        /// What the address is for.
+        usage: Use,
+        /// The pools that were searched.
+        pools: Vec<PoolSize>,
+    },
+    /// The node has as many blocks as it may have, and all are full.
+    #[error(
+        "node {node}: it has {owned} {family} blocks, the limit is {limit}, and none has a free address; \
+         raise maxBlocksPerHost of IPAMConfig default, or release addresses"
+    )]
+    BlockLimit {
+        /// The node.
+        node: String,
+        /// The family.
+        family: Family,
+        /// Blocks that it has.
+        owned: usize,
+        /// Blocks that it may have.
+        limit: u32,
+    },
+    /// Nodes may not claim blocks.
+    #[error(
+        "node {node}: none of its {family} blocks has a free address, and autoAllocateBlocks of IPAMConfig default is false; \
+         set it to true"
+    )]
+    AutoAllocateOff {
+        /// The node.
+        node: String,
+        /// The family.
+        family: Family,
+    },
+    /// A block that is needed is not sound.
+    #[error(transparent)]
+    Broken(#[from] BlockFault),
+    /// An object that is needed is there, but cannot be read.
+    #[error("{key} cannot be used: {reason}")]
+    Unreadable {
+        /// The object.
+        key: Key,
+        /// What the store says of it.
+        reason: String,
+    },
+}
+
+/// A pool, and what is against taking from it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolRefusal {
+    /// The pool.
+    pub pool: String,
+    /// What is against it.
+    pub refusal: Refusal,
+}
+
+impl fmt::Display for PoolRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.refusal {
+            // It names the pool itself.
+            Refusal::Wrong(error) => write!(f, "{error}"),
+            refusal => write!(f, "pool {}: {refusal}", self.pool),
+        }
+    }
+}
+
+/// A pool, and how large it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolSize {
+    /// The pool.
+    pub pool: String,
+    /// Its range.
+    pub cidr: IpNet,
+    /// Its blocks.
+    pub blocks: u128,
+    /// Addresses of each block.
+    pub addresses_per_block: u128,
+}
+
+impl PoolSize {
+    /// The size of a pool.
+    #[must_use]
+    pub fn of(pool: &Pool) -> Self {
+        Self {
+            pool: pool.name().to_owned(),
+            cidr: pool.cidr(),
+            blocks: pool.block_count(),
+            addresses_per_block: pool.addresses_per_block(),
+        }
+    }
+}
+
+impl fmt::Display for PoolSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (pool, cidr, blocks, each) = (&self.pool, self.cidr, self.blocks, self.addresses_per_block);
+        write!(f, "pool {pool} ({cidr}, {blocks} blocks of {each} addresses)")
+    }
+}
+
+fn list<T: fmt::Display>(items: &[T], none: &str) -> String {
+    if items.is_empty() {
+        return none.to_owned();
+    }
+    items.iter().map(T::to_string).collect::<Vec<_>>().join("; ")
+}
