@@ -1,0 +1,198 @@
+//! The real agent in a node's namespace: started, killed, ended and asked.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::record::{Record, kill};
+use crate::status::Status;
+use crate::{LabError, Namespace, wait_for};
+
+/// Where an agent answers HTTP, in its own namespace.
+const HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9099);
+/// How much of a log is shown with an error.
+const LAST_LINES: usize = 25;
+
+/// An agent and its files. It may be down.
+#[derive(Debug)]
+pub struct Agent {
+    namespace: Namespace,
+    binary: PathBuf,
+    folder: PathBuf,
+    child: Option<Child>,
+}
+
+impl Agent {
+    /// Writes the configuration of an agent, which stays down yet.
+    pub(crate) fn prepare(
+        namespace: Namespace,
+        binary: &Path,
+        folder: PathBuf,
+        name: &str,
+        datastore: &Path,
+    ) -> Result<Self, LabError> {
+        let agent = Self {
+            namespace,
+            binary: binary.to_owned(),
+            folder,
+            child: None,
+        };
+        let text = format!(
+            "nodeName: {name}\ndatastore:\n  directory: {}\nsocket: {}\nlog:\n  format: human\n  level: info\n",
+            datastore.display(),
+            agent.socket().display()
+        );
+        fs::create_dir_all(&agent.folder)
+            .and_then(|()| fs::write(agent.config(), text))
+            .map_err(LabError::io(format!("write {}", agent.config().display())))?;
+        Ok(agent)
+    }
+
+    /// Its configuration file.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.folder.join("agent.yaml")
+    }
+
+    /// Its unix socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("agent.sock")
+    }
+
+    /// The file that its log goes to.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.folder.join("agent.log")
+    }
+
+    /// The last lines of its log.
+    #[must_use]
+    pub fn last_words(&self) -> String {
+        let text = fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
+    }
+
+    /// Starts it.
+    pub(crate) fn start(&mut self, record: &Record) -> Result<(), LabError> {
+        let path = self.log();
+        let opened = fs::OpenOptions::new().create(true).append(true).open(&path);
+        let log = opened.map_err(LabError::io(format!("open {}", path.display())))?;
+        let twin = log
+            .try_clone()
+            .map_err(LabError::io(format!("open {}", path.display())))?;
+        let mut command = Command::new(&self.binary);
+        command.arg("agent").arg("--config").arg(self.config());
+        command.stdin(Stdio::null()).stdout(log).stderr(twin);
+        let child = self.namespace.spawn(command)?;
+        record.process(child.id())?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    /// Ends it as a crash would: at once, with no chance to do anything.
+    ///
+    /// # Errors
+    /// When it is down already.
+    pub fn kill(&mut self) -> Result<(), LabError> {
+        self.end(Signal::SIGKILL).map(drop)
+    }
+
+    /// Asks it to end (SIGTERM), and says how long that took.
+    ///
+    /// # Errors
+    /// When it is down already, or does not end within half a minute.
+    pub fn terminate(&mut self) -> Result<Duration, LabError> {
+        self.end(Signal::SIGTERM)
+    }
+
+    fn end(&mut self, signal: Signal) -> Result<Duration, LabError> {
+        let Some(mut child) = self.child.take() else {
+            return Err(LabError::Layout("the agent is down already"));
+        };
+        let start = Instant::now();
+        kill(child.id(), signal);
+        let what = format!("the agent in {} to end on {signal}", self.namespace.name());
+        wait_for(&what, Duration::from_secs(30), || match child.try_wait() {
+            Ok(Some(_)) => Ok(()),
+            other => Err(format!("{other:?}")),
+        })?;
+        Ok(start.elapsed())
+    }
+
+    /// Runs `culvert agent --cleanup` in its node, and returns what that printed.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn clean_up(&self) -> Result<String, LabError> {
+        let config = self.config();
+        self.culvert(&["agent", "--config", &config.to_string_lossy(), "--cleanup"])
+    }
+
+    /// Whether its process is there; once it ended by itself, an error that shows its last words.
+    pub(crate) fn alive(&mut self) -> Result<(), LabError> {
+        match self.child.as_mut().map(Child::try_wait) {
+            Some(Ok(Some(status))) => Err(LabError::Command {
+                command: format!("{} agent in {}", self.binary.display(), self.namespace.name()),
+                status: status.to_string(),
+                output: self.last_words(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// What `/readyz` says: nothing when the agent is ready, else why it is not.
+    #[must_use]
+    pub fn not_ready(&self) -> Option<String> {
+        match self.namespace.http_get(HTTP, "/readyz") {
+            Ok((200, _)) => None,
+            Ok((status, body)) => Some(format!("{status} {}", body.trim())),
+            Err(error) => Some(error.to_string()),
+        }
+    }
+
+    /// A page of its HTTP server.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn page(&self, page: &str) -> Result<(u16, String), LabError> {
+        self.namespace.http_get(HTTP, page)
+    }
+
+    /// What it says of itself.
+    ///
+    /// # Errors
+    /// When it does not answer, or not as expected.
+    pub fn status(&self) -> Result<Status, LabError> {
+        Status::read(&self.status_text(&["-o", "json"])?)
+    }
+
+    /// What `culvert node status` prints, with these options more.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn status_text(&self, options: &[&str]) -> Result<String, LabError> {
+        let socket = self.socket();
+        let mut arguments = vec!["node", "status", "--socket"];
+        let socket = socket.to_string_lossy();
+        arguments.push(&socket);
+        arguments.extend(options);
+        self.culvert(&arguments)
+    }
+
+    fn culvert(&self, arguments: &[&str]) -> Result<String, LabError> {
+        self.namespace.run(&self.binary.to_string_lossy(), arguments)
+    }
+
+    /// Collects the process after it was killed from outside.
+    pub(crate) fn reap(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.wait();
+        }
+    }
+}

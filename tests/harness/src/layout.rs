@@ -1,0 +1,221 @@
+//! What a laboratory is made of: how many nodes, where they are, and what their names and addresses are.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+use crate::{LabError, Namespace};
+
+/// The pods' addresses.
+pub const POOL: &str = "10.65.0.0/16";
+/// The cluster's AS number.
+pub const AS_NUMBER: u32 = 64512;
+/// The block that a BIRD node has, whose addresses no agent hands out.
+pub const BIRD_BLOCK: &str = "10.65.200.0/26";
+/// An address in [`BIRD_BLOCK`] that answers.
+pub const BIRD_POD: Ipv4Addr = Ipv4Addr::new(10, 65, 200, 1);
+/// How many nodes a laboratory may have.
+pub const NODES: RangeInclusive<u8> = 2..=20;
+
+/// When packets between pods travel in packets between nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Always.
+    Ipip,
+    /// Between subnets; some of the nodes are behind a router, on a subnet of their own.
+    CrossSubnet,
+    /// Never.
+    Direct,
+}
+
+impl Mode {
+    /// What an IPPool calls it.
+    #[must_use]
+    pub fn ipip_mode(self) -> &'static str {
+        match self {
+            Mode::Ipip => "Always",
+            Mode::CrossSubnet => "CrossSubnet",
+            Mode::Direct => "Never",
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Mode::Ipip => "ipip",
+            Mode::CrossSubnet => "crosssubnet",
+            Mode::Direct => "direct",
+        })
+    }
+}
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = [Mode::Ipip, Mode::CrossSubnet, Mode::Direct];
+        let found = all.into_iter().find(|mode| mode.to_string() == text);
+        found.ok_or_else(|| format!("{text} is no mode: ipip, crosssubnet and direct are"))
+    }
+}
+
+/// What a laboratory is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// How many nodes run an agent, see [`NODES`].
+    pub nodes: u8,
+    /// When their packets are encapsulated.
+    pub mode: Mode,
+    /// The node that has a second NIC on a network of its own (192.168.3.0/24), by number from 1.
+    pub second_nic: Option<u8>,
+    /// Whether one more node, without an agent, runs BIRD 2.
+    pub bird: bool,
+}
+
+impl Layout {
+    /// Three nodes, one of which has a second NIC.
+    #[must_use]
+    pub fn new(mode: Mode) -> Self {
+        Self {
+            nodes: 3,
+            mode,
+            second_nic: Some(2),
+            bird: false,
+        }
+    }
+
+    /// Whether it can be built.
+    pub(crate) fn check(&self) -> Result<(), LabError> {
+        if !NODES.contains(&self.nodes) {
+            return Err(LabError::Layout("a laboratory has 2 to 20 nodes"));
+        }
+        if self.second_nic.is_some_and(|n| n == 0 || n > self.nodes) {
+            return Err(LabError::Layout(
+                "the node with the second NIC is none of the nodes",
+            ));
+        }
+        Ok(())
+    }
+
+    /// The numbers of the nodes that run an agent, from 1.
+    pub fn numbers(&self) -> RangeInclusive<u8> {
+        1..=self.nodes
+    }
+
+    /// The number that a BIRD node has, after those of all the others.
+    #[must_use]
+    pub fn bird_number(&self) -> u8 {
+        self.nodes.saturating_add(1)
+    }
+
+    /// Whether this node is on the subnet behind the router: the last third of the nodes, where subnets matter.
+    #[must_use]
+    pub fn is_far(&self, number: u8) -> bool {
+        let near = self.nodes - self.nodes.div_ceil(3);
+        self.mode == Mode::CrossSubnet && number > near && number <= self.nodes
+    }
+
+    /// The address by which the others know this node.
+    #[must_use]
+    pub fn address(&self, number: u8) -> Ipv4Addr {
+        let subnet = if self.is_far(number) { 19 } else { 18 };
+        Ipv4Addr::new(172, subnet, 0, number.saturating_add(10))
+    }
+
+    /// The router of this node's subnet.
+    #[must_use]
+    pub fn router(&self, number: u8) -> Ipv4Addr {
+        let [a, b, c, _] = self.address(number).octets();
+        Ipv4Addr::new(a, b, c, 1)
+    }
+
+    /// Whether a packet between pods on these nodes has to travel in a packet between the nodes.
+    #[must_use]
+    pub fn tunnelled(&self, from: u8, to: u8) -> bool {
+        match self.mode {
+            Mode::Ipip => true,
+            Mode::CrossSubnet => self.is_far(from) != self.is_far(to),
+            Mode::Direct => false,
+        }
+    }
+}
+
+/// What the namespaces of one laboratory are called: `PREFIX-node1`, `PREFIX-n1p1`, …
+#[derive(Clone, Debug)]
+pub(crate) struct Names {
+    pub(crate) prefix: String,
+}
+
+impl Names {
+    /// The bridges, and the router between the subnets.
+    pub(crate) fn fabric(&self) -> Namespace {
+        Namespace::named(format!("{}-fabric", self.prefix))
+    }
+
+    pub(crate) fn node(&self, number: u8) -> Namespace {
+        Namespace::named(format!("{}-node{number}", self.prefix))
+    }
+
+    pub(crate) fn pod(&self, name: &str) -> Namespace {
+        Namespace::named(format!("{}-{name}", self.prefix))
+    }
+
+    pub(crate) fn bird(&self) -> Namespace {
+        Namespace::named(format!("{}-bird", self.prefix))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_have_the_addresses_of_the_examples() {
+        let layout = Layout::new(Mode::Ipip);
+        let addresses: Vec<_> = layout.numbers().map(|n| layout.address(n).to_string()).collect();
+        assert_eq!(addresses, ["172.18.0.11", "172.18.0.12", "172.18.0.13"]);
+    }
+
+    #[test]
+    fn where_subnets_matter_there_are_nodes_on_both() {
+        for nodes in NODES {
+            let layout = Layout {
+                nodes,
+                ..Layout::new(Mode::CrossSubnet)
+            };
+            let far = layout.numbers().filter(|n| layout.is_far(*n)).count();
+            assert!(
+                far >= 1 && far < usize::from(nodes),
+                "{nodes} nodes, {far} of them far"
+            );
+            assert!(layout.tunnelled(1, nodes) && !layout.tunnelled(1, 1));
+            assert!(!layout.is_far(layout.bird_number()), "BIRD is on the near subnet");
+        }
+    }
+
+    #[test]
+    fn a_layout_that_cannot_be_built_is_refused() {
+        let layout = Layout::new(Mode::Ipip);
+        assert!(layout.check().is_ok());
+        assert!(Layout { nodes: 1, ..layout }.check().is_err());
+        assert!(Layout { nodes: 21, ..layout }.check().is_err());
+        assert!(
+            Layout {
+                second_nic: Some(4),
+                ..layout
+            }
+            .check()
+            .is_err()
+        );
+    }
+
+    #[test]
+    fn a_mode_reads_as_it_is_written() {
+        for mode in [Mode::Ipip, Mode::CrossSubnet, Mode::Direct] {
+            assert_eq!(mode.to_string().parse(), Ok(mode));
+        }
+        assert!("vxlan".parse::<Mode>().is_err());
+    }
+}
