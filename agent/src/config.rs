@@ -14,7 +14,7 @@ use serde_yaml::Value;
 
 use crate::logging::{Format, Level};
 
-pub use values::{AdvertisedAddress, HoldSeconds, NodeName, Ranged};
+pub use values::{AdvertisedAddress, HoldSeconds, NodeName, Ranged, Switch};
 
 /// What the agent is told.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -90,6 +90,11 @@ pub struct RouteConfig {
     /// The protocol number that marks them (`proto`), 5 to 255. Whatever carries it is this agent's to change and to
     /// remove. Default: 86.
     pub protocol: Ranged<5, 255>,
+    /// `on` or `off`: whether encapsulated packets leave with the advertised address as their outer source, whatever the
+    /// host's own routes would pick. Default: on.
+    pub source_pin: Switch,
+    /// The routing table for the routes that do this, 256 to 4294967295. It must be nobody else's. Default: 886.
+    pub pin_table: Ranged<256, 4_294_967_295>,
 }
 
 /// The tunnel device.
@@ -157,6 +162,8 @@ impl Default for RouteConfig {
     fn default() -> Self {
         Self {
             protocol: const { Ranged::new(86) },
+            source_pin: Switch(true),
+            pin_table: const { Ranged::new(886) },
         }
     }
 }
@@ -211,6 +218,14 @@ const VARIABLES: &[Variable] = &[
     },
     Variable {
         path: &["routes", "protocol"],
+        text: false,
+    },
+    Variable {
+        path: &["routes", "sourcePin"],
+        text: true,
+    },
+    Variable {
+        path: &["routes", "pinTable"],
         text: false,
     },
     Variable {
@@ -406,6 +421,16 @@ mod tests {
         assert_eq!(config.node_name.as_str(), "007");
     }
 
+    #[test]
+    fn a_switch_is_read_in_each_way_that_yaml_and_charts_write_it() {
+        for (text, on) in [("on", true), ("off", false), ("true", true), ("false", false)] {
+            let config = parse(&format!("routes: {{sourcePin: {text}}}"), &[]).unwrap();
+            assert_eq!(config.routes.source_pin, Switch(on), "{text}");
+            let config = parse("", &[("CULVERT_ROUTES_SOURCE_PIN", text)]).unwrap();
+            assert_eq!(config.routes.source_pin, Switch(on), "{text}");
+        }
+    }
+
     /// The file, the environment, and the words of the error.
     type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str]);
 
@@ -438,6 +463,16 @@ mod tests {
                 "routes: {protocol: 3}",
                 &[],
                 &["routes.protocol", "3", "5 to 255"],
+            ),
+            (
+                "routes: {sourcePin: maybe}",
+                &[],
+                &["routes.sourcePin", "maybe", "on or off"],
+            ),
+            (
+                "routes: {pinTable: 254}",
+                &[],
+                &["routes.pinTable", "254", "256 to 4294967295"],
             ),
             ("log: {format: xml}", &[], &["log.format", "xml", "human", "json"]),
             ("log: {level: loud}", &[], &["log.level", "loud", "debug"]),

@@ -123,6 +123,11 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
         address: identity.address.addr(),
         protocol: route_protocol(config),
         tunnel_mtu: config.tunnel.mtu.map(Ranged::get),
+        pin_table: config
+            .routes
+            .source_pin
+            .0
+            .then_some(config.routes.pin_table.get()),
     };
     let speaker = start_speaker(config, &identity, &kernel, settings.protocol)?;
     let (needs, needs_reader) = watch::channel(Needs::default());

@@ -3,7 +3,8 @@
 //! Pure, and without history: the same cluster, routes learned and underlay give the same answer, however they came
 //! about. What cannot be right is left out and named in [`Plan::rejected`]; it never holds back the rest.
 
-use std::cmp::Reverse;
+mod underlay;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -15,6 +16,9 @@ use crate::api::{EncapsulationMode, IpPoolSpec};
 use crate::cluster::Cluster;
 use crate::fib::{Desired, Link, MAIN_TABLE, NextHop, Route, RouteKey, RouteKind, SCOPE_UNIVERSE, Tunnel};
 use crate::reconcile::Actual;
+
+use underlay::Underlay;
+pub use underlay::{IPIP, PIN_PRIORITY, Unpinned};
 
 /// The tunnel device of the kernel's ipip module, which Calico uses as well.
 pub const TUNNEL_DEVICE: &str = "tunl0";
@@ -33,6 +37,9 @@ pub struct Settings {
     pub protocol: u8,
     /// MTU of the tunnel device in bytes; none for that of the link with the advertised address, less 20.
     pub tunnel_mtu: Option<u32>,
+    /// The table for the routes that give encapsulated packets the advertised address as their source; none to leave the
+    /// source to the kernel.
+    pub pin_table: Option<u32>,
 }
 
 /// Destinations learned from the peers, with their best next hops.
@@ -51,6 +58,10 @@ pub struct Plan {
     pub pod_mtu: u32,
     /// Destinations learned that are not installed, and why.
     pub rejected: Vec<Rejected>,
+    /// The addresses of the nodes that encapsulated packets go to. Empty where no pool asks for a tunnel.
+    pub tunnelled_to: BTreeSet<Ipv4Addr>,
+    /// What keeps encapsulated packets from leaving with the advertised address.
+    pub unpinned: Vec<Unpinned>,
 }
 
 /// A destination that is not installed.
@@ -164,6 +175,7 @@ pub fn plan(settings: &Settings, known: Known<'_>) -> Plan {
         desired: Desired {
             routes: BTreeMap::new(),
             held: BTreeSet::new(),
+            rules: BTreeSet::new(),
             tunnel,
             forwarding: true,
         },
@@ -171,6 +183,8 @@ pub fn plan(settings: &Settings, known: Known<'_>) -> Plan {
         exports: exports(settings, known.cluster),
         pod_mtu,
         rejected: Vec::new(),
+        tunnelled_to: BTreeSet::new(),
+        unpinned: Vec::new(),
     };
     for block in known
         .cluster
@@ -190,7 +204,23 @@ pub fn plan(settings: &Settings, known: Known<'_>) -> Plan {
     for (prefix, best) in known.learned {
         routes.add(prefix.net(), best, &mut plan);
     }
+    if tunnelled {
+        plan.tunnelled_to = routes.other_nodes().collect();
+        pin_sources(settings, &routes.underlay, &mut plan);
+    }
     plan
+}
+
+/// Gives packets to the other nodes the advertised address as source, unless that is switched off.
+fn pin_sources(settings: &Settings, underlay: &Underlay<'_>, plan: &mut Plan) {
+    let Some(table) = settings.pin_table else {
+        return;
+    };
+    let pins = underlay::pins(settings, table, plan.tunnelled_to.iter().copied(), underlay);
+    plan.desired.routes.extend(pins.routes);
+    plan.desired.held.extend(pins.held);
+    plan.desired.rules.insert(underlay::rule(settings, table));
+    plan.unpinned = pins.unpinned;
 }
 
 /// The tunnel's MTU: what is configured, else what fits into the link that carries the advertised address.
@@ -240,26 +270,27 @@ struct Routes<'a> {
     known: Known<'a>,
     /// Every node's advertised address.
     nodes: BTreeMap<IpAddr, &'a str>,
-    /// The main table's routes that are neither ours nor through the tunnel.
-    underlay: Vec<&'a Route>,
+    underlay: Underlay<'a>,
 }
 
 impl<'a> Routes<'a> {
     fn new(settings: &'a Settings, known: Known<'a>) -> Self {
-        let tunnel = known.actual.link_named(TUNNEL_DEVICE).map(|link| link.index);
-        let underlay = known.actual.routes().filter(|route| {
-            route.key.table == MAIN_TABLE
-                && route.protocol != settings.protocol
-                && route.kind == RouteKind::Unicast
-                && route.next_hops.iter().all(|hop| Some(hop.link) != tunnel)
-        });
-        let underlay = underlay.collect();
         Self {
             settings,
             known,
             nodes: known.cluster.nodes_by_address(),
-            underlay,
+            underlay: Underlay::new(settings, known.actual),
         }
+    }
+
+    /// The IPv4 addresses by which the other nodes are known.
+    fn other_nodes(&self) -> impl Iterator<Item = Ipv4Addr> {
+        let others = self.nodes.iter().filter(|(_, name)| **name != self.settings.node);
+        let addresses = others.filter_map(|(address, _)| match address {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        });
+        addresses.filter(|address| *address != self.settings.address)
     }
 
     /// Adds the route to `prefix`, or says why not.
@@ -380,7 +411,8 @@ impl<'a> Routes<'a> {
             });
         }
         let route = self
-            .underlay_route(node)
+            .underlay
+            .route_to(node)
             .ok_or(Rejection::Unreachable { next_hop: node })?;
         let through = |hop: &NextHop| NextHop {
             gateway: hop.gateway.or(Some(node)),
@@ -391,17 +423,6 @@ impl<'a> Routes<'a> {
             next_hops: route.next_hops.iter().map(through).collect(),
             source,
         })
-    }
-
-    /// The kernel's own choice among the underlay's routes: the longest, then the one of the lowest metric.
-    fn underlay_route(&self, node: IpAddr) -> Option<&Route> {
-        let around = self
-            .underlay
-            .iter()
-            .filter(|route| route.key.prefix.contains(&node));
-        around
-            .copied()
-            .max_by_key(|route| (route.key.prefix.prefix_len(), Reverse(route.key.metric)))
     }
 }
 

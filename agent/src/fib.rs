@@ -1,4 +1,4 @@
-//! The kernel's forwarding state as values: routes, links, addresses, and the changes made to them.
+//! The kernel's forwarding state as values: routes, rules, links, addresses, and the changes made to them.
 //!
 //! Nothing here talks to the kernel: `desired` says what should be, `dataplane` what is, and `reconcile` what differs.
 
@@ -262,6 +262,33 @@ pub fn protocol_name(protocol: u8) -> Cow<'static, str> {
     Cow::Borrowed(name)
 }
 
+/// A rule that sends packets of this host's own making (`iif lo`) to a table: `ip rule add iif lo ipproto N lookup T`.
+///
+/// Packets that are received or forwarded do not match it: neither their way nor the check of their source (`rp_filter`)
+/// is another because of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Rule {
+    /// Rules are tried from the lowest to the highest: 0 is the local table's, 32766 the main table's.
+    pub priority: u32,
+    /// The packets' protocol (`IPPROTO_*`); none for all packets.
+    pub ip_protocol: Option<u8>,
+    /// The table to look into. Where that has no route for a packet, the next rule is tried.
+    pub table: u32,
+    /// Who installed it (`proto`), as for a route.
+    pub protocol: u8,
+}
+
+// As `ip rule` takes it; the protocol as a number, since iproute2 and /etc/protocols disagree on the names of 4 and 94.
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pref {} iif lo", self.priority)?;
+        if let Some(protocol) = self.ip_protocol {
+            write!(f, " ipproto {protocol}")?;
+        }
+        write!(f, " lookup {} proto {}", self.table, protocol_name(self.protocol))
+    }
+}
+
 /// What a route does with a packet (`rtm_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RouteKind {
@@ -321,6 +348,8 @@ pub struct Snapshot {
     pub addresses: Vec<Address>,
     /// All routes but those of the local table.
     pub routes: Vec<Route>,
+    /// All rules for packets of this host's own making that select by nothing but the packet's protocol.
+    pub rules: Vec<Rule>,
     /// Whether the kernel forwards IPv4 packets (`net.ipv4.ip_forward`).
     pub forwarding: bool,
 }
@@ -342,6 +371,10 @@ pub enum KernelEvent {
     RouteReplaced(Route),
     /// A route is gone.
     RouteGone(Route),
+    /// A rule appeared.
+    Rule(Rule),
+    /// A rule is gone.
+    RuleGone(Rule),
     /// Events were lost: only a new [`Snapshot`] tells what is.
     Overrun,
 }
@@ -364,6 +397,8 @@ pub struct Desired {
     pub routes: BTreeMap<RouteKey, Route>,
     /// Left as they are: neither written nor removed.
     pub held: BTreeSet<RouteKey>,
+    /// The rules.
+    pub rules: BTreeSet<Rule>,
     /// The tunnel device. None leaves whatever is there alone.
     pub tunnel: Option<Tunnel>,
     /// Whether the kernel must forward IPv4 packets. False leaves the switch alone.
@@ -400,4 +435,8 @@ pub enum Change {
     ReplaceRoute(Route),
     /// Remove a route, if it is still the one of this key and protocol.
     DeleteRoute(Route),
+    /// Add a rule; one that exists is left alone.
+    AddRule(Rule),
+    /// Remove a rule, if it is still there with this protocol.
+    DeleteRule(Rule),
 }

@@ -5,7 +5,8 @@
 //! down or its last address goes, when the address named as a source goes. [`Actual`] knows both, and says when only a
 //! new dump can tell.
 //!
-//! What is ours is what carries our protocol number, and on the tunnel device its addresses. Nothing else is removed.
+//! What is ours is what carries our protocol number, a route or a rule, and on the tunnel device its addresses. Nothing
+//! else is removed.
 
 mod actual;
 
@@ -15,7 +16,7 @@ use std::collections::BTreeSet;
 
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::fib::{Address, Change, Desired, Link, Route, RouteKind, Tunnel};
+use crate::fib::{Address, Change, Desired, Link, MAIN_TABLE, Route, RouteKey, RouteKind, Rule, Tunnel};
 
 /// How to tell what is ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +28,10 @@ pub struct Ours {
 impl Ours {
     fn owns(self, route: &Route) -> bool {
         self.protocol != 0 && route.protocol == self.protocol
+    }
+
+    fn owns_rule(self, rule: &Rule) -> bool {
+        self.protocol != 0 && rule.protocol == self.protocol
     }
 }
 
@@ -40,7 +45,8 @@ pub enum Removal {
 }
 
 /// The steps that lead from `actual` to `desired`, in the order in which they work: forwarding, the tunnel device, its
-/// MTU and addresses, routes written, routes deleted, addresses deleted.
+/// MTU and addresses; routes of private tables, the rules that lead there, routes of the main table; and what is deleted
+/// in reverse, addresses last. So no packet takes a new route before the tables that it goes by are complete.
 ///
 /// A tunnel device that is still to be created has no index yet: its MTU and addresses follow in the difference that
 /// is taken once it is there.
@@ -62,8 +68,17 @@ pub fn diff(desired: &Desired, actual: &Actual, ours: &Ours, removal: Removal) -
             }),
         }
     }
-    write_routes(desired, actual, *ours, &mut changes);
-    delete_routes(desired, actual, *ours, removal, &mut changes);
+    write_routes(desired, actual, *ours, Tables::Private, &mut changes);
+    let missing = desired.rules.iter().filter(|rule| !actual.has_rule(rule));
+    changes.extend(missing.copied().map(Change::AddRule));
+    write_routes(desired, actual, *ours, Tables::Main, &mut changes);
+
+    delete_routes(desired, actual, *ours, removal, Tables::Main, &mut changes);
+    let unwanted = actual
+        .rules()
+        .filter(|rule| ours.owns_rule(rule) && !desired.rules.contains(rule));
+    changes.extend(unwanted.map(Change::DeleteRule));
+    delete_routes(desired, actual, *ours, removal, Tables::Private, &mut changes);
     changes.extend(surplus.into_iter().map(Change::DeleteAddress));
     changes
 }
@@ -76,6 +91,21 @@ pub fn taken_over_from(change: &Change, actual: &Actual, ours: &Ours) -> Option<
     };
     let former = actual.route(&route.key)?;
     (!ours.owns(former)).then_some(former.protocol)
+}
+
+/// Which tables' routes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tables {
+    /// Those of the main table.
+    Main,
+    /// Those of tables that only a rule leads to.
+    Private,
+}
+
+impl Tables {
+    fn hold(self, key: &RouteKey) -> bool {
+        (self == Self::Main) == (key.table == MAIN_TABLE)
+    }
 }
 
 /// Pushes what the tunnel device lacks, and gives the addresses that it has too many.
@@ -104,10 +134,11 @@ fn configure(tunnel: &Tunnel, link: &Link, actual: &Actual, changes: &mut Vec<Ch
     surplus.into_iter().collect()
 }
 
-fn write_routes(desired: &Desired, actual: &Actual, ours: Ours, changes: &mut Vec<Change>) {
+fn write_routes(desired: &Desired, actual: &Actual, ours: Ours, tables: Tables, changes: &mut Vec<Change>) {
     let mut missing: Vec<&Route> = desired
         .routes
         .values()
+        .filter(|route| tables.hold(&route.key))
         .filter(|route| !desired.held.contains(&route.key))
         .filter(|route| {
             !actual
@@ -140,11 +171,12 @@ fn delete_routes(
     actual: &Actual,
     ours: Ours,
     removal: Removal,
+    tables: Tables,
     changes: &mut Vec<Change>,
 ) {
     let unwanted = actual
         .routes()
-        .filter(|route| ours.owns(route))
+        .filter(|route| ours.owns(route) && tables.hold(&route.key))
         .filter(|route| !desired.routes.contains_key(&route.key) && !desired.held.contains(&route.key))
         .filter(|route| removal == Removal::Now || route.kind != RouteKind::Unicast);
     changes.extend(unwanted.cloned().map(Change::DeleteRoute));

@@ -117,6 +117,38 @@ impl<'de, const LOW: u32, const HIGH: u32> Deserialize<'de> for Ranged<LOW, HIGH
     }
 }
 
+/// `on` or `off`. What YAML 1.1 makes of the two on their way through a chart, `true` and `false`, means the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Switch(pub bool);
+
+impl<'de> Deserialize<'de> for Switch {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OnOrOff;
+
+        impl Visitor<'_> for OnOrOff {
+            type Value = Switch;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("on or off")
+            }
+
+            fn visit_bool<E: de::Error>(self, on: bool) -> Result<Switch, E> {
+                Ok(Switch(on))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Switch, E> {
+                match text {
+                    "on" | "true" => Ok(Switch(true)),
+                    "off" | "false" => Ok(Switch(false)),
+                    other => Err(de::Error::invalid_value(Unexpected::Str(other), &self)),
+                }
+            }
+        }
+
+        deserializer.deserialize_any(OnOrOff)
+    }
+}
+
 /// A hold time: 0 seconds, or 3 to 65535 (RFC 4271 §4.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HoldSeconds(HoldTime);

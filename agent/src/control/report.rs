@@ -106,6 +106,7 @@ fn subject(change: &Change, actual: &Actual) -> String {
     };
     match change {
         Change::ReplaceRoute(route) | Change::DeleteRoute(route) => named(route, actual),
+        Change::AddRule(rule) | Change::DeleteRule(rule) => format!("rule {rule}"),
         Change::EnableForwarding => "net.ipv4.ip_forward".to_owned(),
         Change::CreateTunnel { name } => name.clone(),
         Change::SetLink { link: index, .. } | Change::SetLinkDown { link: index } => link(index),

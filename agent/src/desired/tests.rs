@@ -14,6 +14,7 @@ fn settings() -> Settings {
         address: "172.18.0.11".parse().unwrap(),
         protocol: 86,
         tunnel_mtu: None,
+        pin_table: None,
     }
 }
 
@@ -61,6 +62,7 @@ fn kernel() -> Snapshot {
             route("172.18.0.0/24", None, 2),
             route("0.0.0.0/0", Some("172.18.0.1"), 3),
         ],
+        rules: Vec::new(),
         forwarding: true,
     }
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::fib::{Address, Change, KernelEvent, Link, Route, RouteKey, Snapshot};
+use crate::fib::{Address, Change, KernelEvent, Link, Route, RouteKey, Rule, Snapshot};
 
 /// What an event did to the knowledge of the kernel; of several the greatest counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,6 +26,7 @@ pub struct Actual {
     addresses: BTreeSet<Address>,
     // In the kernel's order: the first of a key is the one that counts. Never empty.
     routes: BTreeMap<RouteKey, Vec<Route>>,
+    rules: BTreeSet<Rule>,
     forwarding: bool,
 }
 
@@ -48,6 +49,7 @@ impl Actual {
                 .collect(),
             addresses: snapshot.addresses.into_iter().collect(),
             routes,
+            rules: snapshot.rules.into_iter().collect(),
             forwarding: snapshot.forwarding,
         }
     }
@@ -66,6 +68,8 @@ impl Actual {
             KernelEvent::Route(route) => self.route_added(route),
             KernelEvent::RouteReplaced(route) => self.route_replaced(route),
             KernelEvent::RouteGone(route) => self.route_gone(route),
+            KernelEvent::Rule(rule) => changed(self.rules.insert(*rule)),
+            KernelEvent::RuleGone(rule) => changed(self.rules.remove(rule)),
             KernelEvent::Overrun => Observed::MustDump,
         }
     }
@@ -92,6 +96,12 @@ impl Actual {
                     link.up = true;
                     link.mtu = *mtu;
                 }
+            }
+            Change::AddRule(rule) => {
+                self.rules.insert(*rule);
+            }
+            Change::DeleteRule(rule) => {
+                self.rules.remove(rule);
             }
             // The link's own event tells more than the change does: the index, the state, what else it took along.
             Change::CreateTunnel { .. } | Change::SetLinkDown { .. } => {}
@@ -153,6 +163,17 @@ impl Actual {
     /// The routes of `key` that another of the same key keeps from counting.
     pub fn shadowed(&self, key: &RouteKey) -> impl Iterator<Item = &Route> {
         self.routes.get(key).into_iter().flatten().skip(1)
+    }
+
+    /// All rules, in their order.
+    pub fn rules(&self) -> impl Iterator<Item = Rule> {
+        self.rules.iter().copied()
+    }
+
+    /// Whether this very rule is there.
+    #[must_use]
+    pub fn has_rule(&self, rule: &Rule) -> bool {
+        self.rules.contains(rule)
     }
 
     fn link(&mut self, link: &Link) -> Observed {

@@ -1,12 +1,14 @@
-use std::collections::BTreeMap;
+mod steps;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
 
-use super::{Actual, Observed, Ours, Removal, diff, taken_over_from};
+use super::{Actual, Observed, Ours, Removal, diff};
 use crate::fib::{
-    Address, Change, Desired, KernelEvent, Link, NextHop, Route, RouteKey, RouteKind, Snapshot, Tunnel,
+    Address, Change, Desired, KernelEvent, Link, NextHop, Route, RouteKey, RouteKind, Rule, Snapshot, Tunnel,
 };
 
 const OURS: Ours = Ours { protocol: 86 };
@@ -19,6 +21,7 @@ struct Kernel {
     routes: BTreeMap<RouteKey, Vec<Route>>,
     tunnel: Option<Link>,
     addresses: Vec<Address>,
+    rules: BTreeSet<Rule>,
     forwarding: bool,
 }
 
@@ -28,6 +31,7 @@ impl Kernel {
             links: self.tunnel.iter().cloned().collect(),
             addresses: self.addresses.clone(),
             routes: self.routes.values().flatten().cloned().collect(),
+            rules: self.rules.iter().copied().collect(),
             forwarding: self.forwarding,
         }
     }
@@ -59,6 +63,12 @@ impl Kernel {
                         !routes.is_empty()
                     });
                 }
+            }
+            Change::AddRule(rule) => {
+                self.rules.insert(*rule).then_some(()).ok_or("file exists")?;
+            }
+            Change::DeleteRule(rule) => {
+                self.rules.remove(rule).then_some(()).ok_or("no such rule")?;
             }
             Change::ReplaceRoute(route) => return self.replace(&route.as_reported()),
             Change::DeleteRoute(route) => {
@@ -165,11 +175,29 @@ fn some_address() -> impl Strategy<Value = Address> {
         })
 }
 
+fn some_rules(protocols: impl Strategy<Value = u8>) -> impl Strategy<Value = BTreeSet<Rule>> {
+    let rule = (109u32..111, prop_oneof![Just(None), Just(Some(4u8))], protocols);
+    let rule = rule.prop_map(|(priority, ip_protocol, protocol)| Rule {
+        priority,
+        ip_protocol,
+        table: 886,
+        protocol,
+    });
+    btree_set(rule, 0..4)
+}
+
 fn some_kernel() -> impl Strategy<Value = Kernel> {
     let routes = vec(some_route(prop_oneof![Just(86u8), Just(12), Just(4)]), 0..12);
     let tunnel = proptest::option::of((any::<bool>(), prop_oneof![Just(1480u32), Just(1500)]));
-    (routes, tunnel, btree_set(some_address(), 0..4), any::<bool>()).prop_map(
-        |(all, tunnel, addresses, forwarding)| {
+    let rules = some_rules(prop_oneof![Just(86u8), Just(3)]);
+    (
+        routes,
+        tunnel,
+        btree_set(some_address(), 0..4),
+        rules,
+        any::<bool>(),
+    )
+        .prop_map(|(all, tunnel, addresses, rules, forwarding)| {
             let tunnel = tunnel.map(|(up, mtu)| device("tunl0", up, mtu));
             let up = tunnel.as_ref().is_some_and(|tunnel| tunnel.up);
             let mut routes: BTreeMap<RouteKey, Vec<Route>> = BTreeMap::new();
@@ -190,19 +218,21 @@ fn some_kernel() -> impl Strategy<Value = Kernel> {
                 routes,
                 tunnel,
                 addresses,
+                rules,
                 forwarding,
             }
-        },
-    )
+        })
 }
 
 fn some_desired() -> impl Strategy<Value = Desired> {
     let tunnel = proptest::option::of((0u8..3).prop_map(|host| Ipv4Addr::new(10, 65, 42, host)));
     let routes = vec(some_route(Just(86)), 0..8);
-    (routes, btree_set(some_key(), 0..3), tunnel, any::<bool>()).prop_map(
-        |(routes, held, address, forwarding)| Desired {
+    let rules = some_rules(Just(86));
+    (routes, btree_set(some_key(), 0..3), rules, tunnel, any::<bool>()).prop_map(
+        |(routes, held, rules, address, forwarding)| Desired {
             routes: routes.into_iter().map(|route| (route.key, route)).collect(),
             held,
+            rules,
             tunnel: Some(Tunnel {
                 name: "tunl0".into(),
                 mtu: 1480,
@@ -263,6 +293,9 @@ proptest! {
                 prop_assert_eq!(route.protocol, OURS.protocol);
             }
         }
+        let foreign = before.rules.iter().filter(|rule| rule.protocol != OURS.protocol);
+        let all: BTreeSet<Rule> = foreign.chain(&desired.rules).copied().collect();
+        prop_assert_eq!(&kernel.rules, &all);
         let tunnel = kernel.tunnel.as_ref();
         prop_assert!(tunnel.is_some_and(|tunnel| tunnel.up && tunnel.mtu == 1480));
         let on = |kernel: &Kernel, link| kernel.addresses.iter().filter(|at| at.link == link).copied().collect::<Vec<_>>();
@@ -384,6 +417,7 @@ fn tunnel_and_two_routes() -> Actual {
                 ..route("10.65.2.0/26", 2)
             },
         ],
+        rules: Vec::new(),
         forwarding: false,
     })
 }
@@ -454,139 +488,4 @@ fn a_route_event_that_does_not_fit_what_is_known_asks_for_a_dump() {
     ] {
         assert_eq!(tunnel_and_two_routes().observe(&event), expected, "{event:?}");
     }
-}
-
-#[test]
-fn the_steps_come_in_the_order_in_which_they_work() {
-    let wrong = Address {
-        link: TUNNEL,
-        net: "10.9.9.9/24".parse().unwrap(),
-    };
-    let old = Route::blackhole(
-        RouteKey {
-            prefix: "10.65.9.0/26".parse().unwrap(),
-            ..route("10.0.0.0/8", 2).key
-        },
-        86,
-    );
-    let actual = Actual::new(Snapshot {
-        links: vec![device("tunl0", false, 1500)],
-        addresses: vec![wrong],
-        routes: vec![old.clone()],
-        forwarding: false,
-    });
-    let gateway = NextHop {
-        gateway: Some([172, 18, 0, 9].into()),
-        link: 2,
-        onlink: false,
-        weight: 1,
-    };
-    let through_gateway = Route {
-        next_hops: vec![gateway],
-        scope: 0,
-        ..route("10.65.1.0/26", 2)
-    };
-    let on_link = route("172.18.0.9/32", 2);
-    let routes = [&through_gateway, &on_link].map(|route| (route.key, route.clone()));
-    let desired = Desired {
-        routes: BTreeMap::from(routes),
-        tunnel: Some(Tunnel {
-            name: "tunl0".into(),
-            mtu: 1480,
-            address: Some([10, 65, 42, 0].into()),
-        }),
-        forwarding: true,
-        ..Desired::default()
-    };
-    let expected = [
-        Change::EnableForwarding,
-        Change::SetLink {
-            link: TUNNEL,
-            mtu: 1480,
-        },
-        Change::AddAddress(Address {
-            link: TUNNEL,
-            net: "10.65.42.0/32".parse().unwrap(),
-        }),
-        // The gateway can be reached only after its own route is there.
-        Change::ReplaceRoute(on_link),
-        Change::ReplaceRoute(through_gateway),
-        Change::DeleteRoute(old),
-        Change::DeleteAddress(wrong),
-    ];
-    assert_eq!(diff(&desired, &actual, &OURS, Removal::Now), expected);
-}
-
-#[test]
-fn a_device_that_is_no_tunnel_is_not_touched() {
-    let physical = Link {
-        kind: None,
-        ..device("tunl0", false, 1500)
-    };
-    let address = Address {
-        link: TUNNEL,
-        net: "10.9.9.9/24".parse().unwrap(),
-    };
-    let actual = Actual::new(Snapshot {
-        links: vec![physical],
-        addresses: vec![address],
-        ..Snapshot::default()
-    });
-    let tunnel = Some(Tunnel {
-        name: "tunl0".into(),
-        mtu: 1480,
-        address: Some([10, 65, 42, 0].into()),
-    });
-    let desired = Desired {
-        tunnel,
-        ..Desired::default()
-    };
-    assert_eq!(
-        diff(&desired, &actual, &OURS, Removal::Now),
-        [Change::CreateTunnel { name: "tunl0".into() }],
-        "whose answer names the kind of the device"
-    );
-}
-
-#[test]
-fn the_former_owner_of_a_route_is_named_only_if_it_was_another() {
-    let bird = Route {
-        protocol: 12,
-        ..route("10.65.1.0/26", 2)
-    };
-    let own = Route {
-        mtu: Some(1400),
-        ..route("10.65.2.0/26", 2)
-    };
-    let actual = Actual::new(Snapshot {
-        routes: vec![bird, own],
-        ..Snapshot::default()
-    });
-    for (prefix, former) in [
-        ("10.65.1.0/26", Some(12)),
-        ("10.65.2.0/26", None),
-        ("10.65.3.0/26", None),
-    ] {
-        assert_eq!(
-            taken_over_from(&Change::ReplaceRoute(route(prefix, 2)), &actual, &OURS),
-            former,
-            "{prefix}"
-        );
-    }
-}
-
-#[test]
-fn an_address_leads_to_its_link() {
-    let address = Address {
-        link: TUNNEL,
-        net: "10.65.42.3/24".parse().unwrap(),
-    };
-    let actual = Actual::new(Snapshot {
-        links: vec![device("tunl0", true, 1480)],
-        addresses: vec![address],
-        ..Snapshot::default()
-    });
-    let (link, net) = actual.link_with_address("10.65.42.3".parse().unwrap()).unwrap();
-    assert_eq!((link.name.as_str(), net), ("tunl0", address.net));
-    assert!(actual.link_with_address("10.65.42.4".parse().unwrap()).is_none());
 }

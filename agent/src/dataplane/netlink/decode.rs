@@ -10,9 +10,11 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteNextHop, RouteNextHopFlags,
     RouteType, RouteVia,
 };
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use crate::fib::{Address, KernelEvent, LOCAL_TABLE, Link, NextHop, Route, RouteKey, RouteKind};
+use super::encode::OWN_PACKETS;
+use crate::fib::{Address, KernelEvent, LOCAL_TABLE, Link, NextHop, Route, RouteKey, RouteKind, Rule};
 
 /// What a notification tells, if it tells anything that is kept. `flags` are the `NLM_F_*` of its header.
 pub(super) fn event(message: &RouteNetlinkMessage, flags: u16) -> Option<KernelEvent> {
@@ -27,6 +29,8 @@ pub(super) fn event(message: &RouteNetlinkMessage, flags: u16) -> Option<KernelE
         }
         RouteNetlinkMessage::NewRoute(message) => route(message).map(KernelEvent::Route),
         RouteNetlinkMessage::DelRoute(message) => route(message).map(KernelEvent::RouteGone),
+        RouteNetlinkMessage::NewRule(message) => rule(message).map(KernelEvent::Rule),
+        RouteNetlinkMessage::DelRule(message) => rule(message).map(KernelEvent::RuleGone),
         _ => None,
     }
 }
@@ -129,6 +133,39 @@ pub(super) fn route(message: &RouteMessage) -> Option<Route> {
         route.next_hops.extend(hop(&message.attributes, 0, onlink, 1));
     }
     (route.key.table != LOCAL_TABLE).then_some(route)
+}
+
+/// A rule for this host's own packets; None for one that selects by anything but their protocol, or that does something
+/// else than to look into a table.
+pub(super) fn rule(message: &RuleMessage) -> Option<Rule> {
+    let header = &message.header;
+    if header.family != AddressFamily::Inet
+        || (header.dst_len, header.src_len, header.tos) != (0, 0, 0)
+        || header.action != RuleAction::ToTable
+        || header.flags.contains(RuleFlags::Invert)
+    {
+        return None;
+    }
+    let mut rule = Rule {
+        priority: 0,
+        ip_protocol: None,
+        table: u32::from(header.table),
+        protocol: 0,
+    };
+    let mut own_packets = false;
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Priority(priority) => rule.priority = *priority,
+            RuleAttribute::Table(table) => rule.table = *table,
+            RuleAttribute::Protocol(protocol) => rule.protocol = u8::from(*protocol),
+            RuleAttribute::IpProtocol(protocol) => rule.ip_protocol = Some(u8::from(*protocol)),
+            RuleAttribute::Iifname(name) if name == OWN_PACKETS => own_packets = true,
+            // net/core/fib_rules.c, fib_nl_fill_rule(): always told, and -1 where it is not set.
+            RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
+            _ => return None,
+        }
+    }
+    own_packets.then_some(rule)
 }
 
 fn multipath_hop(hop_message: &RouteNextHop) -> NextHop {

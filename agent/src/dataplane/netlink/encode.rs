@@ -11,11 +11,15 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteNextHop, RouteNextHopFlags, RouteProtocol,
     RouteScope, RouteType, RouteVia,
 };
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 
 use super::connection::Request;
-use crate::fib::{Address, NextHop, Route, RouteKind};
+use crate::fib::{Address, NextHop, Route, RouteKind, Rule};
+
+/// The link whose name as the incoming one (`iif`) makes a rule match what this host sends itself.
+pub(super) const OWN_PACKETS: &str = "lo";
 
 /// Installs a route in place of whatever has its key.
 pub(super) fn replace_route(route: &Route) -> io::Result<Request> {
@@ -88,6 +92,36 @@ fn address_message(address: &Address) -> AddressMessage {
     message
         .attributes
         .push(AddressAttribute::Address(address.net.addr()));
+    message
+}
+
+/// Adds a rule.
+pub(super) fn add_rule(rule: &Rule) -> Request {
+    (
+        RouteNetlinkMessage::NewRule(rule_message(rule)),
+        NLM_F_CREATE | NLM_F_EXCL,
+    )
+}
+
+/// Removes a rule. Its protocol is named: the kernel leaves those of others alone.
+pub(super) fn delete_rule(rule: &Rule) -> Request {
+    (RouteNetlinkMessage::DelRule(rule_message(rule)), 0)
+}
+
+fn rule_message(rule: &Rule) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.action = RuleAction::ToTable;
+    message.attributes = vec![
+        RuleAttribute::Priority(rule.priority),
+        RuleAttribute::Iifname(OWN_PACKETS.to_owned()),
+        RuleAttribute::Table(rule.table),
+        RuleAttribute::Protocol(RouteProtocol::from(rule.protocol)),
+    ];
+    let ip_protocol = rule
+        .ip_protocol
+        .map(|number| RuleAttribute::IpProtocol(IpProtocol::from(number)));
+    message.attributes.extend(ip_protocol);
     message
 }
 

@@ -53,6 +53,7 @@ fn subscribe(namespace: &Namespace) -> io::Result<TokioSocket> {
         MulticastGroup::Link,
         MulticastGroup::Ipv4Ifaddr,
         MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv4Rule,
     ] {
         socket.socket_ref().add_membership(group as u32)?;
     }

@@ -16,6 +16,7 @@ use std::io;
 use async_trait::async_trait;
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard, mpsc};
@@ -74,6 +75,8 @@ impl Netlink {
                 encode::delete_address(address),
                 &[Errno::EADDRNOTAVAIL, Errno::ENODEV],
             ),
+            Change::AddRule(rule) => (encode::add_rule(rule), &[Errno::EEXIST]),
+            Change::DeleteRule(rule) => (encode::delete_rule(rule), &[Errno::ENOENT]),
             Change::ReplaceRoute(_) | Change::DeleteRoute(_) => {
                 return routes(connection, &[change], &mut None)
                     .await
@@ -118,6 +121,12 @@ impl Dataplane for Netlink {
             .dump(&RouteNetlinkMessage::GetRoute(message))
             .await
             .map_err(|why| interrupted("dump the routes", why))?;
+        let mut message = RuleMessage::default();
+        message.header.family = AddressFamily::Inet;
+        let rules = connection
+            .dump(&RouteNetlinkMessage::GetRule(message))
+            .await
+            .map_err(|why| interrupted("dump the rules", why))?;
         let forwarding = self
             .namespace
             .run(sysctl::forwarding)
@@ -135,6 +144,13 @@ impl Dataplane for Netlink {
                 .iter()
                 .filter_map(|message| match message {
                     RouteNetlinkMessage::NewRoute(message) => decode::route(message),
+                    _ => None,
+                })
+                .collect(),
+            rules: rules
+                .iter()
+                .filter_map(|message| match message {
+                    RouteNetlinkMessage::NewRule(message) => decode::rule(message),
                     _ => None,
                 })
                 .collect(),
@@ -178,7 +194,7 @@ impl Dataplane for Netlink {
         let namespace = self.namespace.run(Namespace::current);
         namespace
             .and_then(events::listen)
-            .map_err(|source| DataplaneError::new("listen to links, addresses and routes", source))
+            .map_err(|source| DataplaneError::new("listen to links, addresses, routes and rules", source))
     }
 }
 
@@ -306,5 +322,7 @@ fn words(change: &Change, names: &BTreeMap<u32, String>) -> String {
         Change::DeleteAddress(address) => format!("delete the address {}", at(address)),
         Change::ReplaceRoute(route) => format!("install the route {}", route.with_names(name)),
         Change::DeleteRoute(route) => format!("delete the route {}", route.with_names(name)),
+        Change::AddRule(rule) => format!("add the rule {rule}"),
+        Change::DeleteRule(rule) => format!("delete the rule {rule}"),
     }
 }
