@@ -6,6 +6,7 @@
 
 mod event_loop;
 mod report;
+mod sources;
 
 use std::net::SocketAddr;
 use std::path::Path;

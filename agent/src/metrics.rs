@@ -49,6 +49,8 @@ metrics! {
     route_errors: IntCounter = "culvert_route_errors_total";
     /// Routes that somebody else removed or replaced and that were put back.
     route_repairs: IntCounter = "culvert_route_repairs_total";
+    /// Nodes to which encapsulated packets would leave with a source that is not the advertised address.
+    source_mismatches: IntGauge = "culvert_source_mismatches";
     /// Blocks of pod addresses that belong to this node.
     ipam_blocks: IntGauge = "culvert_ipam_blocks";
     /// Addresses in use in the blocks of this node.
@@ -76,6 +78,7 @@ impl Metrics {
         }
         self.routes_desired.set(count(status.routes.desired));
         self.routes_programmed.set(count(status.routes.programmed));
+        self.source_mismatches.set(count(status.sources.mismatches.len()));
         self.ipam_blocks.set(count(status.blocks.len()));
         self.ipam_addresses_in_use.set(count(status.addresses_in_use));
         self.datastore_in_sync.set(i64::from(status.datastore.in_sync));
@@ -120,7 +123,7 @@ impl WithOptsAndLabels for IntGaugeVec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{DatastoreStatus, PeerStatus, PeerType, RouteStatus};
+    use crate::status::{DatastoreStatus, PeerStatus, PeerType, RouteStatus, SourceMismatch, SourceStatus};
 
     /// Names, types and help texts are what dashboards and alerts are built on.
     #[test]
@@ -151,7 +154,9 @@ mod tests {
 # HELP culvert_routes_desired Routes that should be in the kernel.
 # TYPE culvert_routes_desired gauge
 # HELP culvert_routes_programmed Routes that should be in the kernel and are.
-# TYPE culvert_routes_programmed gauge";
+# TYPE culvert_routes_programmed gauge
+# HELP culvert_source_mismatches Nodes to which encapsulated packets would leave with a source that is not the advertised address.
+# TYPE culvert_source_mismatches gauge";
         assert_eq!(own.join("\n"), expected);
         assert!(
             text.contains("\n# TYPE process_resident_memory_bytes gauge\n"),
@@ -173,6 +178,7 @@ mod tests {
             prefixes_sent: 0,
             established_count: 0,
             stale: false,
+            outer_source: None,
         };
         let status = AgentStatus {
             datastore: DatastoreStatus {
@@ -190,6 +196,14 @@ mod tests {
                 programmed: 4,
                 ..RouteStatus::default()
             },
+            sources: SourceStatus {
+                mismatches: vec![SourceMismatch {
+                    peer: [172, 18, 0, 12].into(),
+                    source: [172, 18, 0, 99].into(),
+                    problem: "wrong".into(),
+                }],
+                problems: vec!["not counted".into()],
+            },
             blocks: vec!["10.65.42.0/26".parse().unwrap()],
             addresses_in_use: 7,
             ..AgentStatus::default()
@@ -202,6 +216,7 @@ mod tests {
             "culvert_bgp_sessions{state=\"OpenSent\"} 0",
             "culvert_routes_desired 5",
             "culvert_routes_programmed 4",
+            "culvert_source_mismatches 1",
             "culvert_ipam_blocks 1",
             "culvert_ipam_addresses_in_use 7",
             "culvert_datastore_in_sync 1",

@@ -370,6 +370,7 @@ fn node_status_prints_the_tables_or_the_whole_status_as_json() {
             prefixes_sent: 0,
             established_count: 0,
             stale: false,
+            outer_source: None,
         }],
         routes: RouteStatus {
             desired: 1,

@@ -14,13 +14,14 @@ use tracing::{debug, error, info, warn};
 
 use super::AgentError;
 use super::report::{self, Observation};
+use super::sources::SourceCheck;
 use crate::api::{EncapsulationMode, Key, Kind};
 use crate::claims::Needs;
 use crate::cluster::{Cluster, SharedAddress};
 use crate::dataplane::{Dataplane, DataplaneError, Netlink};
 use crate::datastore::Update;
-use crate::desired::{self, Known, Learned, Plan, Rejected, Rejection, Settings};
-use crate::fib::{Change, KernelEvent, Route, RouteKey, protocol_name};
+use crate::desired::{self, Known, Learned, Plan, Rejected, Rejection, Settings, Unpinned};
+use crate::fib::{Change, KernelEvent, MAIN_TABLE, Route, RouteKey, Rule, protocol_name};
 use crate::metrics::Metrics;
 use crate::reconcile::{Actual, Observed, Ours, Removal, diff, taken_over_from};
 use crate::speaker::{Command, News, Running};
@@ -50,7 +51,10 @@ pub(super) struct EventLoop {
 
     /// The routes of the last plan.
     planned: BTreeMap<RouteKey, Route>,
+    planned_rules: BTreeSet<Rule>,
     rejected: Vec<Rejected>,
+    unpinned: Vec<Unpinned>,
+    sources: SourceCheck,
     shared_addresses: Vec<SharedAddress>,
     pod_mtu: u32,
     /// The changes that the kernel refused, and why.
@@ -93,7 +97,10 @@ impl EventLoop {
             converged: false,
             actual,
             planned: BTreeMap::new(),
+            planned_rules: BTreeSet::new(),
             rejected: Vec::new(),
+            unpinned: Vec::new(),
+            sources: SourceCheck::default(),
             shared_addresses: Vec::new(),
             pod_mtu: 0,
             failures: Vec::new(),
@@ -119,6 +126,7 @@ impl EventLoop {
     ) -> Result<(), AgentError> {
         loop {
             let (retry_due, status_due) = (at(self.retry), at(self.status_due));
+            let sources_due = at(self.sources.due());
             let mut dirty = true;
             let mut must_dump = false;
             tokio::select! {
@@ -138,6 +146,9 @@ impl EventLoop {
                     }
                     dirty = observed != Observed::Unchanged;
                     must_dump = observed == Observed::MustDump;
+                    if dirty {
+                        self.sources.ask_soon();
+                    }
                 }
                 news = self.speaker.news.recv() => {
                     self.take_news(news.ok_or(AgentError::TaskEnded { task: "BGP speaker" })?);
@@ -147,6 +158,11 @@ impl EventLoop {
                     dirty = false;
                 }
                 () = retry_due => must_dump = true,
+                () = sources_due => {
+                    let ask = |peers| self.dataplane.outer_sources(peers);
+                    self.sources.ask(&self.settings, &self.actual, ask);
+                    dirty = false;
+                }
                 () = status_due => {
                     self.publish_status();
                     continue;
@@ -228,6 +244,8 @@ impl EventLoop {
         };
         let plan = desired::plan(&self.settings, known);
         self.note_rejected(&plan.rejected);
+        self.note_unpinned(&plan.unpinned);
+        self.sources.ask_about(&plan.tunnelled_to);
         self.note_shared_addresses();
         self.state_needs();
         self.tell_speaker(&plan).await;
@@ -240,6 +258,7 @@ impl EventLoop {
         let changes = diff(&plan.desired, &self.actual, &self.ours, removal);
         self.note_repairs(&changes);
         self.planned = plan.desired.routes;
+        self.planned_rules = plan.desired.rules;
         self.apply(changes).await;
     }
 
@@ -291,6 +310,14 @@ impl EventLoop {
         self.rejected = rejected.to_vec();
     }
 
+    /// Says once of each that it keeps encapsulated packets from their source.
+    fn note_unpinned(&mut self, unpinned: &[Unpinned]) {
+        for new in unpinned.iter().filter(|u| !self.unpinned.contains(u)) {
+            error!(problem = %new, "source not pinned");
+        }
+        self.unpinned = unpinned.to_vec();
+    }
+
     /// Says once of each node that it is left out, since another has its address.
     fn note_shared_addresses(&mut self) {
         let shared = self.cluster.shared_addresses();
@@ -308,6 +335,12 @@ impl EventLoop {
     /// A route that should be as it was before, and is written again, was changed by somebody else.
     fn note_repairs(&self, changes: &[Change]) {
         for change in changes {
+            if let Change::AddRule(rule) = change
+                && self.planned_rules.contains(rule)
+            {
+                self.metrics.route_repairs.inc();
+                warn!(%rule, "rule repaired");
+            }
             let Change::ReplaceRoute(route) = change else {
                 continue;
             };
@@ -342,6 +375,9 @@ impl EventLoop {
         }
         let results = self.dataplane.apply(&changes).await;
         let total = changes.len();
+        if changes.iter().any(touches_sources) {
+            self.sources.ask_soon();
+        }
         for (change, result) in changes.into_iter().zip(results) {
             match result {
                 Ok(()) => {
@@ -387,6 +423,8 @@ impl EventLoop {
             failures: &self.failures,
             pod_mtu: self.pod_mtu,
             peers: &self.speaker.peers.borrow(),
+            sources: &self.sources,
+            unpinned: &self.unpinned,
         });
         self.status.send_replace(Arc::new(status));
     }
@@ -396,6 +434,15 @@ impl EventLoop {
         if self.speaker.commands.send(Command::Stop { done }).await.is_ok() {
             let _ = timeout(STOP_TIMEOUT, stopped).await;
         }
+    }
+}
+
+/// Whether the kernel may choose another source for encapsulated packets after this.
+fn touches_sources(change: &Change) -> bool {
+    match change {
+        Change::AddRule(_) | Change::DeleteRule(_) => true,
+        Change::ReplaceRoute(route) | Change::DeleteRoute(route) => route.key.table != MAIN_TABLE,
+        _ => false,
     }
 }
 

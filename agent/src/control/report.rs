@@ -8,12 +8,15 @@ use culvert_bgp::id::Asn;
 use culvert_bgp::speaker::PeerStatus as Session;
 use jiff::Timestamp;
 
+use super::sources::SourceCheck;
 use crate::cluster::Cluster;
 use crate::dataplane::DataplaneError;
-use crate::desired::{Rejected, Settings};
+use crate::desired::{Rejected, Settings, Unpinned};
 use crate::fib::{Change, Route, RouteKey};
 use crate::reconcile::Actual;
-use crate::status::{AgentStatus, DatastoreStatus, PeerStatus, PeerType, RouteProblem, RouteStatus};
+use crate::status::{
+    AgentStatus, DatastoreStatus, PeerStatus, PeerType, RouteProblem, RouteStatus, SourceStatus,
+};
 
 /// What the loop knows.
 pub(super) struct Observation<'a> {
@@ -29,6 +32,8 @@ pub(super) struct Observation<'a> {
     pub(super) failures: &'a [(Change, DataplaneError)],
     pub(super) pod_mtu: u32,
     pub(super) peers: &'a [Session],
+    pub(super) sources: &'a SourceCheck,
+    pub(super) unpinned: &'a [Unpinned],
 }
 
 /// The status that follows from it.
@@ -46,8 +51,21 @@ pub(super) fn status(known: &Observation<'_>) -> AgentStatus {
             in_sync: known.in_sync,
             problem: None,
         },
-        peers: known.peers.iter().map(|session| peer(session, &nodes)).collect(),
+        peers: known
+            .peers
+            .iter()
+            .map(|session| peer(session, &nodes, known.sources))
+            .collect(),
         routes: routes(known),
+        sources: SourceStatus {
+            mismatches: known.sources.mismatches(),
+            problems: known
+                .unpinned
+                .iter()
+                .map(ToString::to_string)
+                .chain(known.sources.refused().cloned())
+                .collect(),
+        },
         pools: known.cluster.pools().filter(|(_, pool)| !pool.disabled).count(),
         blocks: known.cluster.blocks_of(node).collect(),
         addresses_in_use: known.cluster.addresses_in_use(node),
@@ -57,7 +75,7 @@ pub(super) fn status(known: &Observation<'_>) -> AgentStatus {
     }
 }
 
-fn peer(session: &Session, nodes: &BTreeMap<IpAddr, &str>) -> PeerStatus {
+fn peer(session: &Session, nodes: &BTreeMap<IpAddr, &str>, sources: &SourceCheck) -> PeerStatus {
     // The speaker counts from an origin of its own; people want the time of day.
     let age = Instant::now().saturating_duration_since(session.since);
     PeerStatus {
@@ -71,6 +89,7 @@ fn peer(session: &Session, nodes: &BTreeMap<IpAddr, &str>) -> PeerStatus {
         prefixes_sent: session.prefixes_sent,
         established_count: session.established_count,
         stale: session.stale > 0,
+        outer_source: sources.source_to(session.peer),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod namespace;
 mod netlink;
+mod source;
 mod sysctl;
 
 use std::{fmt, io};

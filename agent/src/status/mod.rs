@@ -43,6 +43,9 @@ pub struct AgentStatus {
     pub peers: Vec<PeerStatus>,
     /// The routes.
     pub routes: RouteStatus,
+    /// The source of encapsulated packets.
+    #[serde(default)]
+    pub sources: SourceStatus,
     /// How many pools this node may take addresses from.
     pub pools: usize,
     /// The blocks that belong to this node.
@@ -95,6 +98,9 @@ pub struct PeerStatus {
     pub established_count: u64,
     /// The session is down and the peer's routes are kept until it is back (RFC 4724).
     pub stale: bool,
+    /// The source with which encapsulated packets to it would leave, as the kernel says; none where none are sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outer_source: Option<IpAddr>,
 }
 
 /// Why somebody is a peer, in calicoctl's words.
@@ -145,6 +151,28 @@ pub struct RouteProblem {
     pub route: String,
     /// What is wrong.
     pub reason: String,
+}
+
+/// With which source encapsulated packets leave: the other nodes may drop what does not come from the advertised address.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceStatus {
+    /// The nodes to which they would leave with another source.
+    pub mismatches: Vec<SourceMismatch>,
+    /// What else keeps the agent from giving them the right source, or from checking it.
+    pub problems: Vec<String>,
+}
+
+/// A node to which encapsulated packets would leave with a source that is not the advertised address.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceMismatch {
+    /// The node's address.
+    pub peer: IpAddr,
+    /// The source that the kernel would choose.
+    pub source: IpAddr,
+    /// Both addresses, the link that has the wrong one, and what to do.
+    pub problem: String,
 }
 
 impl AgentStatus {
@@ -326,6 +354,7 @@ mod tests {
             prefixes_sent: 2,
             established_count: 3,
             stale: false,
+            outer_source: Some("172.18.0.11".parse().unwrap()),
         }];
         let json = serde_json::to_value(&status).unwrap();
         assert_eq!(json["datastore"]["inSync"], true);
@@ -336,7 +365,7 @@ mod tests {
             serde_json::json!({
                 "address": "172.18.0.12", "node": "b", "type": "node-to-node mesh", "state": "Established",
                 "since": "2026-11-21T10:00:00Z", "prefixesReceived": 1, "prefixesSent": 2,
-                "establishedCount": 3, "stale": false,
+                "establishedCount": 3, "stale": false, "outerSource": "172.18.0.11",
             })
         );
         assert_eq!(serde_json::from_value::<AgentStatus>(json).unwrap(), status);

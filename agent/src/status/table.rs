@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use comfy_table::Table;
 use jiff::Zoned;
 
-use super::{AgentStatus, PeerStatus};
+use super::{AgentStatus, PROBLEMS_NAMED, PeerStatus};
 
 /// The box of calicoctl: `+-|`, a line below the header, none between rows. In the order of comfy-table's presets.
 const CALICOCTL_BOX: &str = "||--+-++|    ++++++";
@@ -59,6 +59,24 @@ impl AgentStatus {
                 .rejected
                 .iter()
                 .map(|p| format!("  not used: {}: {}", p.route, p.reason)),
+        );
+        let mismatches = &self.sources.mismatches;
+        lines.extend(
+            mismatches
+                .iter()
+                .take(PROBLEMS_NAMED)
+                .map(|m| format!("Wrong source: {}.", m.problem)),
+        );
+        if let Some(more) = mismatches.len().checked_sub(PROBLEMS_NAMED)
+            && more > 0
+        {
+            lines.push(format!("Wrong source: packets to {more} more nodes."));
+        }
+        lines.extend(
+            self.sources
+                .problems
+                .iter()
+                .map(|problem| format!("Source: {problem}.")),
         );
         lines.push(if self.blocks.is_empty() {
             "Blocks: none.".to_owned()
@@ -147,7 +165,7 @@ fn printable(text: &str) -> String {
 mod tests {
     use jiff::{Timestamp, civil::date};
 
-    use super::super::{DatastoreStatus, PeerType, RouteProblem, RouteStatus};
+    use super::super::{DatastoreStatus, PeerType, RouteProblem, RouteStatus, SourceMismatch, SourceStatus};
     use super::*;
 
     fn now() -> Zoned {
@@ -166,6 +184,7 @@ mod tests {
             prefixes_sent: 0,
             established_count: 0,
             stale: false,
+            outer_source: None,
         }
     }
 
@@ -278,6 +297,33 @@ Datastore: gone.
 Ready: no: node a has no block of pod addresses yet.
 ";
         assert!(text.ends_with(expected), "{text}");
+    }
+
+    #[test]
+    fn wrong_sources_are_told_the_first_of_them_in_full() {
+        let mut status = status(vec![]);
+        let mismatch = |n: u8| SourceMismatch {
+            peer: [192, 168, 0, n].into(),
+            source: [192, 168, 0, 113].into(),
+            problem: format!("node4: packets to 192.168.0.{n} would leave with source 192.168.0.113 (eth0)"),
+        };
+        status.sources = SourceStatus {
+            mismatches: vec![mismatch(111)],
+            problems: vec!["no permission".into()],
+        };
+        let expected = "
+Wrong source: node4: packets to 192.168.0.111 would leave with source 192.168.0.113 (eth0).
+Source: no permission.
+Blocks:";
+        let text = status.render(&now());
+        assert!(text.contains(expected), "{text}");
+        status.sources.mismatches = (1..=5).map(mismatch).collect();
+        let text = status.render(&now());
+        assert!(text.contains("192.168.0.3 would"), "{text}");
+        assert!(
+            text.contains("\nWrong source: packets to 2 more nodes.\n"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -53,6 +53,11 @@ impl Netlink {
         open().map_err(|source| DataplaneError::new("open a netlink socket", source))
     }
 
+    /// The namespace that this is the kernel of.
+    pub(in crate::dataplane) fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
     /// The connection, held and sound.
     async fn connection(&self) -> Result<MappedMutexGuard<'_, Connection>, DataplaneError> {
         let mut held = self.connection.lock().await;
