@@ -202,3 +202,6 @@ impl<'a> Underlay<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
