@@ -351,3 +351,28 @@ fn read_text(path: &Path, metadata: &Metadata) -> Result<String, Option<String>>
         Some(format!("is no UTF-8 text: see byte {at}"))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stamp_proves_something_only_when_the_clock_has_moved_on() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let metadata = file.as_file().metadata().unwrap();
+        let stamp = Stamp::of(&metadata);
+        let written = metadata.modified().unwrap();
+        assert!(!stamp.is_settled(written));
+        assert!(!stamp.is_settled(written + SETTLED / 2));
+        assert!(
+            !stamp.is_settled(written - Duration::from_secs(3600)),
+            "the clock was set back"
+        );
+        assert!(stamp.is_settled(written + SETTLED + Duration::from_secs(1)));
+
+        // A time of content that somebody has set (`cp -p`) does not make the file an old one.
+        file.as_file().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        let stamp = Stamp::of(&file.as_file().metadata().unwrap());
+        assert!(!stamp.is_settled(written));
+    }
+}
