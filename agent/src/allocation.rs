@@ -22,6 +22,7 @@ use culvert_ipam::pool::{Excluded, Family, Pool, PoolError, Use};
 use culvert_ipam::timestamp::Timestamp;
 use ipnet::IpNet;
 use tokio::sync::{Mutex, MutexGuard};
+use tracing::field::display;
 use tracing::{debug, info, warn};
 
 use crate::api::{
@@ -245,7 +246,7 @@ impl Turn<'_> {
         match outcome {
             Outcome::Assigned(addresses) if addresses.len() == 1 => {
                 let address = addresses.first().copied();
-                info!(%node, handle, ?address, "address assigned");
+                debug!(%node, handle, address = address.map(display), "address assigned");
                 address.ok_or_else(|| self.allocator.odd(&handle, &Outcome::Assigned(addresses)))
             }
             other => Err(self.allocator.odd(&handle, &other)),
