@@ -22,7 +22,6 @@ use culvert_ipam::pool::{Excluded, Family, Pool, PoolError, Use};
 use culvert_ipam::timestamp::Timestamp;
 use ipnet::IpNet;
 use tokio::sync::{Mutex, MutexGuard};
-use tracing::field::display;
 use tracing::{debug, info, warn};
 
 use crate::api::{
