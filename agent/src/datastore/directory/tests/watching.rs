@@ -59,6 +59,12 @@ impl Told {
         }
     }
 
+    /// Waits longer than a deletion needs to be told.
+    async fn nothing_more(&mut self) {
+        let more = timeout(Duration::from_secs(1), self.updates.recv()).await;
+        assert!(more.is_err(), "{more:?}");
+    }
+
     async fn in_sync(store: &DirectoryStore) -> Self {
         let mut told = Self::new(store);
         told.until(|t| t.in_sync).await;
@@ -197,6 +203,7 @@ async fn a_broken_file_is_no_deletion_and_its_repair_is_told() {
         let mark = format!("mark{round}");
         write(&folder, "mark.yaml", &node_text("mark", &mark));
         told.until_label("mark", &mark).await;
+        told.nothing_more().await;
     }
     fs::write(&path, node_text("n", "mended")).unwrap();
     told.until_label("n", "mended").await;
@@ -240,9 +247,7 @@ async fn a_folder_that_is_gone_deletes_nothing() {
     fs::remove_dir_all(&root).unwrap();
     let error = store.get(&node_key("n")).await.unwrap_err();
     assert!(matches!(error, DatastoreError::Io { .. }), "{error:?}");
-    // Longer than a deletion needs to be told.
-    let more = timeout(Duration::from_secs(2), told.updates.recv()).await;
-    assert!(more.is_err(), "{more:?}");
+    told.nothing_more().await;
     fs::create_dir(&root).unwrap();
     fs::write(root.join("n.yaml"), node_text("n", "2")).unwrap();
     told.until_label("n", "2").await;
