@@ -245,7 +245,7 @@ impl Turn<'_> {
         match outcome {
             Outcome::Assigned(addresses) if addresses.len() == 1 => {
                 let address = addresses.first().copied();
-                info!(%node, handle, ?address, "address assigned");
+                debug!(%node, handle, address = address.map(display), "address assigned");
                 address.ok_or_else(|| self.allocator.odd(&handle, &Outcome::Assigned(addresses)))
             }
             other => Err(self.allocator.odd(&handle, &other)),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use culvert_bgp::id::Asn;
 use ipnet::Ipv4Net;
+use tracing::field::display;
 use tracing::{info, warn};
 
 use crate::api::{Node, Resource, annotation};
@@ -263,7 +264,11 @@ pub async fn publish(
         };
         match written {
             Ok(_) => {
-                info!(node = name, address = ?announcement.address, tunnel = ?announcement.tunnel_address, "node published");
+                let (address, tunnel) = (
+                    announcement.address.map(display),
+                    announcement.tunnel_address.map(display),
+                );
+                info!(node = name, address, tunnel, "node published");
                 return Ok(());
             }
             Err(error) if error.is_conflict() && tries < TRIES => {}

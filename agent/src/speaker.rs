@@ -111,7 +111,7 @@ pub fn start(config: SpeakerConfig, endpoint: Endpoint) -> Result<Running, Speak
     let driver = Driver {
         speaker: Speaker::new(config, Instant::now().into_std()),
         endpoint,
-        known: BTreeSet::new(),
+        known: None,
         connections: BTreeMap::new(),
         dials: BTreeMap::new(),
         events,
@@ -132,8 +132,9 @@ pub fn start(config: SpeakerConfig, endpoint: Endpoint) -> Result<Running, Speak
 struct Driver {
     speaker: Speaker,
     endpoint: Endpoint,
-    /// The addresses that may connect.
-    known: BTreeSet<IpAddr>,
+    /// The addresses that may connect; none until they are known. Until then connections wait in the backlog: a peer
+    /// that is refused comes back seconds later.
+    known: Option<BTreeSet<IpAddr>>,
     connections: BTreeMap<ConnectionId, Connection>,
     dials: BTreeMap<ConnectionId, JoinHandle<()>>,
     events: mpsc::Sender<SocketEvent>,
@@ -170,7 +171,7 @@ impl Driver {
                     None => return,
                 },
                 Some(event) = events.recv() => self.take(event),
-                accepted = listener.accept() => self.accept(accepted),
+                accepted = listener.accept(), if self.known.is_some() => self.accept(accepted),
                 () = timer => self.tell(Input::Timer),
                 permit = news.reserve(), if !self.news.is_empty() => match permit {
                     Ok(permit) => permit.send(std::mem::take(&mut self.news)),
@@ -188,7 +189,7 @@ impl Driver {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Peers(peers) => {
-                self.known = peers.keys().copied().collect();
+                self.known = Some(peers.keys().copied().collect());
                 self.status_changed = true;
                 self.tell(Input::Peers(peers));
             }
@@ -216,7 +217,7 @@ impl Driver {
             }
         };
         let peer = from.ip().to_canonical();
-        if !self.known.contains(&peer) {
+        if !self.known.as_ref().is_some_and(|known| known.contains(&peer)) {
             // Closed before a byte is read; counted, and written only now and then: anybody can do this to us.
             self.refused += 1;
             if self.refused.is_power_of_two() {

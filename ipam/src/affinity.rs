@@ -19,7 +19,7 @@ pub struct Affinity {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub r#type: Option<String>,
     /// Soft delete, as the string that Calico writes: `"true"` or `"false"`.
-    #[serde(default)]
+    #[serde(default = "not_deleted")]
     pub deleted: String,
     /// Fields that this version does not know, kept for the next write.
     #[serde(flatten)]
@@ -36,6 +36,11 @@ pub enum AffinityState {
     Confirmed,
     /// Being given up.
     PendingDeletion,
+}
+
+/// The field is required of what is written; rows of older versions may lack it.
+fn not_deleted() -> String {
+    "false".to_owned()
 }
 
 impl Affinity {

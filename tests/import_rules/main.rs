@@ -1,1 +1,1 @@
-
+//! Which way things point: who may import whom.

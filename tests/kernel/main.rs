@@ -1,1 +1,91 @@
-fn main() {}
+//! Trials on a real kernel: whole clusters of real agents, pods and peers. They need root, and most of them ipip
+//! (`tests/run` brings a kernel that has it).
+
+mod bird;
+mod cluster;
+mod encapsulation;
+mod hands;
+mod pods;
+mod restart;
+
+use std::process::ExitCode;
+
+use harness::{Layout, Mode, interruption, kernel};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+use crate::cluster::Cluster;
+
+/// How a trial goes: on a cluster that is up and carries traffic.
+type Act = fn(&mut harness::Lab) -> Result<(), Failed>;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // The trials share clusters, and measure: one at a time.
+    arguments.test_threads = Some(1);
+    if std::env::var_os("CULVERT_KERNEL_TRIALS").is_some_and(|value| value == "elsewhere") {
+        println!("kernel trials: left out here (CULVERT_KERNEL_TRIALS=elsewhere)");
+        return ExitCode::SUCCESS;
+    }
+    if let Err(error) = interruption::listen() {
+        eprintln!("kernel trials: {error}");
+        return ExitCode::FAILURE;
+    }
+    let cluster = Cluster::default();
+    let conclusion = libtest_mimic::run(&arguments, trials(&cluster));
+    cluster.take_down();
+    conclusion.exit_code()
+}
+
+const DIRECT: Layout = Layout::new(Mode::Direct);
+const CROSS_SUBNET: Layout = Layout::new(Mode::CrossSubnet);
+const IPIP: Layout = Layout::new(Mode::Ipip);
+const WITH_BIRD: Layout = Layout {
+    nodes: 2,
+    bird: true,
+    ..IPIP
+};
+
+/// All trials; those on the same layout one after the other.
+#[rustfmt::skip]
+const TRIALS: [(Layout, &str, Act); 14] = [
+    (DIRECT, "direct_mode_carries_pod_traffic_without_tunnels", encapsulation::carries),
+    (CROSS_SUBNET, "crosssubnet_mode_tunnels_between_subnets_only", encapsulation::carries),
+    (IPIP, "ipip_mode_tunnels_between_all_nodes", encapsulation::carries),
+    (IPIP, "routes_look_as_an_operator_of_calico_expects", encapsulation::looks_like_calico),
+    (IPIP, "a_new_pod_is_reachable_and_a_deleted_one_leaves_nothing", pods::come_and_go),
+    (IPIP, "a_wrong_next_hop_put_in_by_hand_is_repaired", hands::wrong_next_hop),
+    (IPIP, "deleted_routes_come_back", hands::deleted_routes),
+    (IPIP, "a_tunnel_set_down_by_hand_comes_back_with_its_routes", hands::tunnel_down),
+    (IPIP, "foreign_routes_are_never_touched", hands::foreign_routes),
+    (IPIP, "a_killed_agent_loses_no_packet", restart::kill),
+    (IPIP, "an_agent_ends_within_a_second_and_its_routes_stay", restart::terminate),
+    (IPIP, "what_went_wrong_while_the_agent_was_down_is_repaired_at_its_start", restart::wrong_at_start),
+    (IPIP, "cleanup_removes_all_that_is_ours_and_nothing_else", restart::clean_up),
+    (WITH_BIRD, "bird_learns_our_blocks_and_we_install_its_own", bird::joins),
+];
+
+/// The trials, for the runner. What cannot run here says so loudly.
+fn trials(cluster: &Cluster) -> Vec<Trial> {
+    let missing = (kernel::no_namespaces(), kernel::no_ipip());
+    let trial = |(layout, name, act): (Layout, &'static str, Act)| {
+        let cluster = cluster.clone();
+        let reason = match &missing {
+            (Some(reason), _) => Some(reason.clone()),
+            (None, Some(reason)) if layout.mode != Mode::Direct => Some(reason.clone()),
+            _ => None,
+        };
+        Trial::ignorable_test(name, move || {
+            if let Some(reason) = reason {
+                eprintln!("NOT RUN: {name}: {reason}");
+                return Ok(Completion::ignored_with(reason));
+            }
+            cluster.with(layout, act).map(|()| Completion::Completed)
+        })
+    };
+    TRIALS.into_iter().map(trial).collect()
+}
+
+/// Fails a trial with words, unless a condition holds.
+fn ensure(condition: bool, words: impl FnOnce() -> String) -> Result<(), Failed> {
+    if condition { Ok(()) } else { Err(words().into()) }
+}

@@ -114,7 +114,11 @@ impl Attachments {
                 retry: false,
             });
         };
-        info!(%handle, %address, pod = ?request.pod, "address assigned");
+        let pod = request
+            .pod
+            .as_ref()
+            .map(|pod| format!("{}/{}", pod.namespace, pod.name));
+        info!(%handle, %address, pod, "address for a pod");
         Ok(AddAnswer { address, mtu })
     }
 

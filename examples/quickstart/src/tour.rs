@@ -158,7 +158,7 @@ fn leave_up(lab: Lab) -> Result<(), LabError> {
         shown(&culvert),
         node.agent.socket().display()
     );
-    println!("  curl http://127.0.0.1:9099/metrics");
+    println!("  curl http://{}/metrics", harness::agent::HTTP);
     if lab.layout().mode == Mode::Ipip {
         println!("  tcpdump -nni eth0 ip proto 4");
         println!(

@@ -13,7 +13,7 @@ use crate::status::Status;
 use crate::{LabError, Namespace, wait_for};
 
 /// Where an agent answers HTTP, in its own namespace.
-const HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9099);
+pub const HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9179);
 /// How much of a log is shown with an error.
 const LAST_LINES: usize = 25;
 
@@ -42,7 +42,7 @@ impl Agent {
             child: None,
         };
         let text = format!(
-            "nodeName: {name}\ndatastore:\n  directory: {}\nsocket: {}\nlog:\n  format: human\n  level: info\n",
+            "nodeName: {name}\ndatastore:\n  directory: {}\nsocket: {}\nhttp:\n  listen: {HTTP}\nlog:\n  format: human\n  level: info\n",
             datastore.display(),
             agent.socket().display()
         );
@@ -89,6 +89,12 @@ impl Agent {
         let mut command = Command::new(&self.binary);
         command.arg("agent").arg("--config").arg(self.config());
         command.stdin(Stdio::null()).stdout(log).stderr(twin);
+        // The agent takes its settings from the environment as well: what is set for others is not meant for it.
+        for (name, _) in
+            std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CULVERT_"))
+        {
+            command.env_remove(name);
+        }
         let child = self.namespace.spawn(command)?;
         record.process(child.id())?;
         self.child = Some(child);

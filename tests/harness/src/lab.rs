@@ -16,7 +16,7 @@ use crate::record::Record;
 use crate::{LabError, Namespace, store, wait_for};
 
 /// How long a cluster may take to settle, on the slowest machine.
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A laboratory. It is taken down when it is dropped, unless it is kept.
 #[derive(Debug)]
@@ -327,7 +327,7 @@ impl Lab {
             return format!("{block} via {via} dev tunl0 proto culvert onlink");
         }
         format!(
-            "{block} via {via} dev eth0 proto culvert src {}",
+            "{block} via {via} dev eth0 proto culvert src {} onlink",
             self.layout.address(from)
         )
     }

@@ -77,7 +77,7 @@ pub struct Layout {
 impl Layout {
     /// Three nodes, one of which has a second NIC.
     #[must_use]
-    pub fn new(mode: Mode) -> Self {
+    pub const fn new(mode: Mode) -> Self {
         Self {
             nodes: 3,
             mode,

@@ -97,7 +97,7 @@ impl Call<'_> {
                 ),
             );
         let config = serde_json::json!({
-            "cniVersion": "1.0.0", "name": "culvert", "type": "culvert-cni", "socket": self.socket,
+            "cniVersion": "1.0.0", "name": "culvert", "type": "culvert-cni", "agentSocket": self.socket,
         });
         let output = self.node.output(command, &config.to_string())?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -19,6 +19,9 @@ pub struct Status {
     /// The blocks that it owns.
     #[serde(default)]
     pub blocks: Vec<String>,
+    /// Addresses of those blocks that somebody has.
+    #[serde(default, rename = "addressesInUse")]
+    pub addresses_in_use: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

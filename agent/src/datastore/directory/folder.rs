@@ -16,9 +16,11 @@ use crate::datastore::DatastoreError;
 /// Largest manifest that is read, in bytes.
 const FILE_MAX: u64 = 16 << 20;
 
-/// How old a file's times must be before they prove that it has not changed since it was read: file systems stamp with
-/// the granularity of a tick, some with that of a second, and two writes within it look alike.
-const SETTLED: Duration = Duration::from_secs(2);
+/// How old the last change of a file must be before its stamp proves that there was no other since: the kernel stamps
+/// with the granularity of its tick (10 ms at most), and two writes within one look alike.
+const SETTLED: Duration = Duration::from_millis(100);
+/// The same on file systems that keep whole seconds.
+const SETTLED_WHOLE_SECONDS: Duration = Duration::from_secs(2);
 
 /// Which files are read again although their stamps have not changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,8 +51,10 @@ struct Stamp {
     device: u64,
     inode: u64,
     len: u64,
-    /// Seconds and nanoseconds of the last change of content, then of content or inode.
-    times: [(i64, i64); 2],
+    /// Seconds and nanoseconds of the last change of content, as anybody may set it.
+    modified: (i64, i64),
+    /// Seconds and nanoseconds of the last change of anything, as only the kernel sets it.
+    changed: (i64, i64),
 }
 
 impl Stamp {
@@ -59,19 +63,24 @@ impl Stamp {
             device: metadata.dev(),
             inode: metadata.ino(),
             len: metadata.len(),
-            times: [
-                (metadata.mtime(), metadata.mtime_nsec()),
-                (metadata.ctime(), metadata.ctime_nsec()),
-            ],
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
         }
     }
 
     /// Whether a write after `now` would show in the stamp. A time to come (a clock that was set back) proves nothing.
     fn is_settled(&self, now: SystemTime) -> bool {
+        let (seconds, nanos) = self.changed;
+        let window = if nanos == 0 {
+            SETTLED_WHOLE_SECONDS
+        } else {
+            SETTLED
+        };
+        let (Ok(seconds), Ok(nanos)) = (u64::try_from(seconds), u32::try_from(nanos)) else {
+            return false;
+        };
         let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let before = now.saturating_sub(SETTLED);
-        let before = i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
-        self.times.iter().all(|(seconds, _)| *seconds < before)
+        now.saturating_sub(window) > Duration::new(seconds, nanos)
     }
 }
 
@@ -163,14 +172,25 @@ impl Folder {
                 changed = true;
             }
         }
-        if !changed {
-            return Ok(Vec::new());
+        Ok(if changed { self.reindex() } else { Vec::new() })
+    }
+
+    /// Looks again at one file only, and returns the faults that are new.
+    pub(super) fn refresh_one(&mut self, path: &Path, force: bool) -> Vec<Fault> {
+        if !self.refresh_file(path, force) {
+            return Vec::new();
         }
+        self.faults.retain(|fault| fault.file != path);
+        self.reindex()
+    }
+
+    /// Finds objects and faults again, and returns the faults that are new.
+    fn reindex(&mut self) -> Vec<Fault> {
         let mut faults = self.index();
         faults.extend(self.unlisted.iter().cloned());
         let fresh = faults.difference(&self.faults).cloned().collect();
         self.faults = faults;
-        Ok(fresh)
+        fresh
     }
 
     /// The paths of all manifests, and the folders that cannot be listed.
@@ -350,4 +370,40 @@ fn read_text(path: &Path, metadata: &Metadata) -> Result<String, Option<String>>
         let at = e.utf8_error().valid_up_to();
         Some(format!("is no UTF-8 text: see byte {at}"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stamp_proves_something_only_when_the_clock_has_moved_on() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let changed = |nanos| Stamp {
+            changed: (1_000_000_000, nanos),
+            ..Stamp::of(&file.as_file().metadata().unwrap())
+        };
+        let at = |millis: u64| SystemTime::UNIX_EPOCH + Duration::from_millis(1_000_000_000_000 + millis);
+        for (nanos, millis, settled) in [
+            (500_000_000, 500, false),
+            (500_000_000, 600, false),
+            (500_000_000, 601, true),
+            // The clock was set back.
+            (500_000_000, 0, false),
+            // Whole seconds.
+            (0, 601, false),
+            (0, 1999, false),
+            (0, 2001, true),
+        ] {
+            assert_eq!(changed(nanos).is_settled(at(millis)), settled, "{nanos} {millis}");
+        }
+    }
+
+    #[test]
+    fn a_time_of_content_that_somebody_set_does_not_make_a_file_an_old_one() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let now = file.as_file().metadata().unwrap().modified().unwrap();
+        file.as_file().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        assert!(!Stamp::of(&file.as_file().metadata().unwrap()).is_settled(now));
+    }
 }

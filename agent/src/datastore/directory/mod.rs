@@ -21,7 +21,8 @@
 //! **Faults.** What cannot be read is named in the log once per change of its file, and left out. An object that was
 //! known before stays in its last good state, and cannot be written, until its file is mended. A file that became empty
 //! counts as broken (somebody may be writing it): to delete objects, delete the file or the document.
-//! Of several documents with one object, the first path in byte order counts, and in it the first document.
+//! Of several documents with one object, the first path in byte order counts, and in it the first document. (A reader of
+//! one object looks at its file alone while it is there; a copy that comes before it counts from the next full look.)
 
 mod folder;
 mod lock;
@@ -71,7 +72,7 @@ impl DirectoryStore {
         }
         let folder = Mutex::new(Folder::new(root.clone()));
         let shared = Arc::new(Shared { root, folder });
-        shared.look(Access::Exclusive, |folder| {
+        shared.look(Access::Exclusive, &Scope::Everything, |folder| {
             Folder::folders(&folder.root).for_each(|f| remove_unfinished(&f));
             Ok(())
         })?;
@@ -87,14 +88,41 @@ impl DirectoryStore {
     async fn run<T: Send + 'static>(
         &self,
         access: Access,
+        scope: Scope,
         work: impl FnOnce(&mut Folder) -> Result<T, DatastoreError> + Send + 'static,
     ) -> Result<T, DatastoreError> {
         let shared = Arc::clone(&self.shared);
-        let task = tokio::task::spawn_blocking(move || shared.look(access, work));
+        let task = tokio::task::spawn_blocking(move || shared.look(access, &scope, work));
         task.await.map_err(|error| DatastoreError::Io {
             operation: format!("work on {} was given up", self.shared.root.display()),
             source: io::Error::other(error),
         })?
+    }
+}
+
+/// How much of the folder has to be looked at.
+#[derive(Debug)]
+enum Scope {
+    /// All of it.
+    Everything,
+    /// One object: where it was is where it is, in nearly all cases.
+    Object(Key),
+}
+
+impl Scope {
+    /// Whether a look at one file was enough.
+    fn is_fresh(&self, folder: &mut Folder) -> bool {
+        let Scope::Object(key) = self else {
+            return false;
+        };
+        let Some(path) = folder.objects.get(key).map(|entry| entry.file.clone()) else {
+            return false;
+        };
+        report(&folder.refresh_one(&path, false));
+        folder
+            .objects
+            .get(key)
+            .is_some_and(|entry| entry.file == path && entry.fault.is_none())
     }
 }
 
@@ -108,11 +136,14 @@ impl Shared {
     fn look<T>(
         &self,
         access: Access,
+        scope: &Scope,
         work: impl FnOnce(&mut Folder) -> Result<T, DatastoreError>,
     ) -> Result<T, DatastoreError> {
         let mut folder = self.folder();
         let lock = StoreLock::acquire(&self.root, access)?;
-        report(&folder.refresh(&Reread::changed(), &BTreeSet::new())?);
+        if !scope.is_fresh(&mut folder) {
+            report(&folder.refresh(&Reread::changed(), &BTreeSet::new())?);
+        }
         let result = work(&mut folder);
         drop(lock);
         result
@@ -129,17 +160,21 @@ fn report(faults: &[Fault]) {
 impl Datastore for DirectoryStore {
     async fn get(&self, key: &Key) -> Result<Option<Object>, DatastoreError> {
         let key = key.clone();
-        self.run(Access::Shared, move |folder| match folder.objects.get(&key) {
-            Some(entry) => Ok(Some(entry.stored.object.clone())),
-            None => folder
-                .broken(&key)
-                .map_or(Ok(None), |fault| Err(fault.clone().into())),
-        })
+        self.run(
+            Access::Shared,
+            Scope::Object(key.clone()),
+            move |folder| match folder.objects.get(&key) {
+                Some(entry) => Ok(Some(entry.stored.object.clone())),
+                None => folder
+                    .broken(&key)
+                    .map_or(Ok(None), |fault| Err(fault.clone().into())),
+            },
+        )
         .await
     }
 
     async fn list(&self, kind: Kind) -> Result<Vec<Object>, DatastoreError> {
-        self.run(Access::Shared, move |folder| {
+        self.run(Access::Shared, Scope::Everything, move |folder| {
             let of_kind = folder
                 .objects
                 .range(Key::new(kind, "")..)
@@ -150,19 +185,26 @@ impl Datastore for DirectoryStore {
     }
 
     async fn create(&self, object: Object) -> Result<Object, DatastoreError> {
-        self.run(Access::Exclusive, move |folder| folder.create(&object))
-            .await
+        self.run(Access::Exclusive, Scope::Everything, move |folder| {
+            folder.create(&object)
+        })
+        .await
     }
 
     async fn update(&self, object: Object) -> Result<Object, DatastoreError> {
-        self.run(Access::Exclusive, move |folder| folder.update(&object))
-            .await
+        self.run(Access::Exclusive, Scope::Object(object.key()), move |folder| {
+            folder.update(&object)
+        })
+        .await
     }
 
     async fn delete(&self, key: &Key, revision: &str) -> Result<(), DatastoreError> {
         let (key, revision) = (key.clone(), revision.to_owned());
-        self.run(Access::Exclusive, move |folder| folder.delete(&key, &revision))
-            .await
+        let scope = Scope::Object(key.clone());
+        self.run(Access::Exclusive, scope, move |folder| {
+            folder.delete(&key, &revision)
+        })
+        .await
     }
 
     fn watch(&self) -> Result<mpsc::Receiver<Update>, DatastoreError> {

@@ -1,14 +1,14 @@
 //! Writes: compare, then swap the file, under the exclusive lock.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::folder::{Entry, Folder, Reread};
+use super::folder::{Entry, Folder};
 use super::lock::{Durability, io_error, next_counter, replace_file, sync_folder};
 use super::manifest::{Fault, render};
+use super::report;
 use crate::api::{Key, Object, check_name};
 use crate::datastore::DatastoreError;
 
@@ -44,7 +44,7 @@ impl Folder {
         if !replace_file(&path, &text, Durability::Synced, || !path.exists())? {
             return Err(DatastoreError::AlreadyExists { key });
         }
-        self.look_at(path);
+        report(&self.refresh_one(&path, true));
         Ok(stored.object)
     }
 
@@ -77,7 +77,7 @@ impl Folder {
         })? {
             return Err(conflict());
         }
-        self.look_at(entry.file);
+        report(&self.refresh_one(&entry.file, true));
         Ok(stored.object)
     }
 
@@ -110,7 +110,7 @@ impl Folder {
             fs::remove_file(&file).map_err(io_error("cannot remove", &file))?;
             sync_folder(file.parent().unwrap_or(&self.root))?;
         }
-        self.look_at(file);
+        report(&self.refresh_one(&file, true));
         Ok(())
     }
 
@@ -152,11 +152,6 @@ impl Folder {
         }
         let reason = format!("no file of this name is free for {key}: remove some of its {FILES_OF_A_NAME}");
         Err(Fault::of_file(&folder.join(format!("{stem}.yaml")), reason).into())
-    }
-
-    /// Takes in what was just written. A failure does not matter: the next look sees it as well.
-    fn look_at(&mut self, path: PathBuf) {
-        let _ = self.refresh(&Reread::Named(BTreeSet::from([path])), &BTreeSet::new());
     }
 }
 

@@ -1,0 +1,207 @@
+//! A full mesh of speakers, in a network that treats them badly.
+//!
+//! Each test runs many seeds. A failure prints its seed: `SIMULATION_SEED=… cargo test -p culvert-bgp --test
+//! mesh_simulation` runs that one alone.
+
+mod network;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use culvert_bgp::speaker::{Input, State};
+use network::{Network, address, prefix};
+
+const QUIET: Duration = Duration::from_secs(60);
+
+/// Runs `story` once for each seed, each on a clock of its own.
+fn for_each_seed<F: Future<Output = ()>>(count: u64, story: impl Fn(Network, usize) -> F) {
+    let seeds: Vec<u64> = match std::env::var("SIMULATION_SEED") {
+        Ok(seed) => vec![seed.parse().unwrap()],
+        Err(_) => (1..=count).collect(),
+    };
+    for seed in seeds {
+        println!("SIMULATION_SEED={seed}");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let size = 2 + usize::try_from(seed % 7).unwrap();
+            story(Network::new(seed, size), size).await;
+        });
+    }
+}
+
+fn assert_whole(network: &Network, size: usize) {
+    for (at, node) in network.nodes.iter().enumerate() {
+        let node = node.as_ref().unwrap();
+        for status in node.speaker.peers() {
+            assert_eq!(status.state, State::Established, "at {at}: {status:?}");
+            assert!(status.end_of_rib, "at {at}: {status:?}");
+            assert_eq!(
+                (status.stale, status.prefixes_received, status.prefixes_sent),
+                (0, 2, 2)
+            );
+        }
+        for other in (0..size).filter(|&other| other != at) {
+            for block in 0..2 {
+                let best = node.table.get(&prefix(other, block));
+                let [hop] = best.map(Vec::as_slice).unwrap_or_default() else {
+                    panic!("{at} goes to {best:?} for the prefixes of {other}")
+                };
+                assert_eq!(
+                    (hop.address, hop.peer),
+                    (address(other).into(), address(other).into())
+                );
+            }
+        }
+        assert_eq!(node.table.len(), 2 * (size - 1), "at {at}");
+        let up = node
+            .states
+            .values()
+            .filter(|&&state| state == State::Established)
+            .count() as u64;
+        assert_eq!(node.ups, node.downs + up, "at {at}: every up has one down");
+        assert_eq!(
+            (node.converged, node.speaker.is_converged()),
+            (1, true),
+            "at {at}"
+        );
+    }
+    let connections = network.connections();
+    assert_eq!(connections.len(), size * (size - 1) / 2, "each pair is connected");
+    assert!(
+        connections.values().all(|&count| count == 1),
+        "by exactly one connection: {connections:?}"
+    );
+}
+
+fn forget_withdrawn(network: &mut Network) {
+    for node in network.nodes.iter_mut().flatten() {
+        node.withdrawn.clear();
+    }
+}
+
+#[test]
+fn a_mesh_that_starts_at_once_settles_on_one_session_for_each_pair() {
+    for_each_seed(60, |mut network, size| async move {
+        network.run(Duration::from_secs(15)).await;
+        assert_whole(&network, size);
+    });
+}
+
+#[test]
+fn the_routes_of_a_killed_and_restarted_node_are_never_withdrawn() {
+    for_each_seed(60, |mut network, size| async move {
+        network.run(QUIET).await;
+        assert_whole(&network, size);
+        forget_withdrawn(&mut network);
+        for _ in 0..4 {
+            let node = usize::try_from(network.random.below(size as u64)).unwrap();
+            let away = network.random.millis(1, 30_000);
+            network.kill(node, false, away);
+            let pause = network.random.millis(0, 40_000);
+            network.run(away + pause).await;
+        }
+        network.run(QUIET).await;
+        assert_whole(&network, size);
+        for (at, node) in network.nodes.iter().enumerate() {
+            let withdrawn = &node.as_ref().unwrap().withdrawn;
+            assert!(withdrawn.is_empty(), "{at} withdrew {withdrawn:?}");
+        }
+    });
+}
+
+#[test]
+fn connections_that_break_cost_no_route() {
+    for_each_seed(60, |mut network, size| async move {
+        network.run(QUIET).await;
+        forget_withdrawn(&mut network);
+        for _ in 0..20 {
+            network.break_one();
+            let pause = network.random.millis(0, 8_000);
+            network.run(pause).await;
+        }
+        network.run(QUIET).await;
+        assert_whole(&network, size);
+        for (at, node) in network.nodes.iter().enumerate() {
+            let withdrawn = &node.as_ref().unwrap().withdrawn;
+            assert!(withdrawn.is_empty(), "{at} withdrew {withdrawn:?}");
+        }
+    });
+}
+
+#[test]
+fn a_mesh_is_whole_again_after_partitions_crashes_and_broken_connections() {
+    for_each_seed(60, |mut network, size| async move {
+        for _ in 0..8 {
+            match network.random.below(4) {
+                0 => network.break_one(),
+                1 => {
+                    let node = usize::try_from(network.random.below(size as u64)).unwrap();
+                    let with_machine = network.random.below(2) == 0;
+                    let away = network.random.millis(1, 60_000);
+                    // A node that is away already stays as it is.
+                    if network.nodes[node].is_some() {
+                        network.kill(node, with_machine, away);
+                    }
+                }
+                2 => {
+                    let border = usize::try_from(network.random.below(size as u64)).unwrap();
+                    network.cut = (0..=border)
+                        .flat_map(|a| (border + 1..size).map(move |b| (a, b)))
+                        .collect();
+                }
+                _ => network.cut.clear(),
+            }
+            let pause = network.random.millis(0, 200_000);
+            network.run(pause).await;
+        }
+        network.cut.clear();
+        // Long enough for a hold timer, the pause after it, and the patience with what was stale.
+        network.run(Duration::from_secs(300)).await;
+        assert_whole(&network, size);
+    });
+}
+
+#[test]
+fn a_node_that_does_not_come_back_loses_its_routes_after_its_restart_time() {
+    for_each_seed(10, |mut network, size| async move {
+        network.run(QUIET).await;
+        network.kill(0, false, Duration::from_secs(100_000));
+        network
+            .run(Duration::from_secs(u64::from(network::RESTART_TIME) - 2))
+            .await;
+        for node in network.nodes.iter().flatten() {
+            assert!(node.table.contains_key(&prefix(0, 0)), "within the restart time");
+        }
+        network.run(Duration::from_secs(4)).await;
+        for node in network.nodes.iter().flatten() {
+            assert!(!node.table.contains_key(&prefix(0, 0)), "after it");
+            assert_eq!(node.table.len(), 2 * (size - 2), "the others stay");
+        }
+    });
+}
+
+#[test]
+fn a_stopped_node_that_says_so_loses_its_routes_at_once_and_a_silent_one_does_not() {
+    for notify in [false, true] {
+        for_each_seed(10, |mut network, _| async move {
+            network.run(QUIET).await;
+            network.input(0, Input::Stop { notify });
+            network.run(Duration::from_secs(2)).await;
+            for node in network.nodes.iter().flatten().skip(1) {
+                assert_eq!(node.table.contains_key(&prefix(0, 0)), !notify);
+                let state = node.states[&IpAddr::V4(address(0))];
+                assert!(state < State::Established, "{state}");
+            }
+            let stopped = network.nodes[0].as_ref().unwrap();
+            assert_eq!(stopped.ups, stopped.downs);
+            assert!(
+                !stopped.table.is_empty(),
+                "a node that stops keeps its own routes"
+            );
+        });
+    }
+}

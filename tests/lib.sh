@@ -1,0 +1,40 @@
+# shellcheck shell=bash
+# What tests/run and examples/quickstart/run have in common. To be sourced.
+
+# Ends with words on standard error.
+die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
+
+# Namespaces, links and routes are root's.
+need_root() { [ "$(id -u)" = 0 ] || die 'needs root: network namespaces and routes are made'; }
+
+# Finds cargo where rustup puts it, also in a shell that knows nothing of it.
+need_cargo() {
+  command -v cargo >/dev/null || PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
+  command -v cargo >/dev/null || die 'cargo is missing: install Rust (https://rustup.rs)'
+}
+
+# Installs those of these Debian packages that are missing.
+need_packages() {
+  local package missing=() output
+  for package; do
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
+  done
+  [ ${#missing[@]} -gt 0 ] || return 0
+  command -v apt-get >/dev/null || die "install these first: ${missing[*]}"
+  echo "installing ${missing[*]}"
+  local install=(apt-get install -y --no-install-recommends "${missing[@]}")
+  export DEBIAN_FRONTEND=noninteractive
+  # The lists of packages may be missing or old: then they are fetched, and it is tried again.
+  "${install[@]}" >/dev/null 2>&1 </dev/null && return 0
+  apt-get update >/dev/null 2>&1 </dev/null
+  output=$("${install[@]}" 2>&1 </dev/null) || { echo "$output" >&2; die "could not install ${missing[*]}"; }
+}
+
+# A linker and the C library's start files, which rustc needs; any that is there will do.
+need_linker() { command -v cc >/dev/null || need_packages gcc libc6-dev; }
+
+# Whether this kernel has IPIP tunnels: one is tried in a namespace that vanishes at once.
+has_ipip() { unshare --net ip link add probe type ipip local 127.0.0.1 remote 127.0.0.2 2>/dev/null; }
+
+# What a guest with a kernel of its own needs.
+GUEST_PACKAGES=(user-mode-linux busybox-static)
