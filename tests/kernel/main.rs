@@ -7,6 +7,7 @@ mod encapsulation;
 mod hands;
 mod pods;
 mod restart;
+mod two_networks;
 
 use std::process::ExitCode;
 
@@ -45,9 +46,11 @@ const WITH_BIRD: Layout = Layout {
     ..IPIP
 };
 
+const TWO_NETWORKS: Layout = Layout::on_two_networks();
+
 /// All trials; those on the same layout one after the other.
 #[rustfmt::skip]
-const TRIALS: [(Layout, &str, Act); 14] = [
+const TRIALS: [(Layout, &str, Act); 18] = [
     (DIRECT, "direct_mode_carries_pod_traffic_without_tunnels", encapsulation::carries),
     (CROSS_SUBNET, "crosssubnet_mode_tunnels_between_subnets_only", encapsulation::carries),
     (IPIP, "ipip_mode_tunnels_between_all_nodes", encapsulation::carries),
@@ -62,6 +65,10 @@ const TRIALS: [(Layout, &str, Act); 14] = [
     (IPIP, "what_went_wrong_while_the_agent_was_down_is_repaired_at_its_start", restart::wrong_at_start),
     (IPIP, "cleanup_removes_all_that_is_ours_and_nothing_else", restart::clean_up),
     (WITH_BIRD, "bird_learns_our_blocks_and_we_install_its_own", bird::joins),
+    (TWO_NETWORKS, "every_outer_source_is_the_advertised_address_of_its_sender", two_networks::sources),
+    (TWO_NETWORKS, "without_pins_the_wrong_source_shows_and_is_told", two_networks::switched_off),
+    (TWO_NETWORKS, "pins_undone_by_hand_come_back", two_networks::undone_by_hand),
+    (TWO_NETWORKS, "cleanup_removes_the_rule_and_the_pins", two_networks::clean_up),
 ];
 
 /// The trials, for the runner. What cannot run here says so loudly.

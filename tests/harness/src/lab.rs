@@ -319,6 +319,12 @@ impl Lab {
         Ok(missing)
     }
 
+    /// The bridges `near` and `second`, which all packets between nodes pass, and the router between them.
+    #[must_use]
+    pub fn fabric(&self) -> Namespace {
+        self.names.fabric()
+    }
+
     /// The line of `ip route` by which a node reaches a block of another.
     #[must_use]
     pub fn route(&self, from: u8, to: u8, block: &str) -> String {
@@ -378,11 +384,16 @@ impl Lab {
         let fabric = self.names.fabric();
         fabric.sysctl(&[("net/ipv4/ip_forward", "1"), ("net/ipv4/conf/all/rp_filter", "0")])?;
         let mut lines = vec!["link set lo up".to_owned()];
-        for (bridge, address) in [
-            ("near", "172.18.0.1/24"),
-            ("far", "172.19.0.1/24"),
-            ("second", "192.168.3.1/24"),
-        ] {
+        let bridges: &[(&str, &str)] = if self.layout.two_networks {
+            &[("near", "192.168.0.253/24"), ("second", "192.168.3.253/24")]
+        } else {
+            &[
+                ("near", "172.18.0.1/24"),
+                ("far", "172.19.0.1/24"),
+                ("second", "192.168.3.1/24"),
+            ]
+        };
+        for (bridge, address) in bridges {
             lines.push(format!("link add {bridge} type bridge"));
             lines.push(format!("addr add {address} dev {bridge}"));
             lines.push(format!("link set {bridge} up"));
@@ -398,7 +409,7 @@ impl Lab {
             let bridge = if self.layout.is_far(number) { "far" } else { "near" };
             cable(&format!("node{number}"), bridge, "eth0", &self.names.node(number));
         }
-        if let Some(number) = self.layout.second_nic {
+        for number in self.layout.numbers().filter(|n| self.layout.has_second_nic(*n)) {
             cable(
                 &format!("node{number}-b"),
                 "second",
@@ -440,12 +451,22 @@ impl Lab {
     }
 
     fn underlay(&self, number: u8) -> Vec<String> {
-        vec![
+        let mut lines = vec![
             "link set lo up".to_owned(),
-            format!("addr add {}/24 dev eth0", self.layout.address(number)),
+            format!("addr add {}/24 dev eth0", self.layout.first_address(number)),
             "link set eth0 up".to_owned(),
-            format!("route add default via {}", self.layout.router(number)),
-        ]
+        ];
+        if self.layout.two_networks {
+            lines.push("link set eth1 up".to_owned());
+            if number == Layout::lone_number() {
+                // The nodes of the other network are on the wire of the first one too.
+                lines.push("route add 192.168.3.0/24 dev eth0".to_owned());
+            } else {
+                lines.push(format!("addr add {}/24 dev eth1", self.layout.address(number)));
+            }
+        }
+        lines.push(format!("route add default via {}", self.layout.router(number)));
+        lines
     }
 
     /// The plugin is the agent's binary under another name.

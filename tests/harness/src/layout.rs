@@ -72,6 +72,9 @@ pub struct Layout {
     pub second_nic: Option<u8>,
     /// Whether one more node, without an agent, runs BIRD 2.
     pub bird: bool,
+    /// Whether every node has two NICs, on 192.168.0.0/24 and on 192.168.3.0/24, and is known by its address on the second;
+    /// but for [`Layout::lone_number`], which has none there and is known by that on the first.
+    pub two_networks: bool,
 }
 
 impl Layout {
@@ -83,13 +86,36 @@ impl Layout {
             mode,
             second_nic: Some(2),
             bird: false,
+            two_networks: false,
         }
+    }
+
+    /// Five nodes on two networks each, one of which lacks its second address.
+    #[must_use]
+    pub const fn on_two_networks() -> Self {
+        Self {
+            nodes: 5,
+            second_nic: None,
+            two_networks: true,
+            ..Self::new(Mode::Ipip)
+        }
+    }
+
+    /// Of nodes on two networks the one that has no address on the second.
+    #[must_use]
+    pub const fn lone_number() -> u8 {
+        2
     }
 
     /// Whether it can be built.
     pub(crate) fn check(&self) -> Result<(), LabError> {
         if !NODES.contains(&self.nodes) {
             return Err(LabError::Layout("a laboratory has 2 to 20 nodes"));
+        }
+        if self.two_networks && (self.bird || self.second_nic.is_some() || self.mode != Mode::Ipip) {
+            return Err(LabError::Layout(
+                "nodes on two networks have IPIP and nothing else besides",
+            ));
         }
         if self.second_nic.is_some_and(|n| n == 0 || n > self.nodes) {
             return Err(LabError::Layout(
@@ -117,9 +143,28 @@ impl Layout {
         self.mode == Mode::CrossSubnet && number > near && number <= self.nodes
     }
 
+    /// Whether this node has two NICs.
+    pub(crate) fn has_second_nic(&self, number: u8) -> bool {
+        self.two_networks || self.second_nic == Some(number)
+    }
+
+    /// The address that this node has on its first NIC.
+    #[must_use]
+    pub fn first_address(&self, number: u8) -> Ipv4Addr {
+        if self.two_networks {
+            Ipv4Addr::new(192, 168, 0, number.saturating_add(109))
+        } else {
+            self.address(number)
+        }
+    }
+
     /// The address by which the others know this node.
     #[must_use]
     pub fn address(&self, number: u8) -> Ipv4Addr {
+        if self.two_networks {
+            let network = if number == Self::lone_number() { 0 } else { 3 };
+            return Ipv4Addr::new(192, 168, network, number.saturating_add(109));
+        }
         let subnet = if self.is_far(number) { 19 } else { 18 };
         Ipv4Addr::new(172, subnet, 0, number.saturating_add(10))
     }
@@ -128,7 +173,7 @@ impl Layout {
     #[must_use]
     pub fn router(&self, number: u8) -> Ipv4Addr {
         let [a, b, c, _] = self.address(number).octets();
-        Ipv4Addr::new(a, b, c, 1)
+        Ipv4Addr::new(a, b, c, if self.two_networks { 253 } else { 1 })
     }
 
     /// Whether a packet between pods on these nodes has to travel in a packet between the nodes.
@@ -176,6 +221,25 @@ mod tests {
         let layout = Layout::new(Mode::Ipip);
         let addresses: Vec<_> = layout.numbers().map(|n| layout.address(n).to_string()).collect();
         assert_eq!(addresses, ["172.18.0.11", "172.18.0.12", "172.18.0.13"]);
+    }
+
+    #[test]
+    fn nodes_on_two_networks_are_known_by_the_second_but_for_one() {
+        let layout = Layout::on_two_networks();
+        let known_by: Vec<_> = layout.numbers().map(|n| layout.address(n).to_string()).collect();
+        let third = |n: u8| format!("192.168.3.{n}");
+        assert_eq!(
+            known_by,
+            [
+                third(110),
+                "192.168.0.111".to_owned(),
+                third(112),
+                third(113),
+                third(114)
+            ]
+        );
+        assert_eq!(layout.first_address(4).to_string(), "192.168.0.113");
+        assert!(layout.check().is_ok());
     }
 
     #[test]
