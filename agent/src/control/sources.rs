@@ -174,3 +174,139 @@ fn cure(settings: &Settings, actual: &Actual, peer: Ipv4Addr) -> String {
         "the kernel does not follow table {table}; look in `ip rule` for one before {PIN_PRIORITY} that takes protocol 4"
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fib::{Address, Link, NextHop, Route, RouteKind, Rule, Snapshot};
+
+    const PEER: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 111);
+    const FIRST: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 113);
+    const ADVERTISED: Ipv4Addr = Ipv4Addr::new(192, 168, 3, 113);
+
+    fn settings() -> Settings {
+        Settings {
+            node: "node4".into(),
+            address: ADVERTISED,
+            protocol: 86,
+            tunnel_mtu: None,
+            pin_table: Some(886),
+        }
+    }
+
+    fn kernel() -> Snapshot {
+        let link = |index, name: &str| Link {
+            index,
+            name: name.into(),
+            up: true,
+            running: true,
+            mtu: 1500,
+            kind: None,
+        };
+        let at = |link, address: Ipv4Addr| Address {
+            link,
+            net: IpNet::new(address.into(), 24).unwrap(),
+        };
+        let pin = Route {
+            key: RouteKey {
+                table: 886,
+                prefix: IpNet::from(IpAddr::V4(PEER)),
+                metric: 0,
+            },
+            kind: RouteKind::Unicast,
+            next_hops: vec![NextHop {
+                gateway: None,
+                link: 2,
+                onlink: false,
+                weight: 1,
+            }],
+            source: Some(ADVERTISED.into()),
+            protocol: 86,
+            scope: 253,
+            mtu: None,
+        };
+        let rule = Rule {
+            priority: PIN_PRIORITY,
+            ip_protocol: Some(4),
+            table: 886,
+            protocol: 86,
+        };
+        Snapshot {
+            links: vec![link(2, "eth0"), link(3, "eth1")],
+            addresses: vec![at(2, FIRST), at(3, ADVERTISED)],
+            routes: vec![pin],
+            rules: vec![rule],
+            forwarding: true,
+        }
+    }
+
+    /// What is told of a kernel that answers with `source`.
+    fn told(settings: &Settings, kernel: Snapshot, source: Ipv4Addr) -> Option<String> {
+        let found = BTreeMap::from([(PEER, source)]);
+        let mut all = mismatches(settings, &Actual::new(kernel), &found);
+        all.remove(&PEER).map(|mismatch| mismatch.problem)
+    }
+
+    #[test]
+    fn a_wrong_source_is_told_with_both_addresses_the_nic_and_what_to_do() {
+        let begin = "node4: packets to 192.168.0.111 would leave with source 192.168.0.113 (eth0) instead of the \
+                     advertised 192.168.3.113: ";
+        let off = Settings {
+            pin_table: None,
+            ..settings()
+        };
+        let mut no_rule = kernel();
+        no_rule.rules.clear();
+        let mut no_pin = kernel();
+        no_pin.routes.clear();
+        let mut no_address = kernel();
+        no_address.addresses.pop();
+        for (settings, kernel, cure) in [
+            (off, kernel(), "routes.sourcePin"),
+            (settings(), no_rule, "missing"),
+            (settings(), no_pin, "missing"),
+            (settings(), no_address, "add it again"),
+            (settings(), kernel(), "`ip rule`"),
+        ] {
+            let sentence = told(&settings, kernel, FIRST).unwrap();
+            assert!(
+                sentence.starts_with(begin) && sentence.contains(cure),
+                "{sentence}"
+            );
+        }
+        assert_eq!(told(&settings(), kernel(), ADVERTISED), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_kernel_is_asked_soon_after_something_happened_and_then_now_and_then() {
+        let actual = Actual::new(kernel());
+        let mut check = SourceCheck::default();
+        check.ask_soon();
+        assert_eq!(check.due(), None, "there is nobody to ask about");
+        check.ask_about(&BTreeSet::from([PEER]));
+        let soon = Instant::now() + SETTLE;
+        assert_eq!(check.due(), Some(soon));
+        tokio::time::advance(SETTLE / 2).await;
+        check.ask_soon();
+        assert_eq!(check.due(), Some(soon), "a burst does not put it off");
+
+        let answer = |source| {
+            move |peers: BTreeSet<Ipv4Addr>| Ok(peers.into_iter().map(|peer| (peer, source)).collect())
+        };
+        check.ask(&settings(), &actual, answer(FIRST));
+        assert_eq!(check.due(), Some(Instant::now() + INTERVAL));
+        assert_eq!(check.source_to(PEER.into()), Some(FIRST.into()));
+        assert_eq!(check.mismatches().len(), 1);
+        check.ask(&settings(), &actual, answer(ADVERTISED));
+        assert_eq!(check.mismatches(), []);
+
+        check.ask(&settings(), &actual, |_| Err(io::Error::from_raw_os_error(1)));
+        assert_eq!(check.source_to(PEER.into()), None);
+        assert!(check.refused().is_some_and(|why| why.contains("CAP_NET_RAW")));
+        check.ask(&settings(), &actual, answer(ADVERTISED));
+        assert_eq!(check.refused(), None);
+
+        check.ask_about(&BTreeSet::new());
+        assert_eq!((check.due(), check.source_to(PEER.into())), (None, None));
+    }
+}

@@ -352,3 +352,62 @@ fn the_order_in_which_objects_come_makes_no_difference() {
     );
     assert_eq!(forward.shared_addresses()[0].left_out, "other2");
 }
+
+/// The plan of a node that pins its sources in table 886.
+fn pinning(pool_fields: &str, kernel: Snapshot) -> Plan {
+    let settings = Settings {
+        pin_table: Some(886),
+        ..settings()
+    };
+    let known = Known {
+        cluster: &cluster(pool_fields),
+        learned: &Learned::new(),
+        actual: &Actual::new(kernel),
+    };
+    plan(&settings, known)
+}
+
+#[test]
+fn every_other_node_is_pinned_by_a_route_and_one_rule_where_packets_are_encapsulated() {
+    for mode in ["Always", "CrossSubnet"] {
+        let plan = pinning(&format!("ipipMode: {mode}"), kernel());
+        assert_eq!(
+            printed(&plan),
+            [
+                "blackhole 10.65.42.0/26 proto 86",
+                "172.18.0.12 dev eth0 table 886 proto 86 scope link src 172.18.0.11",
+                "172.19.0.13 via 172.18.0.1 dev eth0 table 886 proto 86 src 172.18.0.11",
+            ]
+        );
+        let rules: Vec<_> = plan.desired.rules.iter().map(ToString::to_string).collect();
+        assert_eq!(rules, ["pref 110 iif lo ipproto 4 lookup 886 proto 86"]);
+        let to: Vec<_> = plan.tunnelled_to.iter().map(ToString::to_string).collect();
+        assert_eq!(to, ["172.18.0.12", "172.19.0.13"]);
+    }
+}
+
+#[test]
+fn nothing_is_pinned_where_nothing_is_encapsulated_or_where_that_is_switched_off() {
+    let never = pinning("ipipMode: Never", kernel());
+    assert!(never.desired.rules.is_empty() && never.tunnelled_to.is_empty());
+    let off = plan_of(&cluster("ipipMode: Always"), &Learned::new(), kernel());
+    assert!(off.desired.rules.is_empty() && off.unpinned.is_empty());
+    for plan in [&never, &off] {
+        assert_eq!(printed(plan), ["blackhole 10.65.42.0/26 proto 86"]);
+    }
+    // The nodes are still asked about, so that a wrong source is told.
+    assert_eq!(off.tunnelled_to.len(), 2);
+}
+
+#[test]
+fn while_the_advertised_address_is_gone_its_pins_are_held_and_the_rule_stays() {
+    let mut gone = kernel();
+    let pins = pinning("ipipMode: Always", kernel()).desired.routes;
+    gone.routes
+        .extend(pins.into_values().filter(|route| route.key.table == 886));
+    gone.addresses.clear();
+    let plan = pinning("ipipMode: Always", gone);
+    assert_eq!(plan.desired.held.iter().filter(|key| key.table == 886).count(), 2);
+    assert_eq!(plan.desired.rules.len(), 1);
+    assert!(matches!(plan.unpinned[..], [Unpinned::AddressGone { .. }]));
+}

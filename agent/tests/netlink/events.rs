@@ -11,7 +11,7 @@ use crate::netns::{OURS, hop, in_namespace, ip, key, link, onlink, underlay, uni
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// Takes events until one is `wanted`, and gives that.
-async fn event(
+pub(crate) async fn event(
     events: &mut Receiver<KernelEvent>,
     mut wanted: impl FnMut(&KernelEvent) -> bool,
 ) -> KernelEvent {
