@@ -164,6 +164,17 @@ mod tests {
         );
     }
 
+    fn one_wrong_source() -> SourceStatus {
+        SourceStatus {
+            mismatches: vec![SourceMismatch {
+                peer: [172, 18, 0, 12].into(),
+                source: [172, 18, 0, 99].into(),
+                problem: "wrong".into(),
+            }],
+            problems: vec!["not counted".into()],
+        }
+    }
+
     #[test]
     fn a_snapshot_sets_every_gauge() {
         let metrics = Metrics::register().unwrap();
@@ -196,14 +207,7 @@ mod tests {
                 programmed: 4,
                 ..RouteStatus::default()
             },
-            sources: SourceStatus {
-                mismatches: vec![SourceMismatch {
-                    peer: [172, 18, 0, 12].into(),
-                    source: [172, 18, 0, 99].into(),
-                    problem: "wrong".into(),
-                }],
-                problems: vec!["not counted".into()],
-            },
+            sources: one_wrong_source(),
             blocks: vec!["10.65.42.0/26".parse().unwrap()],
             addresses_in_use: 7,
             ..AgentStatus::default()

@@ -135,14 +135,12 @@ impl<'a> Underlay<'a> {
                 && route.next_hops.iter().all(|hop| Some(hop.link) != tunnel)
         });
         let address = IpAddr::V4(settings.address);
-        let carries = |link: u32| actual.addresses_of(link).any(|own| own.net.addr() == address);
         Self {
             actual,
             routes: routes.collect(),
             carriers: actual
-                .links()
+                .links_with_address(address)
                 .map(|link| link.index)
-                .filter(|link| carries(*link))
                 .collect(),
         }
     }

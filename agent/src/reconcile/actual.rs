@@ -149,6 +149,15 @@ impl Actual {
         Some((self.links.get(&found.link)?, found.net))
     }
 
+    /// All links that carry `address`.
+    pub fn links_with_address(&self, address: IpAddr) -> impl Iterator<Item = &Link> {
+        let carrying = self
+            .addresses
+            .iter()
+            .filter(move |present| present.net.addr() == address);
+        carrying.filter_map(|found| self.links.get(&found.link))
+    }
+
     /// All routes in order of their keys; of one key, the one that counts first.
     pub fn routes(&self) -> impl Iterator<Item = &Route> {
         self.routes.values().flatten()

@@ -60,24 +60,7 @@ impl AgentStatus {
                 .iter()
                 .map(|p| format!("  not used: {}: {}", p.route, p.reason)),
         );
-        let mismatches = &self.sources.mismatches;
-        lines.extend(
-            mismatches
-                .iter()
-                .take(PROBLEMS_NAMED)
-                .map(|m| format!("Wrong source: {}.", m.problem)),
-        );
-        if let Some(more) = mismatches.len().checked_sub(PROBLEMS_NAMED)
-            && more > 0
-        {
-            lines.push(format!("Wrong source: packets to {more} more nodes."));
-        }
-        lines.extend(
-            self.sources
-                .problems
-                .iter()
-                .map(|problem| format!("Source: {problem}.")),
-        );
+        lines.extend(self.source_remarks());
         lines.push(if self.blocks.is_empty() {
             "Blocks: none.".to_owned()
         } else {
@@ -103,6 +86,20 @@ impl AgentStatus {
             Ok(()) => "Ready: yes.".to_owned(),
             Err(reason) => format!("Ready: no: {reason}."),
         });
+        lines
+    }
+
+    /// What is wrong with the source of encapsulated packets, a line each; of many nodes the first are named.
+    fn source_remarks(&self) -> Vec<String> {
+        let mismatches = &self.sources.mismatches;
+        let named = mismatches.iter().take(PROBLEMS_NAMED);
+        let mut lines: Vec<_> = named.map(|m| format!("Wrong source: {}.", m.problem)).collect();
+        if mismatches.len() > PROBLEMS_NAMED {
+            let more = mismatches.len() - PROBLEMS_NAMED;
+            lines.push(format!("Wrong source: packets to {more} more nodes."));
+        }
+        let problems = self.sources.problems.iter();
+        lines.extend(problems.map(|problem| format!("Source: {problem}.")));
         lines
     }
 }

@@ -26,6 +26,20 @@ fn rule(priority: u32, protocol: u8) -> Rule {
     }
 }
 
+fn through_gateway(prefix: &str) -> Route {
+    let gateway = NextHop {
+        gateway: Some([172, 18, 0, 9].into()),
+        link: 2,
+        onlink: false,
+        weight: 1,
+    };
+    Route {
+        next_hops: vec![gateway],
+        scope: 0,
+        ..route(prefix, 2)
+    }
+}
+
 #[test]
 fn the_steps_come_in_the_order_in_which_they_work() {
     let wrong = Address {
@@ -46,17 +60,7 @@ fn the_steps_come_in_the_order_in_which_they_work() {
         rules: vec![rule(111, 86), rule(110, 3)],
         forwarding: false,
     });
-    let gateway = NextHop {
-        gateway: Some([172, 18, 0, 9].into()),
-        link: 2,
-        onlink: false,
-        weight: 1,
-    };
-    let through_gateway = Route {
-        next_hops: vec![gateway],
-        scope: 0,
-        ..route("10.65.1.0/26", 2)
-    };
+    let through_gateway = through_gateway("10.65.1.0/26");
     let on_link = route("172.18.0.9/32", 2);
     let new_pin = pin("172.18.0.9/32");
     let routes = [&through_gateway, &on_link, &new_pin].map(|route| (route.key, route.clone()));
