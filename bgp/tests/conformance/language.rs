@@ -19,7 +19,6 @@ pub(crate) struct Conversation {
     start: Instant,
     /// The connections by the numbers of the text.
     connections: Vec<ConnectionId>,
-    settings: BTreeMap<String, String>,
 }
 
 /// The one origin of time; all else is measured from it.
@@ -165,7 +164,6 @@ impl Conversation {
             now,
             start: now,
             connections: Vec::new(),
-            settings: BTreeMap::new(),
         }
     }
 
@@ -195,11 +193,9 @@ impl Conversation {
         let (verb, rest) = words.split_first().unwrap();
         match *verb {
             "speaker" => {
-                self.settings = pairs(rest)
-                    .iter()
-                    .map(|(&k, &v)| (k.to_owned(), v.to_owned()))
-                    .collect();
-                self.speaker = speaker(self.now, &self.settings);
+                let settings = pairs(rest);
+                self.speaker = speaker(self.now, &settings);
+                self.connections.clear();
             }
             "peers" => {
                 let peers = rest.iter().map(|word| {
@@ -213,6 +209,28 @@ impl Conversation {
                 let exports = rest.iter().map(|word| prefix(word)).collect();
                 self.speaker.handle(self.now, Input::Exports(exports));
             }
+            "wait" => return self.wait(Duration::from_secs_f64(rest[0].parse().unwrap())),
+            "stop" => self.speaker.handle(
+                self.now,
+                Input::Stop {
+                    notify: rest == ["notify"],
+                },
+            ),
+            "status" => {
+                return self
+                    .speaker
+                    .peers()
+                    .map(|status| words_of_status(&status))
+                    .collect();
+            }
+            other => self.connect(other, rest),
+        }
+        self.answers()
+    }
+
+    /// The inputs that are about connections.
+    fn connect(&mut self, verb: &str, rest: &[&str]) {
+        match verb {
             "dialled" => {
                 let connection = self.connection(rest[0]);
                 self.speaker.handle(self.now, Input::Dialled { connection });
@@ -245,23 +263,8 @@ impl Conversation {
                     },
                 );
             }
-            "wait" => return self.wait(Duration::from_secs_f64(rest[0].parse().unwrap())),
-            "stop" => self.speaker.handle(
-                self.now,
-                Input::Stop {
-                    notify: rest == ["notify"],
-                },
-            ),
-            "status" => {
-                return self
-                    .speaker
-                    .peers()
-                    .map(|status| words_of_status(&status))
-                    .collect();
-            }
             other => panic!("{other} is no input"),
         }
-        self.answers()
     }
 
     fn wait(&mut self, time: Duration) -> Vec<String> {
@@ -328,10 +331,10 @@ impl Conversation {
     }
 }
 
-fn speaker(now: Instant, settings: &BTreeMap<String, String>) -> Speaker {
-    let get = |key: &str, default: &str| settings.get(key).cloned().unwrap_or(default.to_owned());
+fn speaker(now: Instant, settings: &BTreeMap<&str, &str>) -> Speaker {
+    let get = |key, default| *settings.get(key).unwrap_or(&default);
     let config = SpeakerConfig {
-        asn: asn(&get("as", "64512")),
+        asn: asn(get("as", "64512")),
         router_id: RouterId::new(get("id", "172.18.0.10").parse().unwrap()).unwrap(),
         local_address: Ipv4Addr::new(172, 18, 0, 10),
         hold_time: HoldTime::new(get("hold", "90").parse().unwrap()).unwrap(),

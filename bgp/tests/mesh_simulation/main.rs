@@ -3,6 +3,8 @@
 //! Each test runs many seeds (`SIMULATION_SEEDS=1000` for more). A failure prints its seed: `SIMULATION_SEED=… cargo
 //! test -p culvert-bgp --test mesh_simulation` runs that one alone.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod network;
 
 use std::net::IpAddr;

@@ -1,5 +1,7 @@
 //! What holds for a speaker whatever comes: properties, and limits that are too large for a conversation.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
