@@ -82,7 +82,8 @@ pub struct GracefulRestart {
 
 /// Routes withdrawn and announced (RFC 4271 §4.3, RFC 4760 §3 and §4).
 ///
-/// An empty one is the End-of-RIB marker of IPv4 unicast (RFC 4724 §2).
+/// An empty one is written as the End-of-RIB marker of IPv4 unicast (RFC 4724 §2). One that was read is such a marker
+/// only where `end_of_rib` says so: what speaks of families that were not negotiated alone is read as empty too.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Update {
     /// Destinations that are no longer reachable through the sender.
@@ -112,12 +113,12 @@ pub struct PathAttributes {
     pub atomic_aggregate: bool,
     /// RFC 4271 §5.1.7.
     pub aggregator: Option<(Asn, Ipv4Addr)>,
-    /// RFC 1997.
+    /// RFC 1997; ascending and each once in what was read, and always so on the wire.
     pub communities: Vec<u32>,
-    /// RFC 8092.
+    /// RFC 8092; ascending and each once in what was read, and always so on the wire.
     pub large_communities: Vec<[u32; 3]>,
     /// Optional transitive attributes that this speaker does not know, to be passed on with the Partial bit
-    /// (RFC 4271 §5): type code and value.
+    /// (RFC 4271 §5), and EXTENDED_COMMUNITIES (RFC 4360), which it passes on unread: type code and value, ascending.
     pub unknown: Vec<(u8, Vec<u8>)>,
 }
 

@@ -188,6 +188,9 @@ fn prefixes_of_ipv6_have_no_place_in_the_fields_of_ipv4() {
 
 #[test]
 fn the_end_of_rib_of_any_family_comes_back_as_such() {
+    // RFC 4724 §2 (test): an UPDATE of nothing cannot mean anything else.
+    let nothing = encode(&Message::Update(Update::default()), INTERNAL);
+    assert_eq!(nothing, encode_end_of_rib(Family::IPV4_UNICAST));
     for family in [
         Family::IPV4_UNICAST,
         Family::IPV6_UNICAST,
