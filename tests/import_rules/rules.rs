@@ -183,85 +183,38 @@ fn absolute(file: &str, segments: &[String]) -> Vec<String> {
 mod tests {
     use super::*;
 
-    /// The snippet breaks a rule in the first file, and none in the second.
-    #[track_caller]
-    fn forbidden_but(source: &str, in_file: &str, not_in: &str) {
-        assert!(!broken(in_file, source).is_empty(), "{in_file} may not: {source}");
-        assert_eq!(
-            broken(not_in, source),
-            Vec::<String>::new(),
-            "{not_in} may: {source}"
-        );
-    }
+    /// Snippets, each with a file that may not say so, and one that may.
+    #[rustfmt::skip]
+    const SNIPPETS: [(&str, &str, &str); 14] = [
+        ("use zettabgp::prelude::*;", "bgp/src/session.rs", "bgp/src/wire/zetta.rs"),
+        ("fn f() { zettabgp::x() }", "agent/src/speaker.rs", "bgp/src/wire/zetta.rs"),
+        ("use rtnetlink::Handle;", "agent/src/control.rs", "agent/src/dataplane/netlink/mod.rs"),
+        ("use netlink_packet_route::*;", "agent/src/fib.rs", "agent/src/dataplane/netlink.rs"),
+        ("use kube::Client;", "agent/src/node.rs", "agent/src/datastore/kubernetes.rs"),
+        ("use crate::control;", "agent/src/speaker.rs", "agent/src/cli/agent.rs"),
+        ("use crate::{api, control::run};", "agent/src/http/mod.rs", "agent/src/control/report.rs"),
+        ("use super::control::run;", "agent/src/speaker.rs", "agent/src/control/report.rs"),
+        ("use std::collections::{BTreeMap, HashMap};", "ipam/src/pool.rs", "agent/src/speaker.rs"),
+        ("use tokio::time;", "agent/src/desired.rs", "agent/src/speaker.rs"),
+        ("use crate::dataplane::Dataplane;", "agent/src/reconcile/tests.rs", "agent/src/control.rs"),
+        ("use culvert_ipam::pool;", "bgp/tests/mesh.rs", "agent/src/claims.rs"),
+        ("use culvert_bgp::id;", "agent/src/datastore/mod.rs", "agent/src/desired.rs"),
+        ("use super::super::api::Node;", "agent/src/dataplane/netlink/mod.rs", "agent/src/control.rs"),
+    ];
 
     #[test]
     fn what_is_forbidden_is_seen_where_it_is_forbidden_only() {
-        forbidden_but(
-            "use zettabgp::prelude::*;",
-            "bgp/src/session.rs",
-            "bgp/src/wire/zetta.rs",
-        );
-        forbidden_but(
-            "fn f() { zettabgp::x() }",
-            "agent/src/speaker.rs",
-            "bgp/src/wire/zetta.rs",
-        );
-        forbidden_but(
-            "use rtnetlink::Handle;",
-            "agent/src/control.rs",
-            "agent/src/dataplane/netlink/mod.rs",
-        );
-        forbidden_but(
-            "use netlink_packet_route::*;",
-            "agent/src/fib.rs",
-            "agent/src/dataplane/netlink.rs",
-        );
-        forbidden_but(
-            "use kube::Client;",
-            "agent/src/node.rs",
-            "agent/src/datastore/kubernetes.rs",
-        );
-        forbidden_but(
-            "use crate::control;",
-            "agent/src/speaker.rs",
-            "agent/src/cli/agent.rs",
-        );
-        forbidden_but(
-            "use crate::{api, control::run};",
-            "agent/src/http/mod.rs",
-            "agent/src/control/report.rs",
-        );
-        forbidden_but(
-            "use super::control::run;",
-            "agent/src/speaker.rs",
-            "agent/src/control/report.rs",
-        );
-        forbidden_but(
-            "use std::collections::{BTreeMap, HashMap};",
-            "ipam/src/pool.rs",
-            "agent/src/speaker.rs",
-        );
-        forbidden_but("use tokio::time;", "agent/src/desired.rs", "agent/src/speaker.rs");
-        forbidden_but(
-            "use crate::dataplane::Dataplane;",
-            "agent/src/reconcile/tests.rs",
-            "agent/src/control.rs",
-        );
-        forbidden_but(
-            "use culvert_ipam::pool;",
-            "bgp/tests/mesh.rs",
-            "agent/src/claims.rs",
-        );
-        forbidden_but(
-            "use culvert_bgp::id;",
-            "agent/src/datastore/mod.rs",
-            "agent/src/desired.rs",
-        );
-        forbidden_but(
-            "use super::super::api::Node;",
-            "agent/src/dataplane/netlink/mod.rs",
-            "agent/src/control.rs",
-        );
+        for (source, forbidden, allowed) in SNIPPETS {
+            assert!(
+                !broken(forbidden, source).is_empty(),
+                "{forbidden} may not: {source}"
+            );
+            assert_eq!(
+                broken(allowed, source),
+                Vec::<String>::new(),
+                "{allowed} may: {source}"
+            );
+        }
     }
 
     #[test]
