@@ -1,4 +1,5 @@
-//! Keeps what this node needs of the pools: a block of its own, and the address of its tunnel device.
+//! Keeps what this node needs of the pools: a block of its own, and the address of its tunnel device; and keeps its
+//! Node object saying so.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,17 +35,18 @@ enum ClaimError {
     Datastore(#[from] DatastoreError),
 }
 
-/// Makes the claims whenever `needs` changes, until it is dropped.
+/// Makes the claims whenever `needs` changes, until it is dropped, and publishes `announcement` with the tunnel address.
 pub async fn keep(
     store: Arc<dyn Datastore>,
     allocator: Allocator,
     node: String,
+    announcement: Announcement,
     mut needs: watch::Receiver<Needs>,
 ) {
     let mut wait = RETRY.0;
     loop {
         let wanted = *needs.borrow_and_update();
-        let failed = match claim(&store, &allocator, &node, wanted).await {
+        let failed = match claim(&store, &allocator, &node, &announcement, wanted).await {
             Ok(()) => false,
             Err(error) => {
                 error!(%error, retry = ?wait, "cannot claim what this node needs");
@@ -64,19 +66,18 @@ async fn claim(
     store: &Arc<dyn Datastore>,
     allocator: &Allocator,
     node: &str,
+    announcement: &Announcement,
     needs: Needs,
 ) -> Result<(), ClaimError> {
     if needs.block {
         let blocks = allocator.ensure_block().await?;
         debug!(?blocks, "this node's blocks");
     }
+    let mut announcement = announcement.clone();
     if needs.tunnel_address {
-        let address = allocator.tunnel_address().await?;
-        let announcement = Announcement {
-            tunnel_address: Some(address),
-            ..Announcement::default()
-        };
-        node::publish(store, node, &announcement).await?;
+        announcement.tunnel_address = Some(allocator.tunnel_address().await?);
     }
+    // All of it, each time: somebody may have deleted the Node object, or changed what it says.
+    node::publish(store, node, &announcement).await?;
     Ok(())
 }

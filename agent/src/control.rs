@@ -132,7 +132,13 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
     };
     let speaker = start_speaker(config, &identity, &kernel, settings.protocol)?;
     let (needs, needs_reader) = watch::channel(Needs::default());
-    let claims = tokio::spawn(claims::keep(Arc::clone(&store), allocator, node, needs_reader));
+    let claims = tokio::spawn(claims::keep(
+        Arc::clone(&store),
+        allocator,
+        node,
+        announcement,
+        needs_reader,
+    ));
 
     let updates = store.watch()?;
     let event_loop = EventLoop::new(

@@ -1,7 +1,7 @@
 //! The state machine of RFC 4271 §8, as a function from a state and an event to the next state and its effects.
 //!
 //! It knows nothing of bytes, clocks or peers: an event says only what kind of thing happened, an effect says only
-//! what kind of thing is to be done. [`crate::session`] supplies the rest. One machine belongs to one connection (or
+//! what kind of thing is to be done. The session supplies the rest. One machine belongs to one connection (or
 //! to the attempt at one), as RFC 4271 §8.2.1 has it; which of two connections lives is decided above it.
 //!
 //! Left out, because they are optional (RFC 4271 §8.1.1): DelayOpen. Where the machine differs from the text, the line

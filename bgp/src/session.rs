@@ -334,6 +334,8 @@ impl Session {
         let Some(message) = length.and_then(|length| unread.get(..length)) else {
             self.buffer.drain(..self.consumed.min(self.buffer.len()));
             self.consumed = 0;
+            // A large read leaves a large buffer, and there may be a thousand of them.
+            self.buffer.shrink_to(wire::MAX_LENGTH);
             debug_assert!(
                 self.buffer.len() < wire::MAX_LENGTH,
                 "the header is checked before the message is whole"

@@ -118,13 +118,17 @@ impl Speaker {
     }
 
     fn keepalive(&mut self, address: IpAddr, key: ConnectionId) {
-        let session = self.peers.get(&address).and_then(|peer| peer.session(key));
-        let was_up = session.is_some_and(|session| session.state == State::Established);
-        let marks_end = session.is_some_and(|session| session.graceful_restart().is_some());
+        let Some(peer) = self.peers.get(&address) else {
+            return;
+        };
+        // A peer without graceful restart sends no End-of-RIB: by the first KEEPALIVE after the one that brought the
+        // session up, it has sent what it had.
+        let stands_for_end = !peer.end_of_rib_received
+            && peer.session(key).is_some_and(|session| {
+                session.state == State::Established && session.graceful_restart().is_none()
+            });
         self.apply(address, key, Event::Keepalive, Cause::NONE);
-        // A peer without graceful restart sends no End-of-RIB: by its first KEEPALIVE of an idle moment it has sent
-        // what it had.
-        if was_up && !marks_end && self.waiting.contains(&address) {
+        if stands_for_end {
             self.end_of_rib(address);
         }
     }

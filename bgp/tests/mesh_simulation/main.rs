@@ -1,7 +1,9 @@
 //! A full mesh of speakers, in a network that treats them badly.
 //!
-//! Each test runs many seeds. A failure prints its seed: `SIMULATION_SEED=… cargo test -p culvert-bgp --test
-//! mesh_simulation` runs that one alone.
+//! Each test runs many seeds (`SIMULATION_SEEDS=1000` for more). A failure prints its seed: `SIMULATION_SEED=… cargo
+//! test -p culvert-bgp --test mesh_simulation` runs that one alone.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod network;
 
@@ -15,9 +17,14 @@ const QUIET: Duration = Duration::from_secs(60);
 
 /// Runs `story` once for each seed, each on a clock of its own.
 fn for_each_seed<F: Future<Output = ()>>(count: u64, story: impl Fn(Network, usize) -> F) {
-    let seeds: Vec<u64> = match std::env::var("SIMULATION_SEED") {
-        Ok(seed) => vec![seed.parse().unwrap()],
-        Err(_) => (1..=count).collect(),
+    let number = |name| {
+        std::env::var(name)
+            .ok()
+            .map(|value: String| value.parse::<u64>().unwrap())
+    };
+    let seeds = match number("SIMULATION_SEED") {
+        Some(seed) => seed..=seed,
+        None => 1..=number("SIMULATION_SEEDS").unwrap_or(count),
     };
     for seed in seeds {
         println!("SIMULATION_SEED={seed}");

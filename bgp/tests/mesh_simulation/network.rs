@@ -162,7 +162,7 @@ impl Network {
                 && entry.key().0 <= now()
             {
                 let event = entry.remove();
-                self.happen(event);
+                self.happen(&event);
             }
             for node in 0..self.size {
                 let due = |node: &Node| node.speaker.deadline().is_some_and(|at| at <= now());
@@ -178,8 +178,8 @@ impl Network {
         }
     }
 
-    fn happen(&mut self, event: Event) {
-        match event {
+    fn happen(&mut self, event: &Event) {
+        match *event {
             Event::Boot { node, restarted } => self.boot(node, restarted),
             Event::Export { node } => {
                 if let Some(exports) = self.nodes[node].as_ref().map(|node| node.exports.clone()) {

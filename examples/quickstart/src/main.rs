@@ -37,7 +37,12 @@ fn main() -> ExitCode {
         Err(error) => {
             println!();
             eprintln!("quick start: {error}");
-            ExitCode::FAILURE
+            // What a shell says of a command that Ctrl-C ended.
+            if matches!(error, harness::LabError::Interrupted) {
+                ExitCode::from(130)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }
