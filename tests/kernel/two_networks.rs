@@ -239,7 +239,7 @@ fn table(lab: &Lab) -> Result<Vec<String>, Failed> {
     Ok(pins.map(|line| line.trim_end().to_owned()).collect())
 }
 
-/// The rules that are neither of the kernel's three.
+/// The rules that lead to the table of pins.
 fn rules(lab: &Lab) -> Result<Vec<String>, Failed> {
     let all = lab.node(REPORTED).namespace.ip("rule show")?;
     let ours = all.lines().filter(|line| line.contains("lookup 886"));
