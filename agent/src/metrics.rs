@@ -55,6 +55,8 @@ metrics! {
     ipam_addresses_in_use: IntGauge = "culvert_ipam_addresses_in_use";
     /// Whether all of the datastore has been read, 0 or 1.
     datastore_in_sync: IntGauge = "culvert_datastore_in_sync";
+    /// Deletions in the datastore that are held, since too much would vanish at once.
+    withdrawals_held: IntGauge = "culvert_withdrawals_held";
 }
 
 impl Metrics {
@@ -78,6 +80,7 @@ impl Metrics {
         self.routes_programmed.set(count(status.routes.programmed));
         self.ipam_blocks.set(count(status.blocks.len()));
         self.ipam_addresses_in_use.set(count(status.addresses_in_use));
+        self.withdrawals_held.set(count(status.withdrawals_held));
         self.datastore_in_sync.set(i64::from(status.datastore.in_sync));
     }
 
@@ -151,7 +154,9 @@ mod tests {
 # HELP culvert_routes_desired Routes that should be in the kernel.
 # TYPE culvert_routes_desired gauge
 # HELP culvert_routes_programmed Routes that should be in the kernel and are.
-# TYPE culvert_routes_programmed gauge";
+# TYPE culvert_routes_programmed gauge
+# HELP culvert_withdrawals_held Deletions in the datastore that are held, since too much would vanish at once.
+# TYPE culvert_withdrawals_held gauge";
         assert_eq!(own.join("\n"), expected);
         assert!(
             text.contains("\n# TYPE process_resident_memory_bytes gauge\n"),
@@ -192,6 +197,7 @@ mod tests {
             },
             blocks: vec!["10.65.42.0/26".parse().unwrap()],
             addresses_in_use: 7,
+            withdrawals_held: 3,
             ..AgentStatus::default()
         };
         metrics.observe(&status);
@@ -205,6 +211,7 @@ mod tests {
             "culvert_ipam_blocks 1",
             "culvert_ipam_addresses_in_use 7",
             "culvert_datastore_in_sync 1",
+            "culvert_withdrawals_held 3",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }

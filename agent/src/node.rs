@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use culvert_bgp::id::Asn;
 use ipnet::Ipv4Net;
@@ -15,6 +16,9 @@ use crate::fib::{Link, Snapshot};
 
 /// How often a write is tried against others' writes.
 const TRIES: u32 = 100;
+
+/// The first and the longest wait before a publication that failed is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// Names of links whose addresses are no node's: those of pods, bridges, tunnels and local services. Calico leaves out
 /// the same ones when it looks for a node's address.
@@ -274,6 +278,16 @@ pub async fn publish(
             Err(error) if error.is_conflict() && tries < TRIES => {}
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// Publishes `announcement` as soon as the datastore lets it.
+pub async fn publish_when_possible(store: Arc<dyn Datastore>, name: String, announcement: Announcement) {
+    let mut wait = RETRY.0;
+    while let Err(error) = publish(&store, &name, &announcement).await {
+        warn!(node = name, %error, retry = ?wait, "cannot publish this node yet");
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(RETRY.1);
     }
 }
 
