@@ -121,20 +121,7 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
     serve_socket(&config.socket, &allocator, status_reader, confirmations, &stop)?;
 
     let identity = Identity::find(config, store.as_ref(), &kernel, copy.as_ref(), deadline).await?;
-    let announcement = Announcement {
-        address: Some(identity.address),
-        as_number: identity.own_asn,
-        tunnel_address: None,
-    };
-    if copy.is_none() {
-        node::publish(&store, &node, &announcement).await?;
-    } else {
-        tokio::spawn(node::publish_when_possible(
-            Arc::clone(&store),
-            node.clone(),
-            announcement,
-        ));
-    }
+    publish(&store, &node, &identity, copy.is_some()).await?;
 
     let settings = Settings {
         node: node.clone(),
@@ -146,13 +133,7 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
     let (needs, needs_reader) = watch::channel(Needs::default());
     let claims = tokio::spawn(claims::keep(Arc::clone(&store), allocator, node, needs_reader));
 
-    let terms = Terms {
-        node: settings.node.clone(),
-        address: settings.address,
-        address_is_configured: config.node.address.is_some(),
-        max_vanish_share: config.safety.max_vanish_share.get(),
-        patience: (deadline, patience),
-    };
+    let terms = terms_of(config, &settings, (deadline, patience));
     let (intake, outlets) = Intake::new(terms, deferred, file, copy, confirmed);
     let intake = tokio::spawn(intake.run(stop.clone()));
     let event_loop = EventLoop::new(
@@ -171,6 +152,36 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
     // It writes the last good copy; should that take longer, the former one stands.
     let _ = timeout(SAVE_TIMEOUT, intake).await;
     ended
+}
+
+/// Publishes this node. With a last good copy at hand that may wait until the datastore is back.
+async fn publish(
+    store: &Arc<dyn Datastore>,
+    node: &str,
+    identity: &Identity,
+    has_copy: bool,
+) -> Result<(), DatastoreError> {
+    let announcement = Announcement {
+        address: Some(identity.address),
+        as_number: identity.own_asn,
+        tunnel_address: None,
+    };
+    if has_copy {
+        let (store, node) = (Arc::clone(store), node.to_owned());
+        tokio::spawn(node::publish_when_possible(store, node, announcement));
+        return Ok(());
+    }
+    node::publish(store, node, &announcement).await
+}
+
+fn terms_of(config: &Config, settings: &Settings, patience: (Instant, Duration)) -> Terms {
+    Terms {
+        node: settings.node.clone(),
+        address: settings.address,
+        address_is_configured: config.node.address.is_some(),
+        max_vanish_share: config.safety.max_vanish_share.get(),
+        patience,
+    }
 }
 
 /// Where the resources live. With a last good copy at hand a folder that is gone is not made anew: it may yet come back.

@@ -55,7 +55,7 @@ impl Basis {
                 Object::Node(node) if node.metadata.name == name => basis.node = Some(node.clone()),
                 Object::IpPool(pool) => basis.pools.push(pool.clone()),
                 Object::BgpConfiguration(bgp) if bgp.metadata.name == "default" => {
-                    basis.bgp = Some(bgp.clone())
+                    basis.bgp = Some(bgp.clone());
                 }
                 _ => {}
             }
@@ -63,9 +63,9 @@ impl Basis {
         basis
     }
 
-    /// A datastore that has neither this node nor a pool says nothing: it may just have been emptied.
+    /// A datastore without a pool says nothing: it may just have been emptied, and this node be written anew since.
     fn says_nothing(&self) -> bool {
-        self.node.is_none() && self.pools.is_empty()
+        self.pools.is_empty()
     }
 
     /// From the datastore, or from the copy where it is away by the `deadline` or says nothing.
@@ -81,7 +81,13 @@ impl Basis {
         };
         match timeout_at(deadline, read).await {
             Ok(Ok(basis)) if !basis.says_nothing() => Ok(basis),
-            Ok(Ok(_)) => Ok(Self::of_copy(copy, name)),
+            Ok(Ok(read)) => {
+                let basis = Self::of_copy(copy, name);
+                Ok(Self {
+                    node: basis.node.or(read.node),
+                    ..basis
+                })
+            }
             Ok(Err(error)) => {
                 warn!(%error, "the datastore cannot be read: this node is found in the last good copy");
                 Ok(Self::of_copy(copy, name))

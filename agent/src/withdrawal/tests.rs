@@ -197,7 +197,7 @@ fn what_is_held_gives_way_to_what_contradicts_it() {
 /// A step of somebody's work on the datastore.
 #[derive(Clone, Debug)]
 enum Step {
-    Write(Object),
+    Write(Box<Object>),
     Delete(Key),
     Wait(u64),
 }
@@ -213,7 +213,7 @@ fn objects() -> impl Strategy<Value = Object> {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        3 => objects().prop_map(Step::Write),
+        3 => objects().prop_map(|object| Step::Write(Box::new(object))),
         4 => objects().prop_map(|object| Step::Delete(object.key())),
         2 => (0..15_000u64).prop_map(Step::Wait),
     ];
@@ -252,7 +252,7 @@ impl Driven {
 
     fn step(&mut self, step: Step) {
         match step {
-            Step::Write(object) => self.write(object),
+            Step::Write(object) => self.write(*object),
             Step::Delete(key) => {
                 self.real.remove(&key);
                 self.withdrawals.delete(&key, self.now);
@@ -292,7 +292,7 @@ proptest! {
         let missing: Vec<Object> = driven.told.iter().filter(|(key, _)| !driven.real.contains_key(*key))
             .map(|(_, object)| object.clone()).collect();
         for object in missing {
-            driven.step(Step::Write(object));
+            driven.step(Step::Write(Box::new(object)));
         }
         driven.step(Step::Wait(60_000));
         prop_assert_eq!(&driven.told, &driven.real);
