@@ -372,3 +372,6 @@ async fn next(watch: &mut Option<mpsc::Receiver<Update>>) -> Option<Update> {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;
