@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -126,7 +127,7 @@ impl Intake {
     /// Runs until `stop`, until the datastore's watch ends, or until nobody listens; then writes what is not written yet.
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut watch: Option<mpsc::Receiver<Update>> = None;
-        let mut open = Some(Instant::now());
+        let mut opening = Some(open(Arc::clone(&self.store), Duration::ZERO));
         loop {
             let patience = self.may_serve_copy().then_some(self.terms.patience.0);
             let judge = self.withdrawals.due().map(Instant::from_std);
@@ -137,13 +138,16 @@ impl Intake {
                     Some(update) => self.take(update).await,
                     None => break,
                 },
-                () = super::event_loop::at(open) => match self.watch().await {
-                    Ok(updates) => (watch, open) = (Some(updates), None),
-                    Err(error) => {
-                        open = Some(Instant::now() + REOPEN);
-                        self.serve_copy(error.to_string()).await;
+                opened = attempt(&mut opening) => {
+                    opening = None;
+                    match opened {
+                        Ok(updates) => watch = Some(updates),
+                        Err(error) => {
+                            opening = Some(open(Arc::clone(&self.store), REOPEN));
+                            self.serve_copy(error.to_string()).await;
+                        }
                     }
-                },
+                }
                 () = super::event_loop::at(patience) => {
                     let limit = self.terms.patience.1.as_secs();
                     self.serve_copy(format!("the datastore is not in sync after {limit} s")).await;
@@ -157,10 +161,6 @@ impl Intake {
         if self.save.is_some() {
             self.write().await;
         }
-    }
-
-    async fn watch(&self) -> Result<mpsc::Receiver<Update>, DatastoreError> {
-        self.store.opened().await?.watch()
     }
 
     fn may_serve_copy(&self) -> bool {
@@ -362,6 +362,24 @@ impl Intake {
             (remarks.datastore, remarks.held) = (datastore, held);
             changed
         });
+    }
+}
+
+type Opening = BoxFuture<'static, Result<mpsc::Receiver<Update>, DatastoreError>>;
+
+/// Opens the datastore after a while, and begins to watch it.
+fn open(store: Arc<Deferred>, after: Duration) -> Opening {
+    Box::pin(async move {
+        tokio::time::sleep(after).await;
+        store.opened().await?.watch()
+    })
+}
+
+/// What came of the attempt that is under way; never anything while there is none.
+async fn attempt(opening: &mut Option<Opening>) -> Result<mpsc::Receiver<Update>, DatastoreError> {
+    match opening {
+        Some(opening) => opening.await,
+        None => std::future::pending().await,
     }
 }
 
