@@ -24,6 +24,10 @@ pub struct Config {
     pub node_name: NodeName,
     /// Where the resources live.
     pub datastore: DatastoreConfig,
+    /// What the agent keeps on this host.
+    pub state: StateConfig,
+    /// What is not believed at once.
+    pub safety: SafetyConfig,
     /// How this node is known to the others.
     pub node: NodeConfig,
     /// The BGP speaker.
@@ -46,6 +50,27 @@ pub struct Config {
 pub struct DatastoreConfig {
     /// A folder of YAML manifests. Default: `/var/lib/culvert/datastore`.
     pub directory: PathBuf,
+    /// Seconds for which a start waits for all of the datastore before it goes by the last good copy, 1 to 3600.
+    /// Default: 10.
+    pub sync_timeout: Ranged<1, 3_600>,
+}
+
+/// What the agent keeps on this host.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct StateConfig {
+    /// Folder of the last good copy of the datastore. Default: `/var/lib/culvert/state`.
+    pub directory: PathBuf,
+}
+
+/// What is not believed at once.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct SafetyConfig {
+    /// How many percent of the nodes, or of the confirmed blocks, may vanish from the datastore at once, 1 to 100. More, or
+    /// a pool in use, and nothing is withdrawn until they are back or somebody confirms; 100 believes everything.
+    /// Default: 50.
+    pub max_vanish_share: Ranged<1, 100>,
 }
 
 /// How this node is known to the others.
@@ -120,6 +145,8 @@ impl Default for Config {
         Self {
             node_name: NodeName::of_host(),
             datastore: DatastoreConfig::default(),
+            state: StateConfig::default(),
+            safety: SafetyConfig::default(),
             node: NodeConfig::default(),
             bgp: BgpConfig::default(),
             socket: PathBuf::from("/run/culvert/agent.sock"),
@@ -135,6 +162,23 @@ impl Default for DatastoreConfig {
     fn default() -> Self {
         Self {
             directory: PathBuf::from("/var/lib/culvert/datastore"),
+            sync_timeout: const { Ranged::new(10) },
+        }
+    }
+}
+
+impl Default for StateConfig {
+    fn default() -> Self {
+        Self {
+            directory: PathBuf::from("/var/lib/culvert/state"),
+        }
+    }
+}
+
+impl Default for SafetyConfig {
+    fn default() -> Self {
+        Self {
+            max_vanish_share: const { Ranged::new(50) },
         }
     }
 }
@@ -183,6 +227,18 @@ const VARIABLES: &[Variable] = &[
     Variable {
         path: &["datastore", "directory"],
         text: true,
+    },
+    Variable {
+        path: &["datastore", "syncTimeout"],
+        text: false,
+    },
+    Variable {
+        path: &["state", "directory"],
+        text: true,
+    },
+    Variable {
+        path: &["safety", "maxVanishShare"],
+        text: false,
     },
     Variable {
         path: &["node", "address"],

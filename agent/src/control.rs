@@ -5,6 +5,8 @@
 //! Nothing is touched before the datastore has told all it has, and nothing is removed before the peers have.
 
 mod event_loop;
+mod identity;
+mod intake;
 mod report;
 mod sources;
 
@@ -13,27 +15,27 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_bgp::id::{Asn, RouterId};
 use culvert_bgp::speaker::SpeakerConfig;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::Ipv4Net;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::allocation::Allocator;
-use crate::api::{BgpConfiguration, IpPool, Node, Resource};
 use crate::claims::{self, Needs};
-use crate::cluster::Cluster;
 use crate::cni::Attachments;
 use crate::config::{Config, Ranged};
 use crate::dataplane::{Dataplane, DataplaneError, Netlink};
+use crate::datastore::deferred::Deferred;
 use crate::datastore::directory::DirectoryStore;
-use crate::datastore::{self, Datastore, DatastoreError};
+use crate::datastore::last_good::LastGood;
+use crate::datastore::{Datastore, DatastoreError};
 use crate::desired::{Settings, TUNNEL_DEVICE};
 use crate::fib::{Change, Desired, PROTOCOL_KERNEL, Route, Snapshot};
-use crate::http;
+use crate::http::{self, Confirmations};
 use crate::metrics::Metrics;
 use crate::node::{self, AddressError, Announcement};
 use crate::reconcile::{Actual, Ours, Removal, diff};
@@ -41,9 +43,11 @@ use crate::speaker::{self, Endpoint, SpeakerError};
 use crate::status::AgentStatus;
 
 use event_loop::EventLoop;
+use identity::Identity;
+use intake::{Intake, Terms};
 
-/// The port of BGP (RFC 4271 §8.2.1.5, IANA).
-const BGP_PORT: u16 = 179;
+/// How long the last good copy may take to be written when the agent stops.
+const SAVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why the agent does not run, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -99,7 +103,12 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
     let stop = CancellationToken::new();
     stop_on_signals(&stop)?;
     let node = config.node_name.as_str().to_owned();
-    let store: Arc<dyn Datastore> = Arc::new(DirectoryStore::open(&config.datastore.directory)?);
+    let patience = Duration::from_secs(u64::from(config.datastore.sync_timeout.get()));
+    let deadline = Instant::now() + patience;
+    let file = last_good_of(config);
+    let copy = file.read();
+    let deferred = Arc::new(datastore_of(config, copy.is_some()));
+    let store: Arc<dyn Datastore> = Arc::clone(&deferred) as _;
     let dataplane = Netlink::open()?;
     // Subscribed before the dump: what happens in between is told.
     let kernel_events = dataplane.events()?;
@@ -109,15 +118,19 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
     let metrics = Metrics::register()?;
     let allocator = Allocator::new(Arc::clone(&store), node.clone());
     serve_http(config, &metrics, status_reader.clone(), &stop).await?;
-    serve_socket(&config.socket, &allocator, status_reader, &stop)?;
+    let (confirmations, confirmed) = Confirmations::channel();
+    serve_socket(&config.socket, &allocator, status_reader, confirmations, &stop)?;
 
-    let identity = Identity::find(config, store.as_ref(), &kernel).await?;
+    let identity = Identity::find(config, store.as_ref(), &kernel, copy.as_ref(), deadline).await?;
     let announcement = Announcement {
         address: Some(identity.address),
         as_number: identity.own_asn,
         tunnel_address: None,
     };
-    node::publish(&store, &node, &announcement).await?;
+    // With a last good copy at hand this may wait until the datastore is back: the claims see to it.
+    if copy.is_none() {
+        node::publish(&store, &node, &announcement).await?;
+    }
 
     let settings = Settings {
         node: node.clone(),
@@ -140,7 +153,9 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
         needs_reader,
     ));
 
-    let updates = store.watch()?;
+    let terms = terms_of(config, &settings, (deadline, patience));
+    let (intake, outlets) = Intake::new(terms, deferred, file, copy, confirmed);
+    let intake = tokio::spawn(intake.run(stop.clone()));
     let event_loop = EventLoop::new(
         settings,
         identity.asn,
@@ -151,10 +166,53 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
         status,
         metrics,
     );
-    let ended = event_loop.run(updates, kernel_events, &stop).await;
+    let ended = event_loop.run(outlets, kernel_events, &stop).await;
     claims.abort();
     stop.cancel();
+    // It writes the last good copy; should that take longer, the former one stands.
+    let _ = timeout(SAVE_TIMEOUT, intake).await;
     ended
+}
+
+fn terms_of(config: &Config, settings: &Settings, patience: (Instant, Duration)) -> Terms {
+    Terms {
+        node: settings.node.clone(),
+        address: settings.address,
+        address_is_configured: config.node.address.is_some(),
+        max_vanish_share: config.safety.max_vanish_share.get(),
+        patience,
+    }
+}
+
+/// Where the resources live. With a last good copy at hand a folder that is gone is not made anew: it may yet come back.
+fn datastore_of(config: &Config, has_copy: bool) -> Deferred {
+    let directory = config.datastore.directory.clone();
+    Deferred::new(move || {
+        let directory = directory.clone();
+        Box::pin(async move {
+            let open = move || -> Result<Arc<dyn Datastore>, DatastoreError> {
+                if has_copy {
+                    std::fs::metadata(&directory).map_err(|source| DatastoreError::Io {
+                        operation: format!("cannot open the datastore {}", directory.display()),
+                        source,
+                    })?;
+                }
+                Ok(Arc::new(DirectoryStore::open(&directory)?))
+            };
+            let opened = tokio::task::spawn_blocking(open).await;
+            opened.unwrap_or_else(|error| {
+                Err(DatastoreError::Io {
+                    operation: "opening the datastore was given up".to_owned(),
+                    source: std::io::Error::other(error),
+                })
+            })
+        })
+    })
+}
+
+fn last_good_of(config: &Config) -> LastGood {
+    let datastore = format!("directory {}", config.datastore.directory.display());
+    LastGood::new(&config.state.directory, config.node_name.as_str(), &datastore)
 }
 
 /// Removes all that the agent ever put into the kernel: routes with its protocol number, and what it gave to the tunnel
@@ -188,61 +246,6 @@ pub async fn cleanup(config: &Config) -> Result<(), AgentError> {
         result?;
     }
     Ok(())
-}
-
-/// How this node is known to the others.
-struct Identity {
-    address: Ipv4Net,
-    router_id: RouterId,
-    /// Its AS number.
-    asn: Asn,
-    /// The AS number that the configuration gives it for its own.
-    own_asn: Option<Asn>,
-    port: u16,
-}
-
-impl Identity {
-    async fn find(config: &Config, store: &dyn Datastore, kernel: &Snapshot) -> Result<Self, AgentError> {
-        let name = config.node_name.as_str();
-        let node: Node = datastore::get(store, name)
-            .await?
-            .unwrap_or_else(|| Node::named(name));
-        let pools: Vec<IpPool> = datastore::list(store).await?;
-        let pools: Vec<Ipv4Net> = pools
-            .iter()
-            .filter_map(|pool| match pool.spec.cidr {
-                IpNet::V4(net) => Some(net),
-                IpNet::V6(_) => None,
-            })
-            .collect();
-        let address = node::advertised_address(config.node.address, &node, kernel, &pools)?;
-        let unicast = !address.addr().is_multicast() && !address.addr().is_broadcast();
-        let router_id = RouterId::new(address.addr()).filter(|_| unicast);
-        let router_id = router_id.ok_or(AgentError::NotUnicast { address })?;
-        let mut cluster = Cluster::default();
-        let bgp: Option<BgpConfiguration> = datastore::get(store, "default").await?;
-        if let Some(bgp) = bgp {
-            cluster.upsert(&bgp.into_object());
-        }
-        let own_asn = config.node.as_number.and_then(|number| Asn::new(number.get()));
-        let published = node::published_as_number(&node);
-        let asn = own_asn
-            .or(published)
-            .unwrap_or_else(|| cluster.default_as_number());
-        let configured = config
-            .bgp
-            .listen_port
-            .and_then(|port| u16::try_from(port.get()).ok());
-        let port = configured.or(cluster.listen_port()).unwrap_or(BGP_PORT);
-        info!(%address, %asn, port, "this node");
-        Ok(Self {
-            address,
-            router_id,
-            asn,
-            own_asn,
-            port,
-        })
-    }
 }
 
 fn route_protocol(config: &Config) -> u8 {
@@ -301,11 +304,16 @@ fn serve_socket(
     path: &Path,
     allocator: &Allocator,
     status: watch::Receiver<Arc<AgentStatus>>,
+    confirmations: Confirmations,
     stop: &CancellationToken,
 ) -> Result<(), AgentError> {
     let listener = http::bind_socket(path)?;
     let attachments = Arc::new(Attachments::new(Arc::new(allocator.clone()), status.clone()));
-    let api = http::SocketApi { status, attachments };
+    let api = http::SocketApi {
+        status,
+        attachments,
+        confirmations,
+    };
     let stop = stop.clone();
     tokio::spawn(async move {
         if let Err(error) = http::serve_socket(listener, api, stop).await {

@@ -19,3 +19,4 @@ pub mod node;
 pub mod reconcile;
 pub mod speaker;
 pub mod status;
+pub mod withdrawal;

@@ -57,6 +57,8 @@ metrics! {
     ipam_addresses_in_use: IntGauge = "culvert_ipam_addresses_in_use";
     /// Whether all of the datastore has been read, 0 or 1.
     datastore_in_sync: IntGauge = "culvert_datastore_in_sync";
+    /// Deletions in the datastore that are held, since too much would vanish at once.
+    withdrawals_held: IntGauge = "culvert_withdrawals_held";
 }
 
 impl Metrics {
@@ -81,6 +83,7 @@ impl Metrics {
         self.source_mismatches.set(count(status.sources.mismatches.len()));
         self.ipam_blocks.set(count(status.blocks.len()));
         self.ipam_addresses_in_use.set(count(status.addresses_in_use));
+        self.withdrawals_held.set(count(status.withdrawals_held));
         self.datastore_in_sync.set(i64::from(status.datastore.in_sync));
     }
 
@@ -156,7 +159,9 @@ mod tests {
 # HELP culvert_routes_programmed Routes that should be in the kernel and are.
 # TYPE culvert_routes_programmed gauge
 # HELP culvert_source_mismatches Nodes to which encapsulated packets would leave with a source that is not the advertised address.
-# TYPE culvert_source_mismatches gauge";
+# TYPE culvert_source_mismatches gauge
+# HELP culvert_withdrawals_held Deletions in the datastore that are held, since too much would vanish at once.
+# TYPE culvert_withdrawals_held gauge";
         assert_eq!(own.join("\n"), expected);
         assert!(
             text.contains("\n# TYPE process_resident_memory_bytes gauge\n"),
@@ -210,6 +215,7 @@ mod tests {
             sources: one_wrong_source(),
             blocks: vec!["10.65.42.0/26".parse().unwrap()],
             addresses_in_use: 7,
+            withdrawals_held: 3,
             ..AgentStatus::default()
         };
         metrics.observe(&status);
@@ -224,6 +230,7 @@ mod tests {
             "culvert_ipam_blocks 1",
             "culvert_ipam_addresses_in_use 7",
             "culvert_datastore_in_sync 1",
+            "culvert_withdrawals_held 3",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }

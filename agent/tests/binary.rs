@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use culvert_agent::cni::{AddressSource, Attachments, Problem};
 use culvert_agent::dataplane::Namespace;
-use culvert_agent::http::{SocketApi, bind_socket, serve_socket};
+use culvert_agent::http::{Confirmations, SocketApi, bind_socket, serve_socket};
 use culvert_agent::status::{AgentStatus, DatastoreStatus, PeerStatus, PeerType, RouteStatus};
 use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
@@ -69,11 +69,13 @@ fn agent(status: AgentStatus) -> Agent {
     let source = Arc::new(OneAddress::default());
     let (_, status) = watch::channel(Arc::new(status));
     let attachments = Arc::new(Attachments::new(Arc::clone(&source) as _, status.clone()));
-    runtime.spawn(serve_socket(
-        listener,
-        SocketApi { status, attachments },
-        CancellationToken::new(),
-    ));
+    let (confirmations, _) = Confirmations::channel();
+    let api = SocketApi {
+        status,
+        attachments,
+        confirmations,
+    };
+    runtime.spawn(serve_socket(listener, api, CancellationToken::new()));
     Agent {
         source,
         folder,

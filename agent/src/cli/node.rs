@@ -1,4 +1,4 @@
-//! `culvert node`: what the agent of this node says.
+//! `culvert node`: what the agent of this node says, and asks.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,6 +16,15 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) enum Command {
     /// Show the BGP peers, the routes and the blocks of this node.
     Status(StatusArguments),
+    /// Confirm that what has vanished from the datastore is to be withdrawn, where the agent holds it.
+    AcceptWithdrawal(AcceptArguments),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct AcceptArguments {
+    /// The agent's socket.
+    #[arg(long, value_name = "PATH", default_value = "/run/culvert/agent.sock")]
+    socket: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -38,14 +47,25 @@ enum Output {
 }
 
 pub(super) fn run(command: &Command) -> Result<(), CliError> {
-    let Command::Status(arguments) = command;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(CliError::Runtime)?;
-    let status = runtime.block_on(Client::new(&arguments.socket, PATIENCE).status())?;
-    super::print(&match arguments.output {
-        Output::Table => status.render(&Zoned::now()),
-        Output::Json => serde_json::to_string_pretty(&status)? + "\n",
-    })
+    let text = match command {
+        Command::Status(arguments) => {
+            let status = runtime.block_on(Client::new(&arguments.socket, PATIENCE).status())?;
+            match arguments.output {
+                Output::Table => status.render(&Zoned::now()),
+                Output::Json => serde_json::to_string_pretty(&status)? + "\n",
+            }
+        }
+        Command::AcceptWithdrawal(arguments) => {
+            let accepted = runtime.block_on(Client::new(&arguments.socket, PATIENCE).accept_withdrawal())?;
+            format!(
+                "Confirmed: {} vanished objects are withdrawn.\n",
+                accepted.objects
+            )
+        }
+    };
+    super::print(&text)
 }

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::AgentError;
+use super::intake::{Outlets, Remarks};
 use super::report::{self, Observation};
 use super::sources::SourceCheck;
 use crate::api::{EncapsulationMode, Key, Kind};
@@ -44,6 +45,8 @@ pub(super) struct EventLoop {
 
     cluster: Cluster,
     in_sync: bool,
+    /// What is wrong with what the datastore says.
+    remarks: Remarks,
     learned: Learned,
     /// The peers have told all they know, or had their time to.
     converged: bool,
@@ -93,6 +96,7 @@ impl EventLoop {
             asn,
             cluster: Cluster::default(),
             in_sync: false,
+            remarks: Remarks::default(),
             learned: Learned::new(),
             converged: false,
             actual,
@@ -120,10 +124,14 @@ impl EventLoop {
     /// Runs until `stop`, or until something that the agent cannot run without is gone.
     pub(super) async fn run(
         mut self,
-        mut updates: mpsc::Receiver<Update>,
+        intake: Outlets,
         mut kernel_events: mpsc::Receiver<KernelEvent>,
         stop: &CancellationToken,
     ) -> Result<(), AgentError> {
+        let Outlets {
+            mut updates,
+            mut remarks,
+        } = intake;
         loop {
             let (retry_due, status_due) = (at(self.retry), at(self.status_due));
             let sources_due = at(self.sources.due());
@@ -155,6 +163,11 @@ impl EventLoop {
                 }
                 changed = self.speaker.peers.changed() => {
                     changed.map_err(|_| AgentError::TaskEnded { task: "BGP speaker" })?;
+                    dirty = false;
+                }
+                changed = remarks.changed() => {
+                    changed.map_err(|_| AgentError::TaskEnded { task: "watch of the datastore" })?;
+                    self.remarks = remarks.borrow_and_update().clone();
                     dirty = false;
                 }
                 () = retry_due => must_dump = true,
@@ -416,6 +429,7 @@ impl EventLoop {
             asn: self.asn,
             cluster: &self.cluster,
             in_sync: self.in_sync,
+            remarks: &self.remarks,
             converged: self.converged,
             actual: &self.actual,
             planned: &self.planned,
@@ -447,7 +461,7 @@ fn touches_sources(change: &Change) -> bool {
 }
 
 /// Waits until `due`; for ever without one.
-async fn at(due: Option<Instant>) {
+pub(super) async fn at(due: Option<Instant>) {
     match due {
         Some(due) => sleep_until(due).await,
         None => std::future::pending().await,

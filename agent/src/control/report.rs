@@ -8,6 +8,7 @@ use culvert_bgp::id::Asn;
 use culvert_bgp::speaker::PeerStatus as Session;
 use jiff::Timestamp;
 
+use super::intake::Remarks;
 use super::sources::SourceCheck;
 use crate::cluster::Cluster;
 use crate::dataplane::DataplaneError;
@@ -25,6 +26,7 @@ pub(super) struct Observation<'a> {
     pub(super) asn: Asn,
     pub(super) cluster: &'a Cluster,
     pub(super) in_sync: bool,
+    pub(super) remarks: &'a Remarks,
     pub(super) converged: bool,
     pub(super) actual: &'a Actual,
     pub(super) planned: &'a BTreeMap<RouteKey, Route>,
@@ -49,7 +51,7 @@ pub(super) fn status(known: &Observation<'_>) -> AgentStatus {
         started: known.former.started,
         datastore: DatastoreStatus {
             in_sync: known.in_sync,
-            problem: None,
+            problem: known.remarks.datastore.clone(),
         },
         peers: known
             .peers
@@ -71,6 +73,8 @@ pub(super) fn status(known: &Observation<'_>) -> AgentStatus {
         addresses_in_use: known.cluster.addresses_in_use(node),
         tunnel_address: own.and_then(|node| node.tunnel_address),
         pod_mtu: known.pod_mtu,
+        withdrawals_held: known.remarks.held,
+        problems: known.remarks.node.iter().cloned().collect(),
         converged: known.converged,
     }
 }

@@ -1,6 +1,8 @@
 //! Where the resources live: read, written by compare-and-swap, and watched.
 
+pub mod deferred;
 pub mod directory;
+pub mod last_good;
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;

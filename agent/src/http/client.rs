@@ -15,6 +15,7 @@ use tokio::net::UnixStream;
 
 use crate::cni::{AddAnswer, AddRequest, Addresses, CheckRequest, Container, Problem};
 use crate::status::AgentStatus;
+use crate::withdrawal::Accepted;
 
 /// The largest answer that is read, in bytes: the status of some ten thousand peers.
 const MAX_ANSWER: usize = 16 << 20;
@@ -104,6 +105,15 @@ impl Client {
     /// When there is no agent, or no answer of it.
     pub async fn status(&self) -> Result<AgentStatus, ClientError> {
         self.ask(Method::GET, "/v1/status", Bytes::new()).await
+    }
+
+    /// Confirms the deletions that the agent holds.
+    ///
+    /// # Errors
+    /// When there is no agent, or it holds none.
+    pub async fn accept_withdrawal(&self) -> Result<Accepted, ClientError> {
+        self.ask(Method::POST, "/v1/withdrawal/accept", Bytes::new())
+            .await
     }
 
     /// An address for a container.

@@ -59,9 +59,9 @@ async fn healthy(State(health): State<Health>) -> (StatusCode, String) {
 }
 
 async fn ready(State(health): State<Health>) -> (StatusCode, String) {
-    let ready = health.status.borrow().ready();
-    match ready {
-        Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
+    let status = Arc::clone(&health.status.borrow());
+    match status.ready() {
+        Ok(()) => (StatusCode::OK, format!("{}\n", status.routes.in_kernel())),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
     }
 }
@@ -75,7 +75,7 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
-    use crate::status::DatastoreStatus;
+    use crate::status::{DatastoreStatus, RouteStatus};
 
     struct Server {
         address: SocketAddr,
@@ -123,11 +123,16 @@ mod tests {
                 in_sync: true,
                 problem: None,
             },
+            routes: RouteStatus {
+                desired: 4,
+                programmed: 4,
+                ..RouteStatus::default()
+            },
             ..AgentStatus::default()
         }));
         let (head, body) = get(&server, "/readyz").await;
         assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
-        assert_eq!(body, "ok\n");
+        assert_eq!(body, "4 of 4 routes are in the kernel\n");
     }
 
     #[tokio::test]

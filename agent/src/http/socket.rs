@@ -16,11 +16,12 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Serialize;
 use tokio::net::UnixListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::cni::{AddRequest, Attachments, CheckRequest, Container, Problem};
 use crate::status::AgentStatus;
+use crate::withdrawal::Accepted;
 
 /// Why the socket cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +79,38 @@ pub fn bind_socket(path: &Path) -> Result<UnixListener, SocketError> {
     Ok(listener)
 }
 
+/// The way of a confirmation to whoever holds the deletions; none is held where nobody listens.
+#[derive(Clone, Debug)]
+pub struct Confirmations(mpsc::Sender<oneshot::Sender<usize>>);
+
+impl Confirmations {
+    /// A way, and its end: who listens answers with the number of deletions that passed.
+    #[must_use]
+    pub fn channel() -> (Self, mpsc::Receiver<oneshot::Sender<usize>>) {
+        let (sender, receiver) = mpsc::channel(1);
+        (Self(sender), receiver)
+    }
+
+    /// Confirms the deletions that are held.
+    ///
+    /// # Errors
+    /// When none is.
+    async fn confirm(&self) -> Result<Accepted, Problem> {
+        let (answer, accepted) = oneshot::channel();
+        let objects = match self.0.send(answer).await {
+            Ok(()) => accepted.await.unwrap_or(0),
+            Err(_) => 0,
+        };
+        if objects == 0 {
+            return Err(Problem {
+                reason: "no withdrawal is held: there is nothing to confirm".to_owned(),
+                retry: false,
+            });
+        }
+        Ok(Accepted { objects })
+    }
+}
+
 /// What the socket serves.
 #[derive(Clone)]
 pub struct SocketApi {
@@ -85,6 +118,8 @@ pub struct SocketApi {
     pub status: watch::Receiver<Arc<AgentStatus>>,
     /// The answers to the CNI plugin.
     pub attachments: Arc<Attachments>,
+    /// Takes confirmations of held deletions.
+    pub confirmations: Confirmations,
 }
 
 /// Serves `api` on `listener` until `stop`.
@@ -94,6 +129,7 @@ pub struct SocketApi {
 pub async fn serve_socket(listener: UnixListener, api: SocketApi, stop: CancellationToken) -> io::Result<()> {
     let router = Router::new()
         .route("/v1/status", get(status))
+        .route("/v1/withdrawal/accept", post(accept_withdrawal))
         .route("/v1/cni/add", post(add))
         .route("/v1/cni/del", post(del))
         .route("/v1/cni/check", post(check))
@@ -105,6 +141,10 @@ pub async fn serve_socket(listener: UnixListener, api: SocketApi, stop: Cancella
 async fn status(State(api): State<SocketApi>) -> Response {
     let latest = Arc::clone(&api.status.borrow());
     Json(&*latest).into_response()
+}
+
+async fn accept_withdrawal(State(api): State<SocketApi>) -> Result<Response, Refusal> {
+    finish(async move { api.confirmations.confirm().await }).await
 }
 
 async fn add(

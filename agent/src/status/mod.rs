@@ -56,6 +56,12 @@ pub struct AgentStatus {
     pub tunnel_address: Option<Ipv4Addr>,
     /// The MTU of a pod's interface in bytes; zero until it is known.
     pub pod_mtu: u32,
+    /// How many deletions in the datastore are held, since too much would vanish at once.
+    #[serde(default)]
+    pub withdrawals_held: usize,
+    /// What somebody should look at, a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
     /// The kernel holds what the agent wants, and the agent has heard all it waits for.
     pub converged: bool,
 }
@@ -210,10 +216,7 @@ impl AgentStatus {
             return Err(format!("node {} has no block of pod addresses yet", self.node));
         }
         if self.routes.programmed != self.routes.desired {
-            let mut words = format!(
-                "{} of {} routes are in the kernel",
-                self.routes.programmed, self.routes.desired
-            );
+            let mut words = self.routes.in_kernel();
             for (nth, failed) in self.routes.failed.iter().take(PROBLEMS_NAMED).enumerate() {
                 let separator = if nth == 0 { ": " } else { "; " };
                 let _ = write!(words, "{separator}{}: {}", failed.route, failed.reason);
@@ -226,6 +229,14 @@ impl AgentStatus {
             return Err(words);
         }
         Ok(())
+    }
+}
+
+impl RouteStatus {
+    /// How many of how many routes are in the kernel, in words.
+    #[must_use]
+    pub fn in_kernel(&self) -> String {
+        format!("{} of {} routes are in the kernel", self.programmed, self.desired)
     }
 }
 

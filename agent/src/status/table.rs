@@ -82,6 +82,7 @@ impl AgentStatus {
         if let Some(problem) = &self.datastore.problem {
             lines.push(format!("Datastore: {problem}."));
         }
+        lines.extend(self.problems.iter().map(|problem| format!("Problem: {problem}.")));
         lines.push(match self.ready() {
             Ok(()) => "Ready: yes.".to_owned(),
             Err(reason) => format!("Ready: no: {reason}."),

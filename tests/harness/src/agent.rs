@@ -42,8 +42,9 @@ impl Agent {
             child: None,
         };
         let text = format!(
-            "nodeName: {name}\ndatastore:\n  directory: {}\nsocket: {}\nhttp:\n  listen: {HTTP}\nlog:\n  format: human\n  level: info\n",
+            "nodeName: {name}\ndatastore:\n  directory: {}\nstate:\n  directory: {}\nsocket: {}\nhttp:\n  listen: {HTTP}\nlog:\n  format: human\n  level: info\n",
             datastore.display(),
+            agent.folder.join("state").display(),
             agent.socket().display()
         );
         fs::create_dir_all(&agent.folder)

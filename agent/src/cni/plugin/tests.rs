@@ -26,6 +26,7 @@ fn agent() -> Agent {
     let api = SocketApi {
         status,
         attachments: Arc::new(attachments(&source, running())),
+        confirmations: crate::http::Confirmations::channel().0,
     };
     let stop = CancellationToken::new();
     tokio::spawn(serve_socket(listener, api, stop.clone()));

@@ -1,0 +1,149 @@
+//! How this node is known to the others, found once at the start.
+
+use culvert_bgp::id::{Asn, RouterId};
+use ipnet::{IpNet, Ipv4Net};
+use tokio::time::{Instant, timeout_at};
+use tracing::{info, warn};
+
+use super::AgentError;
+use crate::api::{BgpConfiguration, IpPool, Node, Object, Resource};
+use crate::cluster::Cluster;
+use crate::config::Config;
+use crate::datastore::last_good::LastGoodCopy;
+use crate::datastore::{self, Datastore, DatastoreError};
+use crate::fib::Snapshot;
+use crate::node;
+
+/// The port of BGP (RFC 4271 §8.2.1.5, IANA).
+const BGP_PORT: u16 = 179;
+
+/// How this node is known to the others.
+pub(super) struct Identity {
+    pub(super) address: Ipv4Net,
+    pub(super) router_id: RouterId,
+    /// Its AS number.
+    pub(super) asn: Asn,
+    /// The AS number that the configuration gives it for its own.
+    pub(super) own_asn: Option<Asn>,
+    pub(super) port: u16,
+}
+
+/// The objects that it rests on.
+struct Basis {
+    node: Option<Node>,
+    pools: Vec<IpPool>,
+    bgp: Option<BgpConfiguration>,
+}
+
+impl Basis {
+    async fn of_store(store: &dyn Datastore, name: &str) -> Result<Self, DatastoreError> {
+        Ok(Self {
+            node: datastore::get(store, name).await?,
+            pools: datastore::list(store).await?,
+            bgp: datastore::get(store, "default").await?,
+        })
+    }
+
+    fn of_copy(copy: &LastGoodCopy, name: &str) -> Self {
+        let mut basis = Self {
+            node: None,
+            pools: Vec::new(),
+            bgp: None,
+        };
+        for object in copy.objects.values() {
+            match object {
+                Object::Node(node) if node.metadata.name == name => basis.node = Some(node.clone()),
+                Object::IpPool(pool) => basis.pools.push(pool.clone()),
+                Object::BgpConfiguration(bgp) if bgp.metadata.name == "default" => {
+                    basis.bgp = Some(bgp.clone());
+                }
+                _ => {}
+            }
+        }
+        basis
+    }
+
+    /// A datastore without a pool says nothing: it may just have been emptied, and this node be written anew since.
+    fn says_nothing(&self) -> bool {
+        self.pools.is_empty()
+    }
+
+    /// From the datastore, or from the copy where it is away by the `deadline` or says nothing.
+    async fn find(
+        store: &dyn Datastore,
+        name: &str,
+        copy: Option<&LastGoodCopy>,
+        deadline: Instant,
+    ) -> Result<Self, DatastoreError> {
+        let read = Self::of_store(store, name);
+        let Some(copy) = copy else {
+            return read.await;
+        };
+        match timeout_at(deadline, read).await {
+            Ok(Ok(basis)) if !basis.says_nothing() => Ok(basis),
+            Ok(Ok(read)) => {
+                let basis = Self::of_copy(copy, name);
+                Ok(Self {
+                    node: basis.node.or(read.node),
+                    ..basis
+                })
+            }
+            Ok(Err(error)) => {
+                warn!(%error, "the datastore cannot be read: this node is found in the last good copy");
+                Ok(Self::of_copy(copy, name))
+            }
+            Err(_) => {
+                warn!("the datastore does not answer: this node is found in the last good copy");
+                Ok(Self::of_copy(copy, name))
+            }
+        }
+    }
+}
+
+impl Identity {
+    /// Finds it; in the copy, where there is one and the datastore cannot be read by the `deadline`.
+    pub(super) async fn find(
+        config: &Config,
+        store: &dyn Datastore,
+        kernel: &Snapshot,
+        copy: Option<&LastGoodCopy>,
+        deadline: Instant,
+    ) -> Result<Self, AgentError> {
+        let name = config.node_name.as_str();
+        let Basis { node, pools, bgp } = Basis::find(store, name, copy, deadline).await?;
+        let node = node.unwrap_or_else(|| Node::named(name));
+        let pools: Vec<Ipv4Net> = pools
+            .iter()
+            .filter_map(|pool| match pool.spec.cidr {
+                IpNet::V4(net) => Some(net),
+                IpNet::V6(_) => None,
+            })
+            .collect();
+        let address = node::advertised_address(config.node.address, &node, kernel, &pools)?;
+        let unicast = !address.addr().is_multicast() && !address.addr().is_broadcast();
+        let router_id = RouterId::new(address.addr()).filter(|_| unicast);
+        let router_id = router_id.ok_or(AgentError::NotUnicast { address })?;
+        let mut cluster = Cluster::default();
+        if let Some(bgp) = bgp {
+            cluster.upsert(&bgp.into_object());
+        }
+        let own_asn = config.node.as_number.and_then(|number| Asn::new(number.get()));
+        let published = node::published_as_number(&node);
+        let asn = own_asn
+            .or(published)
+            .unwrap_or_else(|| cluster.default_as_number());
+        let configured = config
+            .bgp
+            .listen_port
+            .and_then(|port| u16::try_from(port.get()).ok());
+        let port = configured.or(cluster.listen_port()).unwrap_or(BGP_PORT);
+        info!(%address, %asn, port, "this node");
+        Ok(Self {
+            address,
+            router_id,
+            asn,
+            own_asn,
+            port,
+        })
+    }
+}

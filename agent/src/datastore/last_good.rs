@@ -1,0 +1,278 @@
+//! The last good state of the datastore, on disk, for a start while the datastore is away.
+//!
+//! One file: a line that says whose it is and what the rest must hash to, and the objects that forwarding needs, as JSON.
+//! It is written whole beside the old one, synced, and renamed. It holds no secrets: of a Node only the addresses, the
+//! labels, and the annotations of the network are kept.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tracing::warn;
+
+use crate::api::{Key, Kind, Node, Object, UnknownFields};
+
+/// What the first line begins with, so that nobody takes another file for this one.
+const FORMAT: &str = "culvert-last-good";
+
+/// The version of the format.
+const VERSION: u32 = 1;
+
+/// Annotations that say something of the network begin so.
+const NETWORK_ANNOTATIONS: &str = "projectcalico.org/";
+
+/// The largest file that is read, in bytes.
+const MAX_SIZE: u64 = 256 << 20;
+
+/// The file of one node's agent.
+#[derive(Clone, Debug)]
+pub struct LastGood {
+    path: PathBuf,
+    node: String,
+    datastore: String,
+}
+
+/// What the file holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LastGoodCopy {
+    /// When it was written.
+    pub saved: Timestamp,
+    /// The objects.
+    pub objects: BTreeMap<Key, Object>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Header {
+    format: String,
+    version: u32,
+    node: String,
+    datastore: String,
+    saved: Timestamp,
+    sha256: String,
+}
+
+/// Why the file is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum LastGoodError {
+    /// It cannot be read or written.
+    #[error("{operation} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// It is longer than any that was written.
+    #[error("has {size} bytes, more than {MAX_SIZE}")]
+    TooLong {
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// It is no such file, or a part of it is missing.
+    #[error("is not readable as format {FORMAT} version {VERSION}: {0}")]
+    Syntax(#[from] serde_json::Error),
+    /// It is of another format or version.
+    #[error("is of format {format} version {version}, not {FORMAT} version {VERSION}")]
+    Version {
+        /// The format that it names.
+        format: String,
+        /// The version that it names.
+        version: u32,
+    },
+    /// It is of another node, or of another datastore.
+    #[error("is the copy of {theirs}, not of {ours}")]
+    Foreign {
+        /// Whose it is.
+        theirs: String,
+        /// Whose it should be.
+        ours: String,
+    },
+    /// Its content is not what was written.
+    #[error("is damaged: its objects hash to {found}, not to {expected}")]
+    Damaged {
+        /// What the objects hash to.
+        found: String,
+        /// What they should hash to.
+        expected: String,
+    },
+    /// It holds something that this version does not know.
+    #[error("holds a {kind} of {api_version}, which is not known here")]
+    UnknownKind {
+        /// The `kind`.
+        kind: String,
+        /// The `apiVersion`.
+        api_version: String,
+    },
+}
+
+impl LastGood {
+    /// The file in `directory` for the agent of `node` that reads `datastore` (in words: another one's copy is not used).
+    #[must_use]
+    pub fn new(directory: &Path, node: &str, datastore: &str) -> Self {
+        Self {
+            path: directory.join(format!("{node}.last-good")),
+            node: node.to_owned(),
+            datastore: datastore.to_owned(),
+        }
+    }
+
+    /// The copy, where there is a good one with something in it. Any other is named in a warning.
+    #[must_use]
+    pub fn read(&self) -> Option<LastGoodCopy> {
+        match self.try_read() {
+            Ok(copy) => Some(copy).filter(|copy| !copy.objects.is_empty()),
+            Err(LastGoodError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                warn!(file = %self.path.display(), %error, "the last good copy of the datastore is not used");
+                None
+            }
+        }
+    }
+
+    fn failed(&self, operation: &'static str) -> impl FnOnce(io::Error) -> LastGoodError + use<> {
+        let path = self.path.clone();
+        move |source| LastGoodError::Io {
+            operation,
+            path,
+            source,
+        }
+    }
+
+    fn try_read(&self) -> Result<LastGoodCopy, LastGoodError> {
+        let size = fs::metadata(&self.path)
+            .map_err(self.failed("cannot look at"))?
+            .len();
+        if size > MAX_SIZE {
+            return Err(LastGoodError::TooLong { size });
+        }
+        let text = fs::read(&self.path).map_err(self.failed("cannot read"))?;
+        self.parse(&text)
+    }
+
+    fn parse(&self, text: &[u8]) -> Result<LastGoodCopy, LastGoodError> {
+        let mut lines = text.splitn(2, |byte| *byte == b'\n');
+        let (head, body) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+        let header: Header = serde_json::from_slice(head)?;
+        if header.format != FORMAT || header.version != VERSION {
+            return Err(LastGoodError::Version {
+                format: header.format,
+                version: header.version,
+            });
+        }
+        let whose = |node: &str, datastore: &str| format!("node {node} and {datastore}");
+        let theirs = whose(&header.node, &header.datastore);
+        let ours = whose(&self.node, &self.datastore);
+        if theirs != ours {
+            return Err(LastGoodError::Foreign { theirs, ours });
+        }
+        let found = sha256(body);
+        if found != header.sha256 {
+            return Err(LastGoodError::Damaged {
+                found,
+                expected: header.sha256,
+            });
+        }
+        let manifests: Vec<UnknownFields> = serde_json::from_slice(body)?;
+        let objects = manifests.into_iter().map(object);
+        let objects = objects.map(|object| object.map(|object| (object.key(), object)));
+        Ok(LastGoodCopy {
+            saved: header.saved,
+            objects: objects.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Writes `objects` in the place of the former copy; the file is the old or the new one, whole, at any moment.
+    ///
+    /// # Errors
+    /// When the folder cannot be made or written.
+    pub fn write(&self, objects: &BTreeMap<Key, Object>, now: Timestamp) -> Result<(), LastGoodError> {
+        let body = serde_json::to_vec(&objects.values().collect::<Vec<_>>())?;
+        let header = serde_json::to_vec(&Header {
+            format: FORMAT.to_owned(),
+            version: VERSION,
+            node: self.node.clone(),
+            datastore: self.datastore.clone(),
+            saved: now,
+            sha256: sha256(&body),
+        })?;
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        fs::create_dir_all(folder).map_err(self.failed("cannot make the folder of"))?;
+        let mut unfinished = tempfile::Builder::new()
+            .prefix(".last-good-")
+            .tempfile_in(folder)
+            .map_err(self.failed("cannot make a file beside"))?;
+        let file = unfinished.as_file_mut();
+        for part in [header.as_slice(), b"\n", body.as_slice()] {
+            file.write_all(part).map_err(self.failed("cannot write"))?;
+        }
+        file.sync_all().map_err(self.failed("cannot sync"))?;
+        unfinished
+            .persist(&self.path)
+            .map_err(|error| self.failed("cannot replace")(error.error))?;
+        let folder = File::open(folder).and_then(|folder| folder.sync_all());
+        folder.map_err(self.failed("cannot sync the folder of"))
+    }
+}
+
+fn object(mut manifest: UnknownFields) -> Result<Object, LastGoodError> {
+    let mut text = |field: &str| match manifest.remove(field) {
+        Some(Value::String(text)) => text,
+        _ => String::new(),
+    };
+    let (api_version, kind) = (text("apiVersion"), text("kind"));
+    let Some(kind) = Kind::of_manifest(&api_version, &kind) else {
+        return Err(LastGoodError::UnknownKind { kind, api_version });
+    };
+    let body = Value::Object(manifest.into_iter().collect());
+    Ok(Object::deserialize(kind, body)?)
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes)
+        .iter()
+        .fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+}
+
+/// What of an object is needed to forward for `node`, and so is kept: none of it for objects of no use there.
+#[must_use]
+pub fn kept(object: &Object, node: &str) -> Option<Object> {
+    let mut kept = match object {
+        Object::Node(full) => {
+            let mut short = Node::named(full.metadata.name.as_str());
+            short.metadata.labels.clone_from(&full.metadata.labels);
+            short.metadata.annotations.clone_from(&full.metadata.annotations);
+            short.status.addresses.clone_from(&full.status.addresses);
+            Object::Node(short)
+        }
+        Object::IpamBlock(block) if block.spec.affinity.as_deref() != Some(&format!("host:{node}")) => {
+            return None;
+        }
+        Object::IpPool(_) | Object::BgpConfiguration(_) | Object::BlockAffinity(_) | Object::IpamBlock(_) => {
+            object.clone()
+        }
+        Object::IpamHandle(_) | Object::IpamConfig(_) => return None,
+    };
+    let metadata = kept.metadata_mut();
+    // Revisions and times change without a meaning here, and would be written each time.
+    metadata.resource_version = None;
+    metadata.unknown.clear();
+    metadata
+        .annotations
+        .retain(|name, _| name.starts_with(NETWORK_ANNOTATIONS));
+    Some(kept)
+}
+
+#[cfg(test)]
+mod tests;
