@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_yaml::Value;
 
+use crate::filter::UnknownTunnelPeers;
 use crate::logging::{Format, Level};
 
 pub use values::{AdvertisedAddress, HoldSeconds, NodeName, Ranged};
@@ -36,6 +37,8 @@ pub struct Config {
     pub routes: RouteConfig,
     /// The tunnel device.
     pub tunnel: TunnelConfig,
+    /// The packet filter.
+    pub filter: FilterConfig,
     /// The log.
     pub log: LogConfig,
 }
@@ -100,6 +103,14 @@ pub struct TunnelConfig {
     pub mtu: Option<Ranged<576, 65_515>>,
 }
 
+/// The packet filter.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct FilterConfig {
+    /// `drop` or `off`: what happens to IPIP packets from an address that no node advertises. Default: `drop`.
+    pub unknown_tunnel_peers: UnknownTunnelPeers,
+}
+
 /// The log.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -121,6 +132,7 @@ impl Default for Config {
             http: HttpConfig::default(),
             routes: RouteConfig::default(),
             tunnel: TunnelConfig::default(),
+            filter: FilterConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -216,6 +228,10 @@ const VARIABLES: &[Variable] = &[
     Variable {
         path: &["tunnel", "mtu"],
         text: false,
+    },
+    Variable {
+        path: &["filter", "unknownTunnelPeers"],
+        text: true,
     },
     Variable {
         path: &["log", "format"],
@@ -438,6 +454,11 @@ mod tests {
                 "routes: {protocol: 3}",
                 &[],
                 &["routes.protocol", "3", "5 to 255"],
+            ),
+            (
+                "filter: {unknownTunnelPeers: maybe}",
+                &[],
+                &["filter.unknownTunnelPeers", "maybe", "drop", "off"],
             ),
             ("log: {format: xml}", &[], &["log.format", "xml", "human", "json"]),
             ("log: {level: loud}", &[], &["log.level", "loud", "debug"]),

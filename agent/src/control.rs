@@ -27,11 +27,12 @@ use crate::claims::{self, Needs};
 use crate::cluster::Cluster;
 use crate::cni::Attachments;
 use crate::config::{Config, Ranged};
-use crate::dataplane::{Dataplane, DataplaneError, Netlink};
+use crate::dataplane::{Dataplane, DataplaneError, Netlink, Nftables};
 use crate::datastore::directory::DirectoryStore;
 use crate::datastore::{self, Datastore, DatastoreError};
 use crate::desired::{Settings, TUNNEL_DEVICE};
 use crate::fib::{Change, Desired, PROTOCOL_KERNEL, Route, Snapshot};
+use crate::firewall;
 use crate::http;
 use crate::metrics::Metrics;
 use crate::node::{self, AddressError, Announcement};
@@ -128,6 +129,7 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
     let (needs, needs_reader) = watch::channel(Needs::default());
     let claims = tokio::spawn(claims::keep(Arc::clone(&store), allocator, node, needs_reader));
 
+    let firewall = firewall::start(config.filter.unknown_tunnel_peers, metrics.clone());
     let updates = store.watch()?;
     let event_loop = EventLoop::new(
         settings,
@@ -136,6 +138,7 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
         dataplane,
         speaker,
         needs,
+        firewall,
         status,
         metrics,
     );
@@ -145,8 +148,8 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
     ended
 }
 
-/// Removes all that the agent ever put into the kernel: routes with its protocol number, and what it gave to the tunnel
-/// device. Addresses stay assigned in the datastore: pods may still have them.
+/// Removes all that the agent ever put into the kernel: routes with its protocol number, what it gave to the tunnel
+/// device, and its nftables table. Addresses stay assigned in the datastore: pods may still have them.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -174,6 +177,12 @@ pub async fn cleanup(config: &Config) -> Result<(), AgentError> {
     info!(changes = changes.len(), "removing what is ours from the kernel");
     for result in dataplane.apply(&changes).await {
         result?;
+    }
+    // Where there is no nf_tables there is nothing to remove.
+    if let Ok(mut nftables) = Nftables::open()
+        && let Err(error) = nftables.remove().await
+    {
+        warn!(%error, "the packet filter stays");
     }
     Ok(())
 }

@@ -49,6 +49,10 @@ metrics! {
     route_errors: IntCounter = "culvert_route_errors_total";
     /// Routes that somebody else removed or replaced and that were put back.
     route_repairs: IntCounter = "culvert_route_repairs_total";
+    /// Tunnelled packets that were refused, since no node advertises their source.
+    tunnel_packets_refused: IntCounter = "culvert_tunnel_packets_refused_total";
+    /// Changes of the packet filter by somebody else that were put right.
+    firewall_repairs: IntCounter = "culvert_firewall_repairs_total";
     /// Blocks of pod addresses that belong to this node.
     ipam_blocks: IntGauge = "culvert_ipam_blocks";
     /// Addresses in use in the blocks of this node.
@@ -140,6 +144,8 @@ mod tests {
 # TYPE culvert_build_info gauge
 # HELP culvert_datastore_in_sync Whether all of the datastore has been read, 0 or 1.
 # TYPE culvert_datastore_in_sync gauge
+# HELP culvert_firewall_repairs_total Changes of the packet filter by somebody else that were put right.
+# TYPE culvert_firewall_repairs_total counter
 # HELP culvert_ipam_addresses_in_use Addresses in use in the blocks of this node.
 # TYPE culvert_ipam_addresses_in_use gauge
 # HELP culvert_ipam_blocks Blocks of pod addresses that belong to this node.
@@ -151,7 +157,9 @@ mod tests {
 # HELP culvert_routes_desired Routes that should be in the kernel.
 # TYPE culvert_routes_desired gauge
 # HELP culvert_routes_programmed Routes that should be in the kernel and are.
-# TYPE culvert_routes_programmed gauge";
+# TYPE culvert_routes_programmed gauge
+# HELP culvert_tunnel_packets_refused_total Tunnelled packets that were refused, since no node advertises their source.
+# TYPE culvert_tunnel_packets_refused_total counter";
         assert_eq!(own.join("\n"), expected);
         assert!(
             text.contains("\n# TYPE process_resident_memory_bytes gauge\n"),

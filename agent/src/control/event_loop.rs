@@ -21,6 +21,7 @@ use crate::dataplane::{Dataplane, DataplaneError, Netlink};
 use crate::datastore::Update;
 use crate::desired::{self, Known, Learned, Plan, Rejected, Rejection, Settings};
 use crate::fib::{Change, KernelEvent, Route, RouteKey, protocol_name};
+use crate::firewall;
 use crate::metrics::Metrics;
 use crate::reconcile::{Actual, Observed, Ours, Removal, diff, taken_over_from};
 use crate::speaker::{Command, News, Running};
@@ -63,6 +64,7 @@ pub(super) struct EventLoop {
     told_peers: Option<BTreeMap<IpAddr, PeerConfig>>,
     told_exports: Option<BTreeSet<Prefix>>,
     needs: watch::Sender<Needs>,
+    firewall: firewall::Running,
     status: watch::Sender<Arc<AgentStatus>>,
     /// When the status, which has changed, is told.
     status_due: Option<Instant>,
@@ -78,6 +80,7 @@ impl EventLoop {
         dataplane: Netlink,
         speaker: Running,
         needs: watch::Sender<Needs>,
+        firewall: firewall::Running,
         status: watch::Sender<Arc<AgentStatus>>,
         metrics: Metrics,
     ) -> Self {
@@ -104,6 +107,7 @@ impl EventLoop {
             told_peers: None,
             told_exports: None,
             needs,
+            firewall,
             status,
             status_due: None,
             metrics,
@@ -144,6 +148,10 @@ impl EventLoop {
                 }
                 changed = self.speaker.peers.changed() => {
                     changed.map_err(|_| AgentError::TaskEnded { task: "BGP speaker" })?;
+                    dirty = false;
+                }
+                changed = self.firewall.status.changed() => {
+                    changed.map_err(|_| AgentError::TaskEnded { task: "packet filter" })?;
                     dirty = false;
                 }
                 () = retry_due => must_dump = true,
@@ -230,6 +238,8 @@ impl EventLoop {
         self.note_rejected(&plan.rejected);
         self.note_shared_addresses();
         self.state_needs();
+        self.firewall
+            .want(&self.settings.node, self.settings.address, &self.cluster);
         self.tell_speaker(&plan).await;
         self.pod_mtu = plan.pod_mtu;
         let removal = if self.converged {
@@ -387,6 +397,7 @@ impl EventLoop {
             failures: &self.failures,
             pod_mtu: self.pod_mtu,
             peers: &self.speaker.peers.borrow(),
+            firewall: self.firewall.status.borrow().clone(),
         });
         self.status.send_replace(Arc::new(status));
     }

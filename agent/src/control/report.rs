@@ -13,7 +13,9 @@ use crate::dataplane::DataplaneError;
 use crate::desired::{Rejected, Settings};
 use crate::fib::{Change, Route, RouteKey};
 use crate::reconcile::Actual;
-use crate::status::{AgentStatus, DatastoreStatus, PeerStatus, PeerType, RouteProblem, RouteStatus};
+use crate::status::{
+    AgentStatus, DatastoreStatus, FirewallStatus, PeerStatus, PeerType, RouteProblem, RouteStatus,
+};
 
 /// What the loop knows.
 pub(super) struct Observation<'a> {
@@ -29,6 +31,7 @@ pub(super) struct Observation<'a> {
     pub(super) failures: &'a [(Change, DataplaneError)],
     pub(super) pod_mtu: u32,
     pub(super) peers: &'a [Session],
+    pub(super) firewall: FirewallStatus,
 }
 
 /// The status that follows from it.
@@ -48,6 +51,7 @@ pub(super) fn status(known: &Observation<'_>) -> AgentStatus {
         },
         peers: known.peers.iter().map(|session| peer(session, &nodes)).collect(),
         routes: routes(known),
+        firewall: known.firewall.clone(),
         pools: known.cluster.pools().filter(|(_, pool)| !pool.disabled).count(),
         blocks: known.cluster.blocks_of(node).collect(),
         addresses_in_use: known.cluster.addresses_in_use(node),

@@ -43,6 +43,9 @@ pub struct AgentStatus {
     pub peers: Vec<PeerStatus>,
     /// The routes.
     pub routes: RouteStatus,
+    /// The packet filter.
+    #[serde(default)]
+    pub firewall: FirewallStatus,
     /// How many pools this node may take addresses from.
     pub pools: usize,
     /// The blocks that belong to this node.
@@ -135,6 +138,18 @@ pub struct RouteStatus {
     pub failed: Vec<RouteProblem>,
     /// The routes that a peer announced and that this node does not use.
     pub rejected: Vec<RouteProblem>,
+}
+
+/// The packet filter.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FirewallStatus {
+    /// Why it is not in the kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// Tunnelled packets that were refused during the last hour: a sentence for each source.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<String>,
 }
 
 /// A route, and what is wrong with it.

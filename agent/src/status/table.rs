@@ -7,10 +7,13 @@ use std::net::IpAddr;
 use comfy_table::Table;
 use jiff::Zoned;
 
-use super::{AgentStatus, PeerStatus};
+use super::{AgentStatus, FirewallStatus, PeerStatus};
 
 /// The box of calicoctl: `+-|`, a line below the header, none between rows. In the order of comfy-table's presets.
 const CALICOCTL_BOX: &str = "||--+-++|    ++++++";
+
+/// So many sources of refused packets are named before they are only counted.
+const SOURCES_NAMED: usize = 8;
 
 impl AgentStatus {
     /// The status as text, with times in the zone of `now`: those of today as a time, older ones as a date.
@@ -60,6 +63,7 @@ impl AgentStatus {
                 .iter()
                 .map(|p| format!("  not used: {}: {}", p.route, p.reason)),
         );
+        lines.extend(self.firewall.remarks());
         lines.push(if self.blocks.is_empty() {
             "Blocks: none.".to_owned()
         } else {
@@ -86,6 +90,22 @@ impl AgentStatus {
             Err(reason) => format!("Ready: no: {reason}."),
         });
         lines
+    }
+}
+
+impl FirewallStatus {
+    /// A line for each fault; none where all is well.
+    fn remarks(&self) -> impl Iterator<Item = String> {
+        let problem = self.problem.iter();
+        let problem = problem.map(|problem| format!("Packet filter: not in the kernel: {problem}."));
+        let refused = self
+            .refused
+            .iter()
+            .take(SOURCES_NAMED)
+            .map(|sentence| format!("Refused: {sentence}."));
+        let more = self.refused.len().saturating_sub(SOURCES_NAMED);
+        let more = (more > 0).then(|| format!("Refused: packets from {more} other sources."));
+        problem.chain(refused).chain(more)
     }
 }
 
