@@ -6,11 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 use serde::Deserialize;
 
+use crate::api::EncapsulationMode;
 use crate::cluster::Cluster;
 
 /// A source that sent nothing for so long and begins anew is told again.
@@ -68,10 +69,14 @@ pub fn wanted(
     cluster: &Cluster,
 ) -> Option<Wanted> {
     cluster.node(name)?.address?;
-    let mut filter = Filter {
-        unknown_tunnel_peers,
-        ..Filter::default()
-    };
+    let mut filter = Filter::default();
+    // Where nobody tunnels, packets of protocol 4 are not the cluster's, and none of its business.
+    let mut pools = cluster.pools();
+    if pools.all(|(_, pool)| pool.ipip_mode == EncapsulationMode::Never) {
+        filter.unknown_tunnel_peers = UnknownTunnelPeers::Off;
+    } else {
+        filter.unknown_tunnel_peers = unknown_tunnel_peers;
+    }
     filter.nodes.insert(address);
     for known in cluster.nodes_by_address().into_keys() {
         if let IpAddr::V4(known) = known {
@@ -143,13 +148,14 @@ pub struct Refused {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Tally {
     packets: u64,
-    grew: Instant,
+    /// When it was last seen to have grown.
+    grew: Duration,
 }
 
 impl Refused {
-    /// Takes in what was read at `now`, and gives the sources of which a burst begins: those that are new, and those
+    /// Takes in what was read at `now`, counted from any one moment, and gives the sources of which a burst begins: those that are new, and those
     /// whose count grew after a minute of silence. A count that fell was begun anew, with its packets.
-    pub fn take(&mut self, now: Instant, read: &BTreeMap<Ipv4Addr, u64>) -> Vec<Ipv4Addr> {
+    pub fn take(&mut self, now: Duration, read: &BTreeMap<Ipv4Addr, u64>) -> Vec<Ipv4Addr> {
         let mut bursts = Vec::new();
         self.sources.retain(|source, _| read.contains_key(source));
         for (&source, &packets) in read {
@@ -157,7 +163,7 @@ impl Refused {
             if former.is_some_and(|tally| tally.packets == packets) {
                 continue;
             }
-            if former.is_none_or(|tally| now.saturating_duration_since(tally.grew) >= BURST_ENDS) {
+            if former.is_none_or(|tally| now.saturating_sub(tally.grew) >= BURST_ENDS) {
                 bursts.push(source);
             }
             self.sources.insert(source, Tally { packets, grew: now });

@@ -78,6 +78,7 @@ pub async fn keep(
         status,
         metrics,
         total: None,
+        started: Instant::now(),
         refused: Refused::default(),
         foreign: None,
         apply_at: None,
@@ -140,6 +141,7 @@ struct Keeper {
     metrics: Metrics,
     /// Packets refused as last read; none while a reading has nothing to be compared with.
     total: Option<u64>,
+    started: Instant,
     refused: Refused,
     /// Somebody else touched the table, and it has not been compared yet.
     foreign: Option<TableChange>,
@@ -256,7 +258,7 @@ impl Keeper {
         if total > 0 || self.refused.by_source().next().is_some() {
             match kernel.nftables.refused_by_source().await {
                 Ok(by_source) => {
-                    let bursts = self.refused.take(Instant::now().into_std(), &by_source);
+                    let bursts = self.refused.take(self.started.elapsed(), &by_source);
                     self.tell_bursts(wanted, &bursts);
                 }
                 Err(error) => debug!(%error, "the packet filter's counters cannot be read"),

@@ -28,7 +28,7 @@ use table::{Chain, Found, INPUT, REFUSED, TABLE, Table};
 
 pub use events::{TableChange, TableChanges};
 
-use super::{DataplaneError, Namespace};
+use crate::dataplane::{DataplaneError, Namespace};
 use crate::desired::TUNNEL_DEVICE;
 use crate::filter::Filter;
 

@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::time::timeout;
 
+use super::super::connection::enlarge;
 use super::message::{BATCH, Message, append_batch, flag};
 use crate::dataplane::{DataplaneError, Namespace, Refusal};
 
@@ -19,8 +20,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How often a dump is begun again because the rules changed under it.
 const DUMPS: usize = 8;
 
-/// Bytes: a transaction is one datagram, and so is a part of a dump.
-const BUFFER: usize = 8 << 20;
+/// Bytes, up to the system's limit: a transaction is one datagram. The kernel's default of 212,992 holds that of some
+/// ten thousand nodes.
+const SEND_BUFFER: usize = 8 << 20;
 
 /// Bytes; the kernel keeps a datagram below 32 KiB.
 const DATAGRAM: usize = 64 << 10;
@@ -46,10 +48,8 @@ impl Connection {
     /// A connection in `namespace`, that hears of every `groups` as well. Needs a Tokio runtime.
     pub(super) fn open(namespace: &Namespace, groups: &[u32]) -> io::Result<Self> {
         let mut socket = namespace.run(|| TokioSocket::new(NETLINK_NETFILTER))?;
-        if setsockopt(socket.socket_ref(), sockopt::RcvBufForce, &BUFFER).is_err() {
-            let _ = setsockopt(socket.socket_ref(), sockopt::RcvBuf, &BUFFER);
-        }
-        let _ = setsockopt(socket.socket_ref(), sockopt::SndBuf, &BUFFER);
+        enlarge(socket.socket_ref());
+        let _ = setsockopt(socket.socket_ref(), sockopt::SndBuf, &SEND_BUFFER);
         let port = socket.socket_mut().bind_auto()?.port_number();
         for group in groups {
             socket.socket_ref().add_membership(*group)?;
