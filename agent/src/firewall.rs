@@ -206,10 +206,7 @@ impl Keeper {
             self.total = Some(0);
         }
         match (written, foreign) {
-            (Written::Nothing, None) => debug!("packet filter unchanged"),
-            (Written::Nothing, Some(_)) => {
-                debug!("another program touched the packet filter, and it is as it was")
-            }
+            (Written::Nothing, _) => debug!("the packet filter is as it should be"),
             (_, Some(change)) => {
                 self.metrics.firewall_repairs.inc();
                 self.wait = (self.wait * 2).min(RETRY.1);

@@ -234,6 +234,27 @@ Ready: yes.
     }
 
     #[test]
+    fn what_the_packet_filter_refuses_is_told_and_of_many_sources_the_rest_is_counted() {
+        let mut status = status(vec![]);
+        status.firewall.problem = Some("this kernel has no nf_tables".into());
+        status.firewall.refused = (1..=10)
+            .map(|n| format!("{n} packets from 192.0.2.{n}"))
+            .collect();
+        let text = status.render(&now());
+        let lines: Vec<_> = text.lines().collect();
+        for line in [
+            "Packet filter: not in the kernel: this kernel has no nf_tables.",
+            "Refused: 1 packets from 192.0.2.1.",
+            "Refused: 8 packets from 192.0.2.8.",
+            "Refused: packets from 2 other sources.",
+            "Ready: yes.",
+        ] {
+            assert!(lines.contains(&line), "{line} is not in\n{text}");
+        }
+        assert!(!text.contains("192.0.2.9"), "{text}");
+    }
+
+    #[test]
     fn peers_are_sorted_by_address_and_tell_why_they_are_not_up() {
         let mut refused = peer("172.18.0.12", "Active", "2026-11-21T10:00:00Z");
         refused.reason = Some("connection refused by 172.18.0.12:179".into());

@@ -7,6 +7,7 @@
 #[allow(dead_code, reason = "shared with the tests of netlink")]
 mod netns;
 
+mod agent;
 mod masquerade;
 mod table;
 mod tunnel_peers;
