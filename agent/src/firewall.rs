@@ -231,9 +231,9 @@ impl Keeper {
             match &problem {
                 Some(problem) => error!(
                     %problem,
-                    "the packet filter is not in the kernel: unknown tunnel peers are let in, nothing is masqueraded"
+                    "the packet filter cannot be written: what the kernel held before stands, if anything; routes go on"
                 ),
-                None => info!("the packet filter is in the kernel again"),
+                None => info!("the packet filter is as it should be again"),
             }
             status.problem = problem;
             true

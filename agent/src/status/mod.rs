@@ -144,7 +144,7 @@ pub struct RouteStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FirewallStatus {
-    /// Why it is not in the kernel.
+    /// Why it could not be written; what the kernel held before stands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
     /// Tunnelled packets that were refused during the last hour: a sentence for each source.

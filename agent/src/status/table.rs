@@ -97,7 +97,7 @@ impl FirewallStatus {
     /// A line for each fault; none where all is well.
     fn remarks(&self) -> impl Iterator<Item = String> {
         let problem = self.problem.iter();
-        let problem = problem.map(|problem| format!("Packet filter: not in the kernel: {problem}."));
+        let problem = problem.map(|problem| format!("Packet filter: not written: {problem}."));
         let refused = self
             .refused
             .iter()
@@ -243,7 +243,7 @@ Ready: yes.
         let text = status.render(&now());
         let lines: Vec<_> = text.lines().collect();
         for line in [
-            "Packet filter: not in the kernel: this kernel has no nf_tables.",
+            "Packet filter: not written: this kernel has no nf_tables.",
             "Refused: 1 packets from 192.0.2.1.",
             "Refused: 8 packets from 192.0.2.8.",
             "Refused: packets from 2 other sources.",

@@ -15,6 +15,7 @@
 
 mod connection;
 mod events;
+mod expression;
 mod message;
 mod table;
 

@@ -23,6 +23,10 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use sha1::{Digest, Sha1};
 
+use super::expression::{
+    DESTINATION, REGISTER, SOURCE, address_type, compare, counter, expression, lookup, masquerade, payload,
+    verdict,
+};
 use super::message::{self, Attributes, Kind, Message, flag};
 use crate::filter::{Filter, UnknownTunnelPeers};
 
@@ -40,9 +44,6 @@ const REFUSED_TIMEOUT: u64 = 3_600_000;
 
 /// A message may hold so many elements: the list is one attribute, of at most 64 KiB.
 const ELEMENTS_PER_MESSAGE: usize = 1000;
-
-/// `NFT_REG_1`: 16 bytes.
-const REGISTER: u32 = 1;
 
 /// An element of a set: its key, and whether a range ends before it (`NFT_SET_ELEM_INTERVAL_END`).
 pub(super) type Element = (u32, bool);
@@ -475,79 +476,6 @@ fn postrouting(tunnel: &str) -> Vec<Rule> {
             ],
         ),
     ]
-}
-
-/// An address in the IPv4 header: its offset in bytes.
-struct Field(u32);
-
-const SOURCE: Field = Field(12);
-const DESTINATION: Field = Field(16);
-
-impl Field {
-    fn load(&self) -> Attributes {
-        payload(self.0, 4)
-    }
-}
-
-fn expression(name: &str, attributes: &Attributes) -> Attributes {
-    Attributes::new().with_text(1, name).with_nested(2, attributes)
-}
-
-/// Loads from the network header.
-fn payload(offset: u32, length: u32) -> Attributes {
-    // NFT_PAYLOAD_NETWORK_HEADER.
-    let attributes = Attributes::new()
-        .with_u32(1, REGISTER)
-        .with_u32(2, 1)
-        .with_u32(3, offset)
-        .with_u32(4, length);
-    expression("payload", &attributes)
-}
-
-fn compare(equal: bool, value: &[u8]) -> Attributes {
-    // NFT_CMP_EQ, NFT_CMP_NEQ.
-    let attributes = Attributes::new()
-        .with_u32(1, REGISTER)
-        .with_u32(2, u32::from(!equal))
-        .with_nested(3, &Attributes::new().with(1, value));
-    expression("cmp", &attributes)
-}
-
-fn lookup(set: &str, member: bool) -> Attributes {
-    let attributes = Attributes::new().with_text(1, set).with_u32(2, REGISTER);
-    // NFT_LOOKUP_F_INV.
-    let attributes = if member {
-        attributes
-    } else {
-        attributes.with_u32(5, 1)
-    };
-    expression("lookup", &attributes)
-}
-
-fn address_type(flags: u32) -> Attributes {
-    // NFT_FIB_RESULT_ADDRTYPE.
-    let attributes = Attributes::new()
-        .with_u32(1, REGISTER)
-        .with_u32(2, 3)
-        .with_u32(3, flags);
-    expression("fib", &attributes)
-}
-
-fn counter() -> Attributes {
-    expression("counter", &Attributes::new())
-}
-
-/// 0 is `NF_DROP`, 1 `NF_ACCEPT`.
-fn verdict(code: u32) -> Attributes {
-    // NFT_REG_VERDICT.
-    let verdict = Attributes::new().with_nested(2, &Attributes::new().with_u32(1, code));
-    let attributes = Attributes::new().with_u32(1, 0).with_nested(2, &verdict);
-    expression("immediate", &attributes)
-}
-
-fn masquerade() -> Attributes {
-    // NF_NAT_RANGE_PROTO_RANDOM_FULLY: two connections at once do not try for the same port.
-    expression("masq", &Attributes::new().with_u32(1, 16))
 }
 
 #[cfg(test)]
