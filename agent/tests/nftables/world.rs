@@ -12,7 +12,7 @@ use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 /// Generous: what takes so long does not happen.
-pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 pub(crate) fn address(text: &str) -> Ipv4Addr {
     text.parse().unwrap()
