@@ -42,6 +42,8 @@ pub struct ClusterNode {
     pub as_number: Option<Asn>,
     /// The address of its tunnel device.
     pub tunnel_address: Option<Ipv4Addr>,
+    /// The IPv4 addresses that its status names, advertised or not.
+    pub addresses: Vec<Ipv4Addr>,
 }
 
 impl From<&Node> for ClusterNode {
@@ -50,6 +52,7 @@ impl From<&Node> for ClusterNode {
             address: published_address(node),
             as_number: published_as_number(node),
             tunnel_address: published_tunnel_address(node),
+            addresses: node.ipv4_addresses().collect(),
         }
     }
 }
@@ -107,6 +110,11 @@ impl Cluster {
     #[must_use]
     pub fn node(&self, name: &str) -> Option<&ClusterNode> {
         self.nodes.get(name)
+    }
+
+    /// All nodes, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = (&str, &ClusterNode)> {
+        self.nodes.iter().map(|(name, node)| (name.as_str(), node))
     }
 
     /// The nodes that have an address, by it. Of two with the same address the first by name counts.

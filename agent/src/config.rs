@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_yaml::Value;
 
+use crate::filter::UnknownTunnelPeers;
 use crate::logging::{Format, Level};
 
 pub use values::{AdvertisedAddress, HoldSeconds, NodeName, Ranged, Switch};
@@ -40,6 +41,8 @@ pub struct Config {
     pub routes: RouteConfig,
     /// The tunnel device.
     pub tunnel: TunnelConfig,
+    /// The packet filter.
+    pub filter: FilterConfig,
     /// The log.
     pub log: LogConfig,
 }
@@ -130,6 +133,14 @@ pub struct TunnelConfig {
     pub mtu: Option<Ranged<576, 65_515>>,
 }
 
+/// The packet filter.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct FilterConfig {
+    /// `drop` or `off`: what happens to IPIP packets from an address that no node advertises. Default: `drop`.
+    pub unknown_tunnel_peers: UnknownTunnelPeers,
+}
+
 /// The log.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -153,6 +164,7 @@ impl Default for Config {
             http: HttpConfig::default(),
             routes: RouteConfig::default(),
             tunnel: TunnelConfig::default(),
+            filter: FilterConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -287,6 +299,10 @@ const VARIABLES: &[Variable] = &[
     Variable {
         path: &["tunnel", "mtu"],
         text: false,
+    },
+    Variable {
+        path: &["filter", "unknownTunnelPeers"],
+        text: true,
     },
     Variable {
         path: &["log", "format"],
@@ -531,6 +547,11 @@ mod tests {
                 "routes: {protocol: 3}",
                 &[],
                 &["routes.protocol", "3", "5 to 255"],
+            ),
+            (
+                "filter: {unknownTunnelPeers: maybe}",
+                &[],
+                &["filter.unknownTunnelPeers", "maybe", "drop", "off"],
             ),
             ("log: {format: xml}", &[], &["log.format", "xml", "human", "json"]),
             ("log: {level: loud}", &[], &["log.level", "loud", "debug"]),

@@ -28,13 +28,14 @@ use crate::allocation::Allocator;
 use crate::claims::{self, Needs};
 use crate::cni::Attachments;
 use crate::config::{Config, Ranged};
-use crate::dataplane::{Dataplane, DataplaneError, Netlink};
+use crate::dataplane::{Dataplane, DataplaneError, Netlink, Nftables};
 use crate::datastore::deferred::Deferred;
 use crate::datastore::directory::DirectoryStore;
 use crate::datastore::last_good::LastGood;
 use crate::datastore::{Datastore, DatastoreError};
 use crate::desired::{Settings, TUNNEL_DEVICE};
 use crate::fib::{Change, Desired, PROTOCOL_KERNEL, Route, Snapshot};
+use crate::firewall;
 use crate::http::{self, Confirmations};
 use crate::metrics::Metrics;
 use crate::node::{self, AddressError, Announcement};
@@ -156,6 +157,7 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
     let terms = terms_of(config, &settings, (deadline, patience));
     let (intake, outlets) = Intake::new(terms, deferred, file, copy, confirmed);
     let intake = tokio::spawn(intake.run(stop.clone()));
+    let firewall = firewall::start(config.filter.unknown_tunnel_peers, metrics.clone());
     let event_loop = EventLoop::new(
         settings,
         identity.asn,
@@ -163,6 +165,7 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
         dataplane,
         speaker,
         needs,
+        firewall,
         status,
         metrics,
     );
@@ -215,8 +218,8 @@ fn last_good_of(config: &Config) -> LastGood {
     LastGood::new(&config.state.directory, config.node_name.as_str(), &datastore)
 }
 
-/// Removes all that the agent ever put into the kernel: routes with its protocol number, and what it gave to the tunnel
-/// device. Addresses stay assigned in the datastore: pods may still have them.
+/// Removes all that the agent ever put into the kernel: routes with its protocol number, what it gave to the tunnel
+/// device, and its nftables table. Addresses stay assigned in the datastore: pods may still have them.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -244,6 +247,12 @@ pub async fn cleanup(config: &Config) -> Result<(), AgentError> {
     info!(changes = changes.len(), "removing what is ours from the kernel");
     for result in dataplane.apply(&changes).await {
         result?;
+    }
+    // Where there is no nf_tables there is nothing to remove.
+    if let Ok(mut nftables) = Nftables::open()
+        && let Err(error) = nftables.remove().await
+    {
+        warn!(%error, "the packet filter stays");
     }
     Ok(())
 }

@@ -12,6 +12,8 @@ pub mod dataplane;
 pub mod datastore;
 pub mod desired;
 pub mod fib;
+pub mod filter;
+pub mod firewall;
 pub mod http;
 pub mod logging;
 pub mod metrics;

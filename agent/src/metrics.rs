@@ -51,6 +51,10 @@ metrics! {
     route_repairs: IntCounter = "culvert_route_repairs_total";
     /// Nodes to which encapsulated packets would leave with a source that is not the advertised address.
     source_mismatches: IntGauge = "culvert_source_mismatches";
+    /// Tunnelled packets that were refused, since no node advertises their source.
+    tunnel_packets_refused: IntCounter = "culvert_tunnel_packets_refused_total";
+    /// Changes of the packet filter by somebody else that were put right.
+    firewall_repairs: IntCounter = "culvert_firewall_repairs_total";
     /// Blocks of pod addresses that belong to this node.
     ipam_blocks: IntGauge = "culvert_ipam_blocks";
     /// Addresses in use in the blocks of this node.
@@ -146,6 +150,8 @@ mod tests {
 # TYPE culvert_build_info gauge
 # HELP culvert_datastore_in_sync Whether all of the datastore has been read, 0 or 1.
 # TYPE culvert_datastore_in_sync gauge
+# HELP culvert_firewall_repairs_total Changes of the packet filter by somebody else that were put right.
+# TYPE culvert_firewall_repairs_total counter
 # HELP culvert_ipam_addresses_in_use Addresses in use in the blocks of this node.
 # TYPE culvert_ipam_addresses_in_use gauge
 # HELP culvert_ipam_blocks Blocks of pod addresses that belong to this node.
@@ -160,6 +166,8 @@ mod tests {
 # TYPE culvert_routes_programmed gauge
 # HELP culvert_source_mismatches Nodes to which encapsulated packets would leave with a source that is not the advertised address.
 # TYPE culvert_source_mismatches gauge
+# HELP culvert_tunnel_packets_refused_total Tunnelled packets that were refused, since no node advertises their source.
+# TYPE culvert_tunnel_packets_refused_total counter
 # HELP culvert_withdrawals_held Deletions in the datastore that are held, since too much would vanish at once.
 # TYPE culvert_withdrawals_held gauge";
         assert_eq!(own.join("\n"), expected);

@@ -2,7 +2,6 @@
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use culvert_bgp::id::Asn;
 use ipnet::Ipv4Net;

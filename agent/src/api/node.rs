@@ -1,6 +1,6 @@
 //! core/v1 Node: how a node is known to the others.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -74,6 +74,14 @@ impl Node {
             status: NodeStatus::default(),
             unknown: UnknownFields::new(),
         }
+    }
+
+    /// All IPv4 addresses of its status, internal or external; names are left out.
+    pub fn ipv4_addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.status
+            .addresses
+            .iter()
+            .filter_map(|a| a.address.parse().ok())
     }
 
     /// Its internal addresses, in their order; what is no address is left out.

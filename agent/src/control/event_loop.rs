@@ -23,6 +23,7 @@ use crate::dataplane::{Dataplane, DataplaneError, Netlink};
 use crate::datastore::Update;
 use crate::desired::{self, Known, Learned, Plan, Rejected, Rejection, Settings, Unpinned};
 use crate::fib::{Change, KernelEvent, MAIN_TABLE, Route, RouteKey, Rule, protocol_name};
+use crate::firewall;
 use crate::metrics::Metrics;
 use crate::reconcile::{Actual, Observed, Ours, Removal, diff, taken_over_from};
 use crate::speaker::{Command, News, Running};
@@ -70,6 +71,7 @@ pub(super) struct EventLoop {
     told_peers: Option<BTreeMap<IpAddr, PeerConfig>>,
     told_exports: Option<BTreeSet<Prefix>>,
     needs: watch::Sender<Needs>,
+    firewall: firewall::Running,
     status: watch::Sender<Arc<AgentStatus>>,
     /// When the status, which has changed, is told.
     status_due: Option<Instant>,
@@ -85,6 +87,7 @@ impl EventLoop {
         dataplane: Netlink,
         speaker: Running,
         needs: watch::Sender<Needs>,
+        firewall: firewall::Running,
         status: watch::Sender<Arc<AgentStatus>>,
         metrics: Metrics,
     ) -> Self {
@@ -115,6 +118,7 @@ impl EventLoop {
             told_peers: None,
             told_exports: None,
             needs,
+            firewall,
             status,
             status_due: None,
             metrics,
@@ -168,6 +172,10 @@ impl EventLoop {
                 changed = remarks.changed() => {
                     changed.map_err(|_| AgentError::TaskEnded { task: "watch of the datastore" })?;
                     self.remarks = remarks.borrow_and_update().clone();
+                    dirty = false;
+                }
+                changed = self.firewall.status.changed() => {
+                    changed.map_err(|_| AgentError::TaskEnded { task: "packet filter" })?;
                     dirty = false;
                 }
                 () = retry_due => must_dump = true,
@@ -261,6 +269,8 @@ impl EventLoop {
         self.sources.ask_about(&plan.tunnelled_to);
         self.note_shared_addresses();
         self.state_needs();
+        self.firewall
+            .want(&self.settings.node, self.settings.address, &self.cluster);
         self.tell_speaker(&plan).await;
         self.pod_mtu = plan.pod_mtu;
         let removal = if self.converged {
@@ -439,6 +449,7 @@ impl EventLoop {
             peers: &self.speaker.peers.borrow(),
             sources: &self.sources,
             unpinned: &self.unpinned,
+            firewall: self.firewall.status.borrow().clone(),
         });
         self.status.send_replace(Arc::new(status));
     }

@@ -16,7 +16,8 @@ use crate::desired::{Rejected, Settings, Unpinned};
 use crate::fib::{Change, Route, RouteKey};
 use crate::reconcile::Actual;
 use crate::status::{
-    AgentStatus, DatastoreStatus, PeerStatus, PeerType, RouteProblem, RouteStatus, SourceStatus,
+    AgentStatus, DatastoreStatus, FirewallStatus, PeerStatus, PeerType, RouteProblem, RouteStatus,
+    SourceStatus,
 };
 
 /// What the loop knows.
@@ -36,6 +37,7 @@ pub(super) struct Observation<'a> {
     pub(super) peers: &'a [Session],
     pub(super) sources: &'a SourceCheck,
     pub(super) unpinned: &'a [Unpinned],
+    pub(super) firewall: FirewallStatus,
 }
 
 /// The status that follows from it.
@@ -68,6 +70,7 @@ pub(super) fn status(known: &Observation<'_>) -> AgentStatus {
                 .chain(known.sources.refused().cloned())
                 .collect(),
         },
+        firewall: known.firewall.clone(),
         pools: known.cluster.pools().filter(|(_, pool)| !pool.disabled).count(),
         blocks: known.cluster.blocks_of(node).collect(),
         addresses_in_use: known.cluster.addresses_in_use(node),

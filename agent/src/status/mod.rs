@@ -46,6 +46,9 @@ pub struct AgentStatus {
     /// The source of encapsulated packets.
     #[serde(default)]
     pub sources: SourceStatus,
+    /// The packet filter.
+    #[serde(default)]
+    pub firewall: FirewallStatus,
     /// How many pools this node may take addresses from.
     pub pools: usize,
     /// The blocks that belong to this node.
@@ -147,6 +150,18 @@ pub struct RouteStatus {
     pub failed: Vec<RouteProblem>,
     /// The routes that a peer announced and that this node does not use.
     pub rejected: Vec<RouteProblem>,
+}
+
+/// The packet filter.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FirewallStatus {
+    /// Why it could not be written; what the kernel held before stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// Tunnelled packets that were refused during the last hour: a sentence for each source.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<String>,
 }
 
 /// A route, and what is wrong with it.

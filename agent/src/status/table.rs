@@ -7,10 +7,13 @@ use std::net::IpAddr;
 use comfy_table::Table;
 use jiff::Zoned;
 
-use super::{AgentStatus, PROBLEMS_NAMED, PeerStatus};
+use super::{AgentStatus, FirewallStatus, PROBLEMS_NAMED, PeerStatus};
 
 /// The box of calicoctl: `+-|`, a line below the header, none between rows. In the order of comfy-table's presets.
 const CALICOCTL_BOX: &str = "||--+-++|    ++++++";
+
+/// So many sources of refused packets are named before they are only counted.
+const SOURCES_NAMED: usize = 8;
 
 impl AgentStatus {
     /// The status as text, with times in the zone of `now`: those of today as a time, older ones as a date.
@@ -61,6 +64,7 @@ impl AgentStatus {
                 .map(|p| format!("  not used: {}: {}", p.route, p.reason)),
         );
         lines.extend(self.source_remarks());
+        lines.extend(self.firewall.remarks());
         lines.push(if self.blocks.is_empty() {
             "Blocks: none.".to_owned()
         } else {
@@ -102,6 +106,22 @@ impl AgentStatus {
         let problems = self.sources.problems.iter();
         lines.extend(problems.map(|problem| format!("Source: {problem}.")));
         lines
+    }
+}
+
+impl FirewallStatus {
+    /// A line for each fault; none where all is well.
+    fn remarks(&self) -> impl Iterator<Item = String> {
+        let problem = self.problem.iter();
+        let problem = problem.map(|problem| format!("Packet filter: not written: {problem}."));
+        let refused = self
+            .refused
+            .iter()
+            .take(SOURCES_NAMED)
+            .map(|sentence| format!("Refused: {sentence}."));
+        let more = self.refused.len().saturating_sub(SOURCES_NAMED);
+        let more = (more > 0).then(|| format!("Refused: packets from {more} other sources."));
+        problem.chain(refused).chain(more)
     }
 }
 
@@ -228,6 +248,27 @@ Blocks: 10.65.42.0/26 (3 addresses in use).
 Ready: yes.
 ";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn what_the_packet_filter_refuses_is_told_and_of_many_sources_the_rest_is_counted() {
+        let mut status = status(vec![]);
+        status.firewall.problem = Some("this kernel has no nf_tables".into());
+        status.firewall.refused = (1..=10)
+            .map(|n| format!("{n} packets from 192.0.2.{n}"))
+            .collect();
+        let text = status.render(&now());
+        let lines: Vec<_> = text.lines().collect();
+        for line in [
+            "Packet filter: not written: this kernel has no nf_tables.",
+            "Refused: 1 packets from 192.0.2.1.",
+            "Refused: 8 packets from 192.0.2.8.",
+            "Refused: packets from 2 other sources.",
+            "Ready: yes.",
+        ] {
+            assert!(lines.contains(&line), "{line} is not in\n{text}");
+        }
+        assert!(!text.contains("192.0.2.9"), "{text}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod connection;
 mod decode;
 mod encode;
 mod events;
+pub(super) mod nftables;
 #[cfg(test)]
 mod tests;
 
