@@ -24,7 +24,7 @@ use self::connection::{Answer, Connection, Interrupted, Request};
 use super::{Dataplane, DataplaneError, Namespace, sysctl};
 use crate::fib::{Address, Change, KernelEvent, Route, Snapshot};
 
-/// Routes in one send: their acknowledgements must fit into the receive buffer.
+/// Routes in one send: if the kernel refuses them all, its answers must fit into the receive buffer.
 const BATCH: usize = 256;
 
 /// The kernel of one network namespace.
@@ -108,14 +108,22 @@ impl Dataplane for Netlink {
             .map_err(|why| interrupted("dump the links", why))?;
         let mut message = AddressMessage::default();
         message.header.family = AddressFamily::Inet;
+        let keep = |message| match message {
+            RouteNetlinkMessage::NewAddress(message) => decode::address(&message),
+            _ => None,
+        };
         let addresses = connection
-            .dump(&RouteNetlinkMessage::GetAddress(message))
+            .dump(&RouteNetlinkMessage::GetAddress(message), keep)
             .await
             .map_err(|why| interrupted("dump the addresses", why))?;
         let mut message = RouteMessage::default();
         message.header.address_family = AddressFamily::Inet;
+        let keep = |message| match message {
+            RouteNetlinkMessage::NewRoute(message) => decode::route(&message),
+            _ => None,
+        };
         let routes = connection
-            .dump(&RouteNetlinkMessage::GetRoute(message))
+            .dump(&RouteNetlinkMessage::GetRoute(message), keep)
             .await
             .map_err(|why| interrupted("dump the routes", why))?;
         let forwarding = self
@@ -124,20 +132,8 @@ impl Dataplane for Netlink {
             .map_err(|source| DataplaneError::new("read net.ipv4.ip_forward", source))?;
         Ok(Snapshot {
             links: links.iter().filter_map(decode::link).collect(),
-            addresses: addresses
-                .iter()
-                .filter_map(|message| match message {
-                    RouteNetlinkMessage::NewAddress(message) => decode::address(message),
-                    _ => None,
-                })
-                .collect(),
-            routes: routes
-                .iter()
-                .filter_map(|message| match message {
-                    RouteNetlinkMessage::NewRoute(message) => decode::route(message),
-                    _ => None,
-                })
-                .collect(),
+            addresses,
+            routes,
             forwarding,
         })
     }
@@ -169,6 +165,8 @@ impl Dataplane for Netlink {
                 .count();
             let batch = changes.iter().skip(results.len()).take(more + 1);
             results.extend(routes(&mut connection, &batch.collect::<Vec<_>>(), &mut names).await);
+            // The kernel answers without a wait: others must have their turn between two batches.
+            tokio::task::yield_now().await;
         }
         results
     }
@@ -188,25 +186,23 @@ async fn routes(
     batch: &[&Change],
     names: &mut Option<BTreeMap<u32, String>>,
 ) -> Vec<Result<(), DataplaneError>> {
-    let encoded: Vec<io::Result<Request>> = batch
+    let mut requests = Vec::with_capacity(batch.len());
+    let encoded: Vec<Option<io::Error>> = batch
         .iter()
         .map(|change| match change {
             Change::ReplaceRoute(route) => encode::replace_route(route),
             Change::DeleteRoute(route) => encode::delete_route(route),
             _ => Err(io::Error::other("no route")),
         })
-        .collect();
-    let requests = encoded
-        .iter()
-        .filter_map(|request| request.as_ref().ok())
-        .cloned()
+        .map(|request| request.map(|request| requests.push(request)).err())
         .collect();
     let mut answers = connection.transact(requests).await.into_iter();
     let mut results = Vec::with_capacity(batch.len());
-    for (change, request) in batch.iter().zip(encoded) {
-        let (answer, invalid) = match request {
-            Ok(_) => (answers.next().unwrap_or(Answer::Lost), None),
-            Err(invalid) => (Answer::Lost, Some(invalid)),
+    for (change, invalid) in batch.iter().zip(encoded) {
+        let answer = if invalid.is_none() {
+            answers.next().unwrap_or(Answer::Lost)
+        } else {
+            Answer::Lost
         };
         let gone = matches!((change, &answer), (Change::DeleteRoute(_), Answer::Refused(why)) if why.errno == Errno::ESRCH as i32);
         if invalid.is_none() && (answer == Answer::Done || gone) {
