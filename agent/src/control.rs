@@ -5,6 +5,7 @@
 //! Nothing is touched before the datastore has told all it has, and nothing is removed before the peers have.
 
 mod event_loop;
+mod fights;
 mod report;
 
 use std::net::SocketAddr;

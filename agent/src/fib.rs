@@ -342,6 +342,8 @@ pub enum KernelEvent {
     RouteReplaced(Route),
     /// A route is gone.
     RouteGone(Route),
+    /// IPv4 forwarding was switched on or off for the whole host (`net.ipv4.ip_forward`).
+    Forwarding(bool),
     /// Events were lost: only a new [`Snapshot`] tells what is.
     Overrun,
 }

@@ -49,6 +49,8 @@ metrics! {
     route_errors: IntCounter = "culvert_route_errors_total";
     /// Routes that somebody else removed or replaced and that were put back.
     route_repairs: IntCounter = "culvert_route_repairs_total";
+    /// Routes that another program keeps undoing, and that are put back ever more slowly.
+    route_fights: IntGauge = "culvert_route_fights";
     /// Blocks of pod addresses that belong to this node.
     ipam_blocks: IntGauge = "culvert_ipam_blocks";
     /// Addresses in use in the blocks of this node.
@@ -146,6 +148,8 @@ mod tests {
 # TYPE culvert_ipam_blocks gauge
 # HELP culvert_route_errors_total Writes of routes that the kernel refused.
 # TYPE culvert_route_errors_total counter
+# HELP culvert_route_fights Routes that another program keeps undoing, and that are put back ever more slowly.
+# TYPE culvert_route_fights gauge
 # HELP culvert_route_repairs_total Routes that somebody else removed or replaced and that were put back.
 # TYPE culvert_route_repairs_total counter
 # HELP culvert_routes_desired Routes that should be in the kernel.

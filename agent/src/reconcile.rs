@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::fib::{Address, Change, Desired, Link, Route, RouteKind, Tunnel};
+use crate::fib::{Address, Change, Desired, Link, Route, RouteKey, RouteKind, Tunnel};
 
 /// How to tell what is ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +76,15 @@ pub fn taken_over_from(change: &Change, actual: &Actual, ours: &Ours) -> Option<
     };
     let former = actual.route(&route.key)?;
     (!ours.owns(former)).then_some(former.protocol)
+}
+
+/// The route that gets the packets of the route of `key`, since it has the same prefix and a better metric. It is not ours
+/// to remove, and replacing ours does not help.
+#[must_use]
+pub fn overshadowing<'a>(key: &RouteKey, actual: &'a Actual) -> Option<&'a Route> {
+    actual
+        .best_metric(key)
+        .filter(|best| best.key.metric < key.metric)
 }
 
 /// Pushes what the tunnel device lacks, and gives the addresses that it has too many.

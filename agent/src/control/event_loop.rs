@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::AgentError;
+use super::fights::Fights;
 use super::report::{self, Observation};
 use crate::api::{EncapsulationMode, Key, Kind};
 use crate::claims::Needs;
@@ -55,6 +56,7 @@ pub(super) struct EventLoop {
     pod_mtu: u32,
     /// The changes that the kernel refused, and why.
     failures: Vec<(Change, DataplaneError)>,
+    fights: Fights,
     retry: Option<Instant>,
     retry_wait: Duration,
 
@@ -97,6 +99,7 @@ impl EventLoop {
             shared_addresses: Vec::new(),
             pod_mtu: 0,
             failures: Vec::new(),
+            fights: Fights::default(),
             retry: None,
             retry_wait: RETRY.0,
             dataplane,
@@ -119,6 +122,7 @@ impl EventLoop {
     ) -> Result<(), AgentError> {
         loop {
             let (retry_due, status_due) = (at(self.retry), at(self.status_due));
+            let fight_due = at(self.fights.deadline());
             let mut dirty = true;
             let mut must_dump = false;
             tokio::select! {
@@ -147,6 +151,7 @@ impl EventLoop {
                     dirty = false;
                 }
                 () = retry_due => must_dump = true,
+                () = fight_due => {}
                 () = status_due => {
                     self.publish_status();
                     continue;
@@ -237,8 +242,10 @@ impl EventLoop {
         } else {
             Removal::Later
         };
-        let changes = diff(&plan.desired, &self.actual, &self.ours, removal);
-        self.note_repairs(&changes);
+        let mut changes = diff(&plan.desired, &self.actual, &self.ours, removal);
+        let repairs = self.repairs(&changes);
+        self.slow_fights(&repairs, &mut changes);
+        self.note_repairs(&repairs, &changes);
         self.planned = plan.desired.routes;
         self.apply(changes).await;
     }
@@ -305,14 +312,53 @@ impl EventLoop {
         self.shared_addresses = shared;
     }
 
-    /// A route that should be as it was before, and is written again, was changed by somebody else.
-    fn note_repairs(&self, changes: &[Change]) {
+    /// What `changes` put back since somebody else changed it: routes that should be as they were before and that the
+    /// kernel did not refuse, each with the protocol number of what is there instead.
+    fn repairs(&self, changes: &[Change]) -> BTreeMap<RouteKey, Option<u8>> {
+        let refused: BTreeSet<&RouteKey> = self
+            .failures
+            .iter()
+            .filter_map(|(change, _)| match change {
+                Change::ReplaceRoute(route) => Some(&route.key),
+                _ => None,
+            })
+            .collect();
+        let repaired = changes.iter().filter_map(|change| match change {
+            Change::ReplaceRoute(route)
+                if self.planned.get(&route.key) == Some(route) && !refused.contains(&route.key) =>
+            {
+                Some((route.key, taken_over_from(change, &self.actual, &self.ours)))
+            }
+            _ => None,
+        });
+        repaired.collect()
+    }
+
+    /// Takes out of `changes` the repairs that wait, since another program undoes them again and again.
+    fn slow_fights(&mut self, repairs: &BTreeMap<RouteKey, Option<u8>>, changes: &mut Vec<Change>) {
+        let verdict = self.fights.judge(repairs, Instant::now());
+        for (key, what) in self.fights.words().filter(|(key, _)| verdict.begun.contains(key)) {
+            error!(route = %key, "{what}");
+        }
+        for key in &verdict.ended {
+            info!(route = %key, "nobody has undone this route for a minute: repaired at once again");
+        }
+        if !verdict.waiting.is_empty() {
+            changes.retain(|change| !matches!(change, Change::ReplaceRoute(route) | Change::DeleteRoute(route) if verdict.waiting.contains(&route.key)));
+        }
+        self.metrics
+            .route_fights
+            .set(i64::try_from(self.fights.count()).unwrap_or(i64::MAX));
+    }
+
+    /// Counts and tells what is put back and what is taken over.
+    fn note_repairs(&self, repairs: &BTreeMap<RouteKey, Option<u8>>, changes: &[Change]) {
         for change in changes {
             let Change::ReplaceRoute(route) = change else {
                 continue;
             };
             let foreign = taken_over_from(change, &self.actual, &self.ours);
-            if self.planned.get(&route.key) == Some(route) {
+            if repairs.contains_key(&route.key) {
                 self.metrics.route_repairs.inc();
                 let found = self.actual.route(&route.key).map(|r| self.named(r));
                 let by = foreign.map(protocol_name);
@@ -385,6 +431,7 @@ impl EventLoop {
             planned: &self.planned,
             rejected: &self.rejected,
             failures: &self.failures,
+            fights: &self.fights,
             pod_mtu: self.pod_mtu,
             peers: &self.speaker.peers.borrow(),
         });

@@ -8,11 +8,12 @@ use culvert_bgp::id::Asn;
 use culvert_bgp::speaker::PeerStatus as Session;
 use jiff::Timestamp;
 
+use super::fights::Fights;
 use crate::cluster::Cluster;
 use crate::dataplane::DataplaneError;
 use crate::desired::{Rejected, Settings};
-use crate::fib::{Change, Route, RouteKey};
-use crate::reconcile::Actual;
+use crate::fib::{Change, Route, RouteKey, protocol_name};
+use crate::reconcile::{Actual, overshadowing};
 use crate::status::{AgentStatus, DatastoreStatus, PeerStatus, PeerType, RouteProblem, RouteStatus};
 
 /// What the loop knows.
@@ -27,6 +28,7 @@ pub(super) struct Observation<'a> {
     pub(super) planned: &'a BTreeMap<RouteKey, Route>,
     pub(super) rejected: &'a [Rejected],
     pub(super) failures: &'a [(Change, DataplaneError)],
+    pub(super) fights: &'a Fights,
     pub(super) pod_mtu: u32,
     pub(super) peers: &'a [Session],
 }
@@ -89,10 +91,28 @@ fn routes(known: &Observation<'_>) -> RouteStatus {
         route: rejected.prefix.to_string(),
         reason: rejected.reason.to_string(),
     });
+    let fought_over = known.fights.words().map(|(key, what)| RouteProblem {
+        route: key.to_string(),
+        reason: what,
+    });
+    let overshadowed = known.planned.keys().filter_map(|key| {
+        let other = overshadowing(key, known.actual)?;
+        Some(RouteProblem {
+            route: key.to_string(),
+            reason: format!(
+                "a route of another program (protocol {}) has the better metric {} and gets the packets: {}; remove it, \
+                 or give it a metric above {}",
+                protocol_name(other.protocol),
+                other.key.metric,
+                named(other, known.actual),
+                key.metric
+            ),
+        })
+    });
     RouteStatus {
         desired: known.planned.len(),
         programmed: known.planned.values().filter(programmed).count(),
-        failed: failed.collect(),
+        failed: failed.chain(fought_over).chain(overshadowed).collect(),
         rejected: rejected.collect(),
     }
 }

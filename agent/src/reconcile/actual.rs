@@ -66,12 +66,13 @@ impl Actual {
             KernelEvent::Route(route) => self.route_added(route),
             KernelEvent::RouteReplaced(route) => self.route_replaced(route),
             KernelEvent::RouteGone(route) => self.route_gone(route),
+            KernelEvent::Forwarding(on) => changed(std::mem::replace(&mut self.forwarding, *on) != *on),
             KernelEvent::Overrun => Observed::MustDump,
         }
     }
 
-    /// Takes note of a change that the kernel has confirmed, ahead of the event that tells of it. Forwarding has no
-    /// event, and neither has a route written over its equal: without this the next difference would repeat them.
+    /// Takes note of a change that the kernel has confirmed, ahead of the event that tells of it. A route written
+    /// over its equal has no event: without this the next difference would repeat it.
     pub fn applied(&mut self, change: &Change) {
         match change {
             Change::EnableForwarding => self.forwarding = true,
@@ -98,7 +99,7 @@ impl Actual {
         }
     }
 
-    /// Whether the kernel forwards IPv4 packets, as of the last dump.
+    /// Whether the kernel forwards IPv4 packets.
     #[must_use]
     pub fn forwarding(&self) -> bool {
         self.forwarding
@@ -148,6 +149,16 @@ impl Actual {
     #[must_use]
     pub fn route(&self, key: &RouteKey) -> Option<&Route> {
         self.routes.get(key)?.first()
+    }
+
+    /// The route that counts for the table and prefix of `key`, whatever its metric.
+    pub(super) fn best_metric(&self, key: &RouteKey) -> Option<&Route> {
+        // No metric is below zero.
+        if key.metric == 0 {
+            return self.route(key);
+        }
+        let first = RouteKey { metric: 0, ..*key };
+        self.routes.range(first..=*key).next()?.1.first()
     }
 
     /// The routes of `key` that another of the same key keeps from counting.

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netlink_packet_core::NLM_F_REPLACE;
+use netlink_packet_core::{NLM_F_REPLACE, NetlinkBuffer, NlaBuffer, NlasIterator};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{
@@ -29,6 +29,39 @@ pub(super) fn event(message: &RouteNetlinkMessage, flags: u16) -> Option<KernelE
         RouteNetlinkMessage::DelRoute(message) => route(message).map(KernelEvent::RouteGone),
         _ => None,
     }
+}
+
+/// What the kernel tells of its switches for IPv4, which the library does not read: none if `message` is not about them.
+pub(super) fn netconf(message: &[u8]) -> Option<Option<KernelEvent>> {
+    // linux/rtnetlink.h and linux/netconf.h. The switches of single links follow that of the host.
+    const RTM_NEWNETCONF: u16 = 80;
+    const RTM_DELNETCONF: u16 = 81;
+    const NETCONFA_IFINDEX: u16 = 1;
+    const NETCONFA_FORWARDING: u16 = 2;
+    const ALL: i32 = -1;
+    // struct netconfmsg: the family, and three bytes up to the next multiple of four.
+    const FAMILY: usize = 4;
+    let message = NetlinkBuffer::new_checked(message).ok()?;
+    match message.message_type() {
+        RTM_NEWNETCONF => {}
+        // Those of a link that is gone.
+        RTM_DELNETCONF => return Some(None),
+        _ => return None,
+    }
+    let payload = message.payload();
+    let number = |wanted: u16| {
+        NlasIterator::new(payload.get(FAMILY..)?)
+            .map_while(Result::ok)
+            .find(|attribute: &NlaBuffer<&[u8]>| attribute.kind() == wanted)
+            .and_then(|attribute| attribute.value().try_into().ok())
+            .map(i32::from_ne_bytes)
+    };
+    if payload.first().copied() != Some(u8::from(AddressFamily::Inet))
+        || number(NETCONFA_IFINDEX) != Some(ALL)
+    {
+        return Some(None);
+    }
+    Some(number(NETCONFA_FORWARDING).map(|on| KernelEvent::Forwarding(on != 0)))
 }
 
 /// A link; None for what a bridge says about its port.
