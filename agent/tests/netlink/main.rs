@@ -7,4 +7,5 @@ mod attach;
 mod changes;
 mod events;
 mod netns;
+mod takeover;
 mod tunnel;
