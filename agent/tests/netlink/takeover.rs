@@ -34,43 +34,61 @@ fn foreign(routes: &str) -> BTreeSet<String> {
     of_others.map(|line| line.trim().to_owned()).collect()
 }
 
+/// Makes routes of the two daemons, and gives what is wanted in their places.
+fn occupied(u0: u32) -> Vec<Route> {
+    let daemons = ["bird", "80"];
+    let mut wanted: Vec<Route> = Vec::new();
+    for n in 0..300 {
+        let prefix = format!("10.65.{}.{}/26", n / 4, n % 4 * 64);
+        let daemon = daemons[n % 2];
+        match n % 5 {
+            // Another next hop, the same one under another number, and one that is a blackhole from now on.
+            0 | 1 => {
+                ip(&format!(
+                    "route add {prefix} via 172.18.0.8 dev u0 proto {daemon}"
+                ));
+                wanted.push(onlink(&prefix, "172.30.0.12", u0));
+            }
+            2 => {
+                ip(&format!(
+                    "route add {prefix} via 172.18.0.9 dev u0 proto {daemon}"
+                ));
+                wanted.push(unicast(&prefix, vec![hop("172.18.0.9", u0)]));
+            }
+            3 => {
+                ip(&format!("route add blackhole {prefix} proto {daemon}"));
+                wanted.push(Route::blackhole(key(&prefix), OURS.protocol));
+            }
+            _ => {
+                ip(&format!(
+                    "route add {prefix} via 172.18.0.8 dev u0 proto {daemon}"
+                ));
+                wanted.push(Route::blackhole(key(&prefix), OURS.protocol));
+            }
+        }
+    }
+    wanted
+}
+
+/// The keys of the routes that were replaced; no route may have come or gone.
+fn only_replaced(seen: &[KernelEvent]) -> BTreeSet<RouteKey> {
+    let replaced = seen.iter().filter_map(|event| match event {
+        KernelEvent::RouteReplaced(route) => Some(route.key),
+        KernelEvent::RouteGone(_) | KernelEvent::Route(_) | KernelEvent::Overrun => {
+            panic!("not in place: {event:?}")
+        }
+        _ => None,
+    });
+    replaced.collect()
+}
+
 #[test]
 fn routes_of_bird_and_calico_are_taken_over_without_being_absent_and_the_others_stay() {
     in_namespace(async || {
         underlay();
         let netlink = Netlink::open().unwrap();
         let u0 = link(&netlink, "u0").await.index;
-        let daemons = ["bird", "80"];
-        let mut wanted: Vec<Route> = Vec::new();
-        for n in 0..300 {
-            let prefix = format!("10.65.{}.{}/26", n / 4, n % 4 * 64);
-            let daemon = daemons[n % 2];
-            match n % 5 {
-                // Another next hop, the same one under another number, and one that is a blackhole from now on.
-                0 | 1 => {
-                    ip(&format!(
-                        "route add {prefix} via 172.18.0.8 dev u0 proto {daemon}"
-                    ));
-                    wanted.push(onlink(&prefix, "172.30.0.12", u0));
-                }
-                2 => {
-                    ip(&format!(
-                        "route add {prefix} via 172.18.0.9 dev u0 proto {daemon}"
-                    ));
-                    wanted.push(unicast(&prefix, vec![hop("172.18.0.9", u0)]));
-                }
-                3 => {
-                    ip(&format!("route add blackhole {prefix} proto {daemon}"));
-                    wanted.push(Route::blackhole(key(&prefix), OURS.protocol));
-                }
-                _ => {
-                    ip(&format!(
-                        "route add {prefix} via 172.18.0.8 dev u0 proto {daemon}"
-                    ));
-                    wanted.push(Route::blackhole(key(&prefix), OURS.protocol));
-                }
-            }
-        }
+        let wanted = occupied(u0);
         // On none of our keys: another prefix, a longer one inside, another metric, another table.
         ip("route add 10.66.0.0/26 via 172.18.0.8 dev u0 proto bird");
         ip("route add 10.65.0.9/32 via 172.18.0.8 dev u0 proto bird");
@@ -91,19 +109,7 @@ fn routes_of_bird_and_calico_are_taken_over_without_being_absent_and_the_others_
         }
 
         let seen = events_so_far(&mut events).await;
-        let mut replaced = BTreeSet::new();
-        for event in &seen {
-            match event {
-                KernelEvent::RouteReplaced(route) => {
-                    replaced.insert(route.key);
-                }
-                KernelEvent::RouteGone(_) | KernelEvent::Route(_) | KernelEvent::Overrun => {
-                    panic!("not in place: {event:?}")
-                }
-                _ => {}
-            }
-        }
-        assert_eq!(replaced, keys);
+        assert_eq!(only_replaced(&seen), keys);
         let after = netlink.dump().await.unwrap();
         assert_eq!(
             of_ours(&after),
