@@ -280,6 +280,7 @@ fn kernel() -> Snapshot {
         }],
         routes: Vec::new(),
         forwarding: true,
+        ..Snapshot::default()
     }
 }
 

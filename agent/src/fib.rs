@@ -323,6 +323,9 @@ pub struct Snapshot {
     pub routes: Vec<Route>,
     /// Whether the kernel forwards IPv4 packets (`net.ipv4.ip_forward`).
     pub forwarding: bool,
+    /// The ipip links that drop a packet whose source they would not be the way to (RFC 3704 §2.2, strict reverse path
+    /// forwarding), by their index: those where the greater of `rp_filter` of the link and of all links is 1.
+    pub strict: BTreeSet<u32>,
 }
 
 /// Something that happened in the kernel, whoever did it.
@@ -344,6 +347,8 @@ pub enum KernelEvent {
     RouteGone(Route),
     /// IPv4 forwarding was switched on or off for the whole host (`net.ipv4.ip_forward`).
     Forwarding(bool),
+    /// `rp_filter` was written: of a link, by its index, or of all.
+    ReversePathFilter(Option<u32>),
     /// Events were lost: only a new [`Snapshot`] tells what is.
     Overrun,
 }
@@ -393,6 +398,11 @@ pub enum Change {
     SetLinkDown {
         /// Interface index.
         link: u32,
+    },
+    /// Set `rp_filter` of a link to 2, loose: it takes any packet whose source there is a route to.
+    LoosenReversePath {
+        /// Interface name.
+        name: String,
     },
     /// Add an address.
     AddAddress(Address),

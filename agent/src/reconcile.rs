@@ -95,6 +95,13 @@ fn configure(tunnel: &Tunnel, link: &Link, actual: &Actual, changes: &mut Vec<Ch
             mtu: tunnel.mtu,
         });
     }
+    // Two nodes need not agree at every moment on what goes through the tunnel: a pool changes its mode, or one of them
+    // has the other in its subnet. A packet that comes through it and would be answered outside is right all the same.
+    if actual.is_strict(link.index) {
+        changes.push(Change::LoosenReversePath {
+            name: link.name.clone(),
+        });
+    }
     let Some(address) = tunnel.address else {
         return Vec::new();
     };

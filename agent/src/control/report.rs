@@ -127,7 +127,7 @@ fn subject(change: &Change, actual: &Actual) -> String {
     match change {
         Change::ReplaceRoute(route) | Change::DeleteRoute(route) => named(route, actual),
         Change::EnableForwarding => "net.ipv4.ip_forward".to_owned(),
-        Change::CreateTunnel { name } => name.clone(),
+        Change::CreateTunnel { name } | Change::LoosenReversePath { name } => name.clone(),
         Change::SetLink { link: index, .. } | Change::SetLinkDown { link: index } => link(index),
         Change::AddAddress(address) | Change::DeleteAddress(address) => {
             format!("{} on {}", address.net, link(&address.link))

@@ -62,6 +62,7 @@ fn kernel() -> Snapshot {
             route("0.0.0.0/0", Some("172.18.0.1"), 3),
         ],
         forwarding: true,
+        ..Snapshot::default()
     }
 }
 

@@ -27,6 +27,7 @@ pub struct Actual {
     // In the kernel's order: the first of a key is the one that counts. Never empty.
     routes: BTreeMap<RouteKey, Vec<Route>>,
     forwarding: bool,
+    strict: BTreeSet<u32>,
 }
 
 impl Actual {
@@ -49,6 +50,7 @@ impl Actual {
             addresses: snapshot.addresses.into_iter().collect(),
             routes,
             forwarding: snapshot.forwarding,
+            strict: snapshot.strict,
         }
     }
 
@@ -67,6 +69,11 @@ impl Actual {
             KernelEvent::RouteReplaced(route) => self.route_replaced(route),
             KernelEvent::RouteGone(route) => self.route_gone(route),
             KernelEvent::Forwarding(on) => changed(std::mem::replace(&mut self.forwarding, *on) != *on),
+            KernelEvent::ReversePathFilter(None) => Observed::MustDump,
+            KernelEvent::ReversePathFilter(Some(link)) => match self.links.get(link) {
+                Some(link) if link.kind.as_deref() == Some("ipip") => Observed::MustDump,
+                _ => Observed::Unchanged,
+            },
             KernelEvent::Overrun => Observed::MustDump,
         }
     }
@@ -88,6 +95,11 @@ impl Actual {
             Change::DeleteRoute(route) => self.remove(&route.key, |present| {
                 present.protocol == route.protocol && present.kind == route.kind
             }),
+            Change::LoosenReversePath { name } => {
+                if let Some(link) = self.link_named(name).map(|link| link.index) {
+                    self.strict.remove(&link);
+                }
+            }
             Change::SetLink { link, mtu } => {
                 if let Some(link) = self.links.get_mut(link) {
                     link.up = true;
@@ -103,6 +115,12 @@ impl Actual {
     #[must_use]
     pub fn forwarding(&self) -> bool {
         self.forwarding
+    }
+
+    /// Whether the ipip link of this index drops a packet whose source it would not be the way to.
+    #[must_use]
+    pub fn is_strict(&self, link: u32) -> bool {
+        self.strict.contains(&link)
     }
 
     /// All links, by index.

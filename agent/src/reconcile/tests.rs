@@ -20,6 +20,7 @@ struct Kernel {
     tunnel: Option<Link>,
     addresses: Vec<Address>,
     forwarding: bool,
+    strict: bool,
 }
 
 impl Kernel {
@@ -29,6 +30,12 @@ impl Kernel {
             addresses: self.addresses.clone(),
             routes: self.routes.values().flatten().cloned().collect(),
             forwarding: self.forwarding,
+            strict: self
+                .tunnel
+                .iter()
+                .filter(|_| self.strict)
+                .map(|tunnel| tunnel.index)
+                .collect(),
         }
     }
 
@@ -48,6 +55,7 @@ impl Kernel {
                 tunnel.up = true;
                 tunnel.mtu = *mtu;
             }
+            Change::LoosenReversePath { .. } => self.strict = false,
             Change::SetLinkDown { .. } => return Err("nobody asks for that".into()),
             Change::AddAddress(address) => self.addresses.push(*address),
             Change::DeleteAddress(address) => {
@@ -168,8 +176,13 @@ fn some_address() -> impl Strategy<Value = Address> {
 fn some_kernel() -> impl Strategy<Value = Kernel> {
     let routes = vec(some_route(prop_oneof![Just(86u8), Just(12), Just(4)]), 0..12);
     let tunnel = proptest::option::of((any::<bool>(), prop_oneof![Just(1480u32), Just(1500)]));
-    (routes, tunnel, btree_set(some_address(), 0..4), any::<bool>()).prop_map(
-        |(all, tunnel, addresses, forwarding)| {
+    (
+        routes,
+        tunnel,
+        btree_set(some_address(), 0..4),
+        any::<[bool; 2]>(),
+    )
+        .prop_map(|(all, tunnel, addresses, [forwarding, strict])| {
             let tunnel = tunnel.map(|(up, mtu)| device("tunl0", up, mtu));
             let up = tunnel.as_ref().is_some_and(|tunnel| tunnel.up);
             let mut routes: BTreeMap<RouteKey, Vec<Route>> = BTreeMap::new();
@@ -191,9 +204,9 @@ fn some_kernel() -> impl Strategy<Value = Kernel> {
                 tunnel,
                 addresses,
                 forwarding,
+                strict,
             }
-        },
-    )
+        })
 }
 
 fn some_desired() -> impl Strategy<Value = Desired> {
@@ -274,6 +287,7 @@ proptest! {
             }
             None => prop_assert_eq!(on(&before, TUNNEL), on(&kernel, TUNNEL)),
         }
+        prop_assert!(!kernel.strict || before.tunnel.is_none());
         prop_assert_eq!(kernel.forwarding, before.forwarding || desired.forwarding);
     }
 
@@ -384,7 +398,7 @@ fn tunnel_and_two_routes() -> Actual {
                 ..route("10.65.2.0/26", 2)
             },
         ],
-        forwarding: false,
+        ..Snapshot::default()
     })
 }
 
@@ -473,7 +487,7 @@ fn the_steps_come_in_the_order_in_which_they_work() {
         links: vec![device("tunl0", false, 1500)],
         addresses: vec![wrong],
         routes: vec![old.clone()],
-        forwarding: false,
+        ..Snapshot::default()
     });
     let gateway = NextHop {
         gateway: Some([172, 18, 0, 9].into()),

@@ -126,6 +126,32 @@ fn forwarding_switched_by_hand_is_seen_and_repaired() {
 }
 
 #[test]
+fn a_reverse_path_filter_written_by_hand_is_seen() {
+    in_namespace(async || {
+        underlay();
+        let netlink = Netlink::open().unwrap();
+        let u0 = link(&netlink, "u0").await.index;
+        let mut events = netlink.events().unwrap();
+        let is_filter = |event: &KernelEvent| matches!(event, KernelEvent::ReversePathFilter(_));
+        for (of, told) in [("u0", Some(u0)), ("all", None)] {
+            let path = format!("/proc/sys/net/ipv4/conf/{of}/rp_filter");
+            let present = std::fs::read_to_string(&path).unwrap();
+            std::fs::write(&path, if present.trim() == "1" { "2" } else { "1" }).unwrap();
+            let seen = event(&mut events, is_filter).await;
+            assert_eq!(seen, KernelEvent::ReversePathFilter(told));
+            // Only a tunnel's is ours to care about.
+            let expected = if told.is_some() {
+                Observed::Unchanged
+            } else {
+                Observed::MustDump
+            };
+            let mut actual = Actual::new(netlink.dump().await.unwrap());
+            assert_eq!(actual.observe(&seen), expected);
+        }
+    });
+}
+
+#[test]
 fn a_port_that_leaves_its_bridge_is_not_taken_for_a_link_that_is_gone() {
     in_namespace(async || {
         underlay();

@@ -38,6 +38,7 @@ pub(super) fn netconf(message: &[u8]) -> Option<Option<KernelEvent>> {
     const RTM_DELNETCONF: u16 = 81;
     const NETCONFA_IFINDEX: u16 = 1;
     const NETCONFA_FORWARDING: u16 = 2;
+    const NETCONFA_RP_FILTER: u16 = 3;
     const ALL: i32 = -1;
     // struct netconfmsg: the family, and three bytes up to the next multiple of four.
     const FAMILY: usize = 4;
@@ -56,12 +57,21 @@ pub(super) fn netconf(message: &[u8]) -> Option<Option<KernelEvent>> {
             .and_then(|attribute| attribute.value().try_into().ok())
             .map(i32::from_ne_bytes)
     };
-    if payload.first().copied() != Some(u8::from(AddressFamily::Inet))
-        || number(NETCONFA_IFINDEX) != Some(ALL)
-    {
+    let of = number(NETCONFA_IFINDEX);
+    if payload.first().copied() != Some(u8::from(AddressFamily::Inet)) {
         return Some(None);
     }
-    Some(number(NETCONFA_FORWARDING).map(|on| KernelEvent::Forwarding(on != 0)))
+    // A new link's tells all its switches; one that was written is told alone.
+    Some(
+        match (number(NETCONFA_FORWARDING), number(NETCONFA_RP_FILTER), of) {
+            (Some(on), _, Some(ALL)) => Some(KernelEvent::Forwarding(on != 0)),
+            (None, Some(_), Some(ALL)) => Some(KernelEvent::ReversePathFilter(None)),
+            (None, Some(_), Some(link)) => u32::try_from(link)
+                .ok()
+                .map(|link| KernelEvent::ReversePathFilter(Some(link))),
+            _ => None,
+        },
+    )
 }
 
 /// A link; None for what a bridge says about its port.

@@ -22,7 +22,7 @@ use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard, mpsc};
 
 use self::connection::{Answer, Connection, Interrupted, Request};
 use super::{Dataplane, DataplaneError, Namespace, sysctl};
-use crate::fib::{Address, Change, KernelEvent, Route, Snapshot};
+use crate::fib::{Address, Change, KernelEvent, Link, Route, Snapshot};
 
 /// Routes in one send: if the kernel refuses them all, its answers must fit into the receive buffer.
 const BATCH: usize = 256;
@@ -65,7 +65,10 @@ impl Netlink {
 
     async fn change(&self, connection: &mut Connection, change: &Change) -> Result<(), DataplaneError> {
         let (request, harmless): (Request, &[Errno]) = match change {
-            Change::EnableForwarding => return self.enable_forwarding(),
+            Change::EnableForwarding => return self.switch(sysctl::enable_forwarding),
+            Change::LoosenReversePath { name } => {
+                return self.switch(|| sysctl::set_link(name, "rp_filter", "2"));
+            }
             Change::CreateTunnel { name } => return create_tunnel(connection, name).await,
             Change::SetLink { link, mtu } => (encode::set_link(*link, *mtu), &[]),
             Change::SetLinkDown { link } => (encode::set_link_down(*link), &[]),
@@ -90,10 +93,9 @@ impl Netlink {
         }
     }
 
-    fn enable_forwarding(&self) -> Result<(), DataplaneError> {
-        let inner = || Ok(sysctl::enable_forwarding());
+    fn switch(&self, set: impl FnOnce() -> Result<(), DataplaneError> + Send) -> Result<(), DataplaneError> {
         self.namespace
-            .run(inner)
+            .run(|| Ok(set()))
             .map_err(|source| DataplaneError::new("enter the network namespace", source))?
     }
 }
@@ -126,15 +128,22 @@ impl Dataplane for Netlink {
             .dump(&RouteNetlinkMessage::GetRoute(message), keep)
             .await
             .map_err(|why| interrupted("dump the routes", why))?;
-        let forwarding = self
+        let links: Vec<Link> = links.iter().filter_map(decode::link).collect();
+        let tunnels = links.iter().filter(|link| link.kind.as_deref() == Some("ipip"));
+        let switches = || {
+            let strict = tunnels.filter(|link| sysctl::is_strict(&link.name));
+            Ok((sysctl::forwarding()?, strict.map(|link| link.index).collect()))
+        };
+        let (forwarding, strict) = self
             .namespace
-            .run(sysctl::forwarding)
+            .run(switches)
             .map_err(|source| DataplaneError::new("read net.ipv4.ip_forward", source))?;
         Ok(Snapshot {
-            links: links.iter().filter_map(decode::link).collect(),
+            links,
             addresses,
             routes,
             forwarding,
+            strict,
         })
     }
 
@@ -297,6 +306,7 @@ fn words(change: &Change, names: &BTreeMap<u32, String>) -> String {
         Change::EnableForwarding => "enable IPv4 forwarding".into(),
         Change::CreateTunnel { name } => format!("create the ipip tunnel {name}"),
         Change::SetLink { link, mtu } => format!("set {} up with mtu {mtu}", device(link)),
+        Change::LoosenReversePath { name } => format!("set net.ipv4.conf.{name}.rp_filter to 2"),
         Change::SetLinkDown { link } => format!("set {} down", device(link)),
         Change::AddAddress(address) => format!("add the address {}", at(address)),
         Change::DeleteAddress(address) => format!("delete the address {}", at(address)),
