@@ -69,12 +69,11 @@ impl Actual {
             KernelEvent::RouteReplaced(route) => self.route_replaced(route),
             KernelEvent::RouteGone(route) => self.route_gone(route),
             KernelEvent::Forwarding(on) => changed(std::mem::replace(&mut self.forwarding, *on) != *on),
-            KernelEvent::ReversePathFilter(None) => Observed::MustDump,
             KernelEvent::ReversePathFilter(Some(link)) => match self.links.get(link) {
                 Some(link) if link.kind.as_deref() == Some("ipip") => Observed::MustDump,
                 _ => Observed::Unchanged,
             },
-            KernelEvent::Overrun => Observed::MustDump,
+            KernelEvent::ReversePathFilter(None) | KernelEvent::Overrun => Observed::MustDump,
         }
     }
 
