@@ -121,15 +121,17 @@ fn configure(tunnel: &Tunnel, link: &Link, actual: &Actual, changes: &mut Vec<Ch
 }
 
 fn write_routes(desired: &Desired, actual: &Actual, ours: Ours, changes: &mut Vec<Change>) {
+    // Both are in order of their keys: side by side each is walked once.
+    let mut present = actual.counting().peekable();
     let mut missing: Vec<&Route> = desired
         .routes
         .values()
-        .filter(|route| !desired.held.contains(&route.key))
         .filter(|route| {
-            !actual
-                .route(&route.key)
-                .is_some_and(|present| present.is_same_as(route))
+            while present.next_if(|other| other.key < route.key).is_some() {}
+            let same = present.peek().filter(|other| other.key == route.key);
+            !same.is_some_and(|other| other.is_same_as(route))
         })
+        .filter(|route| !desired.held.contains(&route.key))
         .collect();
     // The kernel takes a gateway only if it can reach it: routes that name none come first.
     missing.sort_by_key(|route| {
@@ -158,10 +160,14 @@ fn delete_routes(
     removal: Removal,
     changes: &mut Vec<Change>,
 ) {
+    let mut wanted = desired.routes.keys().peekable();
     let unwanted = actual
         .routes()
         .filter(|route| ours.owns(route))
-        .filter(|route| !desired.routes.contains_key(&route.key) && !desired.held.contains(&route.key))
+        .filter(|route| {
+            while wanted.next_if(|key| **key < route.key).is_some() {}
+            wanted.peek() != Some(&&route.key) && !desired.held.contains(&route.key)
+        })
         .filter(|route| removal == Removal::Now || route.kind != RouteKind::Unicast);
     changes.extend(unwanted.cloned().map(Change::DeleteRoute));
 }

@@ -162,6 +162,11 @@ impl Actual {
         self.routes.values().flatten()
     }
 
+    /// Of each key the route that counts, in order of the keys.
+    pub(super) fn counting(&self) -> impl Iterator<Item = &Route> {
+        self.routes.values().filter_map(|routes| routes.first())
+    }
+
     /// The route that counts for `key`.
     #[must_use]
     pub fn route(&self, key: &RouteKey) -> Option<&Route> {

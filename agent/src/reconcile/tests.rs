@@ -25,17 +25,13 @@ struct Kernel {
 
 impl Kernel {
     fn dump(&self) -> Snapshot {
+        let strict = |tunnel: &Link| self.strict.then_some(tunnel.index);
         Snapshot {
             links: self.tunnel.iter().cloned().collect(),
             addresses: self.addresses.clone(),
             routes: self.routes.values().flatten().cloned().collect(),
             forwarding: self.forwarding,
-            strict: self
-                .tunnel
-                .iter()
-                .filter(|_| self.strict)
-                .map(|tunnel| tunnel.index)
-                .collect(),
+            strict: self.tunnel.iter().filter_map(strict).collect(),
         }
     }
 
@@ -194,10 +190,9 @@ fn some_kernel() -> impl Strategy<Value = Kernel> {
                 }
             }
             routes.retain(|_, list| !list.is_empty());
-            let there = tunnel.is_some();
             let addresses = addresses
                 .into_iter()
-                .filter(|address| there || address.link != TUNNEL)
+                .filter(|address| tunnel.is_some() || address.link != TUNNEL)
                 .collect();
             Kernel {
                 routes,
@@ -276,8 +271,7 @@ proptest! {
                 prop_assert_eq!(route.protocol, OURS.protocol);
             }
         }
-        let tunnel = kernel.tunnel.as_ref();
-        prop_assert!(tunnel.is_some_and(|tunnel| tunnel.up && tunnel.mtu == 1480));
+        prop_assert!(kernel.tunnel.as_ref().is_some_and(|tunnel| tunnel.up && tunnel.mtu == 1480));
         let on = |kernel: &Kernel, link| kernel.addresses.iter().filter(|at| at.link == link).copied().collect::<Vec<_>>();
         prop_assert_eq!(on(&before, 2), on(&kernel, 2));
         match desired.tunnel.as_ref().and_then(|tunnel| tunnel.address) {
