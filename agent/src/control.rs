@@ -5,6 +5,7 @@
 //! Nothing is touched before the datastore has told all it has, and nothing is removed before the peers have.
 
 mod event_loop;
+mod fights;
 mod identity;
 mod intake;
 mod report;
@@ -38,7 +39,7 @@ use crate::fib::{Change, Desired, PROTOCOL_KERNEL, Route, Snapshot};
 use crate::firewall;
 use crate::http::{self, Confirmations};
 use crate::metrics::Metrics;
-use crate::node::{self, AddressError, Announcement};
+use crate::node::{self, AddressError};
 use crate::reconcile::{Actual, Ours, Removal, diff};
 use crate::speaker::{self, Endpoint, SpeakerError};
 use crate::status::AgentStatus;
@@ -123,27 +124,13 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
     serve_socket(&config.socket, &allocator, status_reader, confirmations, &stop)?;
 
     let identity = Identity::find(config, store.as_ref(), &kernel, copy.as_ref(), deadline).await?;
-    let announcement = Announcement {
-        address: Some(identity.address),
-        as_number: identity.own_asn,
-        tunnel_address: None,
-    };
+    let announcement = identity.announcement();
     // With a last good copy at hand this may wait until the datastore is back: the claims see to it.
     if copy.is_none() {
         node::publish(&store, &node, &announcement).await?;
     }
 
-    let settings = Settings {
-        node: node.clone(),
-        address: identity.address.addr(),
-        protocol: route_protocol(config),
-        tunnel_mtu: config.tunnel.mtu.map(Ranged::get),
-        pin_table: config
-            .routes
-            .source_pin
-            .0
-            .then_some(config.routes.pin_table.get()),
-    };
+    let settings = settings_of(config, &identity);
     let speaker = start_speaker(config, &identity, &kernel, settings.protocol)?;
     let (needs, needs_reader) = watch::channel(Needs::default());
     let claims = tokio::spawn(claims::keep(
@@ -175,6 +162,17 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
     // It writes the last good copy; should that take longer, the former one stands.
     let _ = timeout(SAVE_TIMEOUT, intake).await;
     ended
+}
+
+fn settings_of(config: &Config, identity: &Identity) -> Settings {
+    let routes = &config.routes;
+    Settings {
+        node: config.node_name.as_str().to_owned(),
+        address: identity.address.addr(),
+        protocol: route_protocol(config),
+        tunnel_mtu: config.tunnel.mtu.map(Ranged::get),
+        pin_table: routes.source_pin.0.then_some(routes.pin_table.get()),
+    }
 }
 
 fn terms_of(config: &Config, settings: &Settings, patience: (Instant, Duration)) -> Terms {

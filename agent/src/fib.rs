@@ -352,6 +352,9 @@ pub struct Snapshot {
     pub rules: Vec<Rule>,
     /// Whether the kernel forwards IPv4 packets (`net.ipv4.ip_forward`).
     pub forwarding: bool,
+    /// The ipip links that drop a packet whose source they would not be the way to (RFC 3704 §2.2, strict reverse path
+    /// forwarding), by their index: those where the greater of `rp_filter` of the link and of all links is 1.
+    pub strict: BTreeSet<u32>,
 }
 
 /// Something that happened in the kernel, whoever did it.
@@ -375,6 +378,10 @@ pub enum KernelEvent {
     Rule(Rule),
     /// A rule is gone.
     RuleGone(Rule),
+    /// IPv4 forwarding was switched on or off for the whole host (`net.ipv4.ip_forward`).
+    Forwarding(bool),
+    /// `rp_filter` was written: of a link, by its index, or of all.
+    ReversePathFilter(Option<u32>),
     /// Events were lost: only a new [`Snapshot`] tells what is.
     Overrun,
 }
@@ -426,6 +433,11 @@ pub enum Change {
     SetLinkDown {
         /// Interface index.
         link: u32,
+    },
+    /// Set `rp_filter` of a link to 2, loose: it takes any packet whose source there is a route to.
+    LoosenReversePath {
+        /// Interface name.
+        name: String,
     },
     /// Add an address.
     AddAddress(Address),

@@ -55,6 +55,8 @@ metrics! {
     tunnel_packets_refused: IntCounter = "culvert_tunnel_packets_refused_total";
     /// Changes of the packet filter by somebody else that were put right.
     firewall_repairs: IntCounter = "culvert_firewall_repairs_total";
+    /// Routes that another program keeps undoing, and that are put back ever more slowly.
+    route_fights: IntGauge = "culvert_route_fights";
     /// Blocks of pod addresses that belong to this node.
     ipam_blocks: IntGauge = "culvert_ipam_blocks";
     /// Addresses in use in the blocks of this node.
@@ -158,6 +160,8 @@ mod tests {
 # TYPE culvert_ipam_blocks gauge
 # HELP culvert_route_errors_total Writes of routes that the kernel refused.
 # TYPE culvert_route_errors_total counter
+# HELP culvert_route_fights Routes that another program keeps undoing, and that are put back ever more slowly.
+# TYPE culvert_route_fights gauge
 # HELP culvert_route_repairs_total Routes that somebody else removed or replaced and that were put back.
 # TYPE culvert_route_repairs_total counter
 # HELP culvert_routes_desired Routes that should be in the kernel.

@@ -93,6 +93,15 @@ pub fn taken_over_from(change: &Change, actual: &Actual, ours: &Ours) -> Option<
     (!ours.owns(former)).then_some(former.protocol)
 }
 
+/// The route that gets the packets of the route of `key`, since it has the same prefix and a better metric. It is not ours
+/// to remove, and replacing ours does not help.
+#[must_use]
+pub fn overshadowing<'a>(key: &RouteKey, actual: &'a Actual) -> Option<&'a Route> {
+    actual
+        .best_metric(key)
+        .filter(|best| best.key.metric < key.metric)
+}
+
 /// Which tables' routes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Tables {
@@ -116,6 +125,13 @@ fn configure(tunnel: &Tunnel, link: &Link, actual: &Actual, changes: &mut Vec<Ch
             mtu: tunnel.mtu,
         });
     }
+    // Two nodes need not agree at every moment on what goes through the tunnel: a pool changes its mode, or one of them
+    // has the other in its subnet. A packet that comes through it and would be answered outside is right all the same.
+    if actual.is_strict(link.index) {
+        changes.push(Change::LoosenReversePath {
+            name: link.name.clone(),
+        });
+    }
     let Some(address) = tunnel.address else {
         return Vec::new();
     };
@@ -135,16 +151,18 @@ fn configure(tunnel: &Tunnel, link: &Link, actual: &Actual, changes: &mut Vec<Ch
 }
 
 fn write_routes(desired: &Desired, actual: &Actual, ours: Ours, tables: Tables, changes: &mut Vec<Change>) {
+    // Both are in order of their keys: side by side each is walked once.
+    let mut present = actual.counting().peekable();
     let mut missing: Vec<&Route> = desired
         .routes
         .values()
         .filter(|route| tables.hold(&route.key))
-        .filter(|route| !desired.held.contains(&route.key))
         .filter(|route| {
-            !actual
-                .route(&route.key)
-                .is_some_and(|present| present.is_same_as(route))
+            while present.next_if(|other| other.key < route.key).is_some() {}
+            let same = present.peek().filter(|other| other.key == route.key);
+            !same.is_some_and(|other| other.is_same_as(route))
         })
+        .filter(|route| !desired.held.contains(&route.key))
         .collect();
     // The kernel takes a gateway only if it can reach it: routes that name none come first.
     missing.sort_by_key(|route| {
@@ -174,10 +192,14 @@ fn delete_routes(
     tables: Tables,
     changes: &mut Vec<Change>,
 ) {
+    let mut wanted = desired.routes.keys().peekable();
     let unwanted = actual
         .routes()
         .filter(|route| ours.owns(route) && tables.hold(&route.key))
-        .filter(|route| !desired.routes.contains_key(&route.key) && !desired.held.contains(&route.key))
+        .filter(|route| {
+            while wanted.next_if(|key| **key < route.key).is_some() {}
+            wanted.peek() != Some(&&route.key) && !desired.held.contains(&route.key)
+        })
         .filter(|route| removal == Removal::Now || route.kind != RouteKind::Unicast);
     changes.extend(unwanted.cloned().map(Change::DeleteRoute));
 }

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::AgentError;
+use super::fights::Fights;
 use super::intake::{Outlets, Remarks};
 use super::report::{self, Observation};
 use super::sources::SourceCheck;
@@ -37,6 +38,17 @@ const STATUS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How long the connections may take to close when the agent stops.
 const STOP_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What an event calls for; each includes those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Wake {
+    /// The status is to be told anew.
+    Tell,
+    /// What should be is to be computed anew, and made so.
+    Plan,
+    /// The kernel is to be read anew before that.
+    Dump,
+}
 
 /// What is known, what should be, and whom to tell.
 pub(super) struct EventLoop {
@@ -63,6 +75,7 @@ pub(super) struct EventLoop {
     pod_mtu: u32,
     /// The changes that the kernel refused, and why.
     failures: Vec<(Change, DataplaneError)>,
+    fights: Fights,
     retry: Option<Instant>,
     retry_wait: Duration,
 
@@ -111,6 +124,7 @@ impl EventLoop {
             shared_addresses: Vec::new(),
             pod_mtu: 0,
             failures: Vec::new(),
+            fights: Fights::default(),
             retry: None,
             retry_wait: RETRY.0,
             dataplane,
@@ -136,63 +150,46 @@ impl EventLoop {
             mut updates,
             mut remarks,
         } = intake;
+        let gone = |task| AgentError::TaskEnded { task };
         loop {
             let (retry_due, status_due) = (at(self.retry), at(self.status_due));
-            let sources_due = at(self.sources.due());
-            let mut dirty = true;
-            let mut must_dump = false;
-            tokio::select! {
+            let (sources_due, fight_due) = (at(self.sources.due()), at(self.fights.deadline()));
+            let wake = tokio::select! {
                 () = stop.cancelled() => break,
                 update = updates.recv() => {
-                    let update = update.ok_or(AgentError::TaskEnded { task: "watch of the datastore" })?;
-                    dirty = self.take_update(update);
-                    while let Ok(update) = updates.try_recv() {
-                        dirty |= self.take_update(update);
-                    }
+                    self.take_updates(update.ok_or(gone("watch of the datastore"))?, &mut updates)
                 }
                 event = kernel_events.recv() => {
-                    let event = event.ok_or(AgentError::TaskEnded { task: "watch of the kernel" })?;
-                    let mut observed = self.actual.observe(&event);
-                    while let Ok(event) = kernel_events.try_recv() {
-                        observed = observed.max(self.actual.observe(&event));
-                    }
-                    dirty = observed != Observed::Unchanged;
-                    must_dump = observed == Observed::MustDump;
-                    if dirty {
-                        self.sources.ask_soon();
-                    }
+                    self.take_kernel_events(&event.ok_or(gone("watch of the kernel"))?, &mut kernel_events)
                 }
-                news = self.speaker.news.recv() => {
-                    self.take_news(news.ok_or(AgentError::TaskEnded { task: "BGP speaker" })?);
-                }
+                news = self.speaker.news.recv() => self.take_news(news.ok_or(gone("BGP speaker"))?),
                 changed = self.speaker.peers.changed() => {
-                    changed.map_err(|_| AgentError::TaskEnded { task: "BGP speaker" })?;
-                    dirty = false;
+                    changed.map(|()| Wake::Tell).map_err(|_| gone("BGP speaker"))?
                 }
                 changed = remarks.changed() => {
-                    changed.map_err(|_| AgentError::TaskEnded { task: "watch of the datastore" })?;
+                    changed.map_err(|_| gone("watch of the datastore"))?;
                     self.remarks = remarks.borrow_and_update().clone();
-                    dirty = false;
+                    Wake::Tell
                 }
                 changed = self.firewall.status.changed() => {
-                    changed.map_err(|_| AgentError::TaskEnded { task: "packet filter" })?;
-                    dirty = false;
+                    changed.map(|()| Wake::Tell).map_err(|_| gone("packet filter"))?
                 }
-                () = retry_due => must_dump = true,
+                () = retry_due => Wake::Dump,
+                () = fight_due => Wake::Plan,
                 () = sources_due => {
                     let ask = |peers| self.dataplane.outer_sources(peers);
                     self.sources.ask(&self.settings, &self.actual, ask);
-                    dirty = false;
+                    Wake::Tell
                 }
                 () = status_due => {
                     self.publish_status();
                     continue;
                 }
-            }
-            if must_dump {
+            };
+            if wake == Wake::Dump {
                 self.dump().await;
             }
-            if dirty {
+            if wake >= Wake::Plan {
                 self.turn().await;
             }
             self.status_due
@@ -200,6 +197,31 @@ impl EventLoop {
         }
         self.stop_speaker().await;
         Ok(())
+    }
+
+    /// Takes in an update and all that wait behind it.
+    fn take_updates(&mut self, first: Update, waiting: &mut mpsc::Receiver<Update>) -> Wake {
+        let mut changed = self.take_update(first);
+        while let Ok(update) = waiting.try_recv() {
+            changed |= self.take_update(update);
+        }
+        if changed { Wake::Plan } else { Wake::Tell }
+    }
+
+    /// Takes in an event and all that wait behind it.
+    fn take_kernel_events(&mut self, first: &KernelEvent, waiting: &mut mpsc::Receiver<KernelEvent>) -> Wake {
+        let mut observed = self.actual.observe(first);
+        while let Ok(event) = waiting.try_recv() {
+            observed = observed.max(self.actual.observe(&event));
+        }
+        if observed != Observed::Unchanged {
+            self.sources.ask_soon();
+        }
+        match observed {
+            Observed::Unchanged => Wake::Tell,
+            Observed::Changed => Wake::Plan,
+            Observed::MustDump => Wake::Dump,
+        }
     }
 
     /// Whether the update changes what should be.
@@ -227,7 +249,7 @@ impl EventLoop {
         }
     }
 
-    fn take_news(&mut self, news: News) {
+    fn take_news(&mut self, news: News) -> Wake {
         for (prefix, best) in news.routes {
             if best.is_empty() {
                 self.learned.remove(&prefix);
@@ -239,6 +261,7 @@ impl EventLoop {
         self.metrics
             .bgp_session_transitions
             .inc_by(news.sessions.len() as u64);
+        Wake::Plan
     }
 
     /// Reads the kernel anew. When that fails the last picture stands, and it is tried again.
@@ -278,8 +301,10 @@ impl EventLoop {
         } else {
             Removal::Later
         };
-        let changes = diff(&plan.desired, &self.actual, &self.ours, removal);
-        self.note_repairs(&changes);
+        let mut changes = diff(&plan.desired, &self.actual, &self.ours, removal);
+        let repairs = self.repairs(&changes);
+        self.slow_fights(&repairs, &mut changes);
+        self.note_repairs(&repairs, &changes);
         self.planned = plan.desired.routes;
         self.planned_rules = plan.desired.rules;
         self.apply(changes).await;
@@ -355,8 +380,47 @@ impl EventLoop {
         self.shared_addresses = shared;
     }
 
-    /// A route that should be as it was before, and is written again, was changed by somebody else.
-    fn note_repairs(&self, changes: &[Change]) {
+    /// What `changes` put back since somebody else changed it: routes that should be as they were before and that the
+    /// kernel did not refuse, each with the protocol number of what is there instead.
+    fn repairs(&self, changes: &[Change]) -> BTreeMap<RouteKey, Option<u8>> {
+        let refused: BTreeSet<&RouteKey> = self
+            .failures
+            .iter()
+            .filter_map(|(change, _)| match change {
+                Change::ReplaceRoute(route) => Some(&route.key),
+                _ => None,
+            })
+            .collect();
+        let repaired = changes.iter().filter_map(|change| match change {
+            Change::ReplaceRoute(route)
+                if self.planned.get(&route.key) == Some(route) && !refused.contains(&route.key) =>
+            {
+                Some((route.key, taken_over_from(change, &self.actual, &self.ours)))
+            }
+            _ => None,
+        });
+        repaired.collect()
+    }
+
+    /// Takes out of `changes` the repairs that wait, since another program undoes them again and again.
+    fn slow_fights(&mut self, repairs: &BTreeMap<RouteKey, Option<u8>>, changes: &mut Vec<Change>) {
+        let verdict = self.fights.judge(repairs, Instant::now());
+        for (key, what) in self.fights.words().filter(|(key, _)| verdict.begun.contains(key)) {
+            error!(route = %key, "{what}");
+        }
+        for key in &verdict.ended {
+            info!(route = %key, "nobody has undone this route for a minute: repaired at once again");
+        }
+        if !verdict.waiting.is_empty() {
+            changes.retain(|change| !matches!(change, Change::ReplaceRoute(route) | Change::DeleteRoute(route) if verdict.waiting.contains(&route.key)));
+        }
+        self.metrics
+            .route_fights
+            .set(i64::try_from(self.fights.count()).unwrap_or(i64::MAX));
+    }
+
+    /// Counts and tells what is put back and what is taken over.
+    fn note_repairs(&self, repairs: &BTreeMap<RouteKey, Option<u8>>, changes: &[Change]) {
         for change in changes {
             if let Change::AddRule(rule) = change
                 && self.planned_rules.contains(rule)
@@ -368,7 +432,7 @@ impl EventLoop {
                 continue;
             };
             let foreign = taken_over_from(change, &self.actual, &self.ours);
-            if self.planned.get(&route.key) == Some(route) {
+            if repairs.contains_key(&route.key) {
                 self.metrics.route_repairs.inc();
                 let found = self.actual.route(&route.key).map(|r| self.named(r));
                 let by = foreign.map(protocol_name);
@@ -445,6 +509,7 @@ impl EventLoop {
             planned: &self.planned,
             rejected: &self.rejected,
             failures: &self.failures,
+            fights: &self.fights,
             pod_mtu: self.pod_mtu,
             peers: &self.speaker.peers.borrow(),
             sources: &self.sources,

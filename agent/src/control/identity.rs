@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::datastore::last_good::LastGoodCopy;
 use crate::datastore::{self, Datastore, DatastoreError};
 use crate::fib::Snapshot;
-use crate::node;
+use crate::node::{self, Announcement};
 
 /// The port of BGP (RFC 4271 §8.2.1.5, IANA).
 const BGP_PORT: u16 = 179;
@@ -101,6 +101,15 @@ impl Basis {
 }
 
 impl Identity {
+    /// What is published of it.
+    pub(super) fn announcement(&self) -> Announcement {
+        Announcement {
+            address: Some(self.address),
+            as_number: self.own_asn,
+            tunnel_address: None,
+        }
+    }
+
     /// Finds it; in the copy, where there is one and the datastore cannot be read by the `deadline`.
     pub(super) async fn find(
         config: &Config,

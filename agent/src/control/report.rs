@@ -8,13 +8,14 @@ use culvert_bgp::id::Asn;
 use culvert_bgp::speaker::PeerStatus as Session;
 use jiff::Timestamp;
 
+use super::fights::Fights;
 use super::intake::Remarks;
 use super::sources::SourceCheck;
 use crate::cluster::Cluster;
 use crate::dataplane::DataplaneError;
 use crate::desired::{Rejected, Settings, Unpinned};
-use crate::fib::{Change, Route, RouteKey};
-use crate::reconcile::Actual;
+use crate::fib::{Change, Route, RouteKey, protocol_name};
+use crate::reconcile::{Actual, overshadowing};
 use crate::status::{
     AgentStatus, DatastoreStatus, FirewallStatus, PeerStatus, PeerType, RouteProblem, RouteStatus,
     SourceStatus,
@@ -33,6 +34,7 @@ pub(super) struct Observation<'a> {
     pub(super) planned: &'a BTreeMap<RouteKey, Route>,
     pub(super) rejected: &'a [Rejected],
     pub(super) failures: &'a [(Change, DataplaneError)],
+    pub(super) fights: &'a Fights,
     pub(super) pod_mtu: u32,
     pub(super) peers: &'a [Session],
     pub(super) sources: &'a SourceCheck,
@@ -115,10 +117,28 @@ fn routes(known: &Observation<'_>) -> RouteStatus {
         route: rejected.prefix.to_string(),
         reason: rejected.reason.to_string(),
     });
+    let fought_over = known.fights.words().map(|(key, what)| RouteProblem {
+        route: key.to_string(),
+        reason: what,
+    });
+    let overshadowed = known.planned.keys().filter_map(|key| {
+        let other = overshadowing(key, known.actual)?;
+        Some(RouteProblem {
+            route: key.to_string(),
+            reason: format!(
+                "a route of another program (protocol {}) has the better metric {} and gets the packets: {}; remove it, \
+                 or give it a metric above {}",
+                protocol_name(other.protocol),
+                other.key.metric,
+                named(other, known.actual),
+                key.metric
+            ),
+        })
+    });
     RouteStatus {
         desired: known.planned.len(),
         programmed: known.planned.values().filter(programmed).count(),
-        failed: failed.collect(),
+        failed: failed.chain(fought_over).chain(overshadowed).collect(),
         rejected: rejected.collect(),
     }
 }
@@ -134,7 +154,7 @@ fn subject(change: &Change, actual: &Actual) -> String {
         Change::ReplaceRoute(route) | Change::DeleteRoute(route) => named(route, actual),
         Change::AddRule(rule) | Change::DeleteRule(rule) => format!("rule {rule}"),
         Change::EnableForwarding => "net.ipv4.ip_forward".to_owned(),
-        Change::CreateTunnel { name } => name.clone(),
+        Change::CreateTunnel { name } | Change::LoosenReversePath { name } => name.clone(),
         Change::SetLink { link: index, .. } | Change::SetLinkDown { link: index } => link(index),
         Change::AddAddress(address) | Change::DeleteAddress(address) => {
             format!("{} on {}", address.net, link(&address.link))

@@ -237,6 +237,7 @@ mod tests {
             routes: vec![pin],
             rules: vec![rule],
             forwarding: true,
+            ..Snapshot::default()
         }
     }
 

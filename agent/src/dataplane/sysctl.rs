@@ -16,6 +16,16 @@ pub(super) fn enable_forwarding() -> Result<(), DataplaneError> {
     set(FORWARDING, "1")
 }
 
+/// Whether a link's reverse-path filter is strict: the greater of its own value and that of all links counts
+/// (Documentation/networking/ip-sysctl.rst). A link that is gone meanwhile is not.
+pub(super) fn is_strict(link: &str) -> bool {
+    let value = |of: &str| {
+        let text = fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{of}/rp_filter")).ok()?;
+        text.trim().parse::<u8>().ok()
+    };
+    value(link).is_some_and(|own| own.max(value("all").unwrap_or(0)) == 1)
+}
+
 /// Sets `net.ipv4.conf.LINK.KEY`.
 pub(super) fn set_link(link: &str, key: &str, value: &str) -> Result<(), DataplaneError> {
     set(&format!("/proc/sys/net/ipv4/conf/{link}/{key}"), value)

@@ -64,6 +64,7 @@ fn kernel() -> Snapshot {
         ],
         rules: Vec::new(),
         forwarding: true,
+        ..Snapshot::default()
     }
 }
 

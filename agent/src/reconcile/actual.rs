@@ -28,6 +28,7 @@ pub struct Actual {
     routes: BTreeMap<RouteKey, Vec<Route>>,
     rules: BTreeSet<Rule>,
     forwarding: bool,
+    strict: BTreeSet<u32>,
 }
 
 impl Actual {
@@ -51,6 +52,7 @@ impl Actual {
             routes,
             rules: snapshot.rules.into_iter().collect(),
             forwarding: snapshot.forwarding,
+            strict: snapshot.strict,
         }
     }
 
@@ -70,12 +72,17 @@ impl Actual {
             KernelEvent::RouteGone(route) => self.route_gone(route),
             KernelEvent::Rule(rule) => changed(self.rules.insert(*rule)),
             KernelEvent::RuleGone(rule) => changed(self.rules.remove(rule)),
-            KernelEvent::Overrun => Observed::MustDump,
+            KernelEvent::Forwarding(on) => changed(std::mem::replace(&mut self.forwarding, *on) != *on),
+            KernelEvent::ReversePathFilter(Some(link)) => match self.links.get(link) {
+                Some(link) if link.kind.as_deref() == Some("ipip") => Observed::MustDump,
+                _ => Observed::Unchanged,
+            },
+            KernelEvent::ReversePathFilter(None) | KernelEvent::Overrun => Observed::MustDump,
         }
     }
 
-    /// Takes note of a change that the kernel has confirmed, ahead of the event that tells of it. Forwarding has no
-    /// event, and neither has a route written over its equal: without this the next difference would repeat them.
+    /// Takes note of a change that the kernel has confirmed, ahead of the event that tells of it. A route written
+    /// over its equal has no event: without this the next difference would repeat it.
     pub fn applied(&mut self, change: &Change) {
         match change {
             Change::EnableForwarding => self.forwarding = true,
@@ -91,6 +98,11 @@ impl Actual {
             Change::DeleteRoute(route) => self.remove(&route.key, |present| {
                 present.protocol == route.protocol && present.kind == route.kind
             }),
+            Change::LoosenReversePath { name } => {
+                if let Some(link) = self.link_named(name).map(|link| link.index) {
+                    self.strict.remove(&link);
+                }
+            }
             Change::SetLink { link, mtu } => {
                 if let Some(link) = self.links.get_mut(link) {
                     link.up = true;
@@ -108,10 +120,16 @@ impl Actual {
         }
     }
 
-    /// Whether the kernel forwards IPv4 packets, as of the last dump.
+    /// Whether the kernel forwards IPv4 packets.
     #[must_use]
     pub fn forwarding(&self) -> bool {
         self.forwarding
+    }
+
+    /// Whether the ipip link of this index drops a packet whose source it would not be the way to.
+    #[must_use]
+    pub fn is_strict(&self, link: u32) -> bool {
+        self.strict.contains(&link)
     }
 
     /// All links, by index.
@@ -163,10 +181,25 @@ impl Actual {
         self.routes.values().flatten()
     }
 
+    /// Of each key the route that counts, in order of the keys.
+    pub(super) fn counting(&self) -> impl Iterator<Item = &Route> {
+        self.routes.values().filter_map(|routes| routes.first())
+    }
+
     /// The route that counts for `key`.
     #[must_use]
     pub fn route(&self, key: &RouteKey) -> Option<&Route> {
         self.routes.get(key)?.first()
+    }
+
+    /// The route that counts for the table and prefix of `key`, whatever its metric.
+    pub(super) fn best_metric(&self, key: &RouteKey) -> Option<&Route> {
+        // No metric is below zero.
+        if key.metric == 0 {
+            return self.route(key);
+        }
+        let first = RouteKey { metric: 0, ..*key };
+        self.routes.range(first..=*key).next()?.1.first()
     }
 
     /// The routes of `key` that another of the same key keeps from counting.

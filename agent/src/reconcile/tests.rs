@@ -23,16 +23,19 @@ struct Kernel {
     addresses: Vec<Address>,
     rules: BTreeSet<Rule>,
     forwarding: bool,
+    strict: bool,
 }
 
 impl Kernel {
     fn dump(&self) -> Snapshot {
+        let strict = |tunnel: &Link| self.strict.then_some(tunnel.index);
         Snapshot {
             links: self.tunnel.iter().cloned().collect(),
             addresses: self.addresses.clone(),
             routes: self.routes.values().flatten().cloned().collect(),
             rules: self.rules.iter().copied().collect(),
             forwarding: self.forwarding,
+            strict: self.tunnel.iter().filter_map(strict).collect(),
         }
     }
 
@@ -52,6 +55,7 @@ impl Kernel {
                 tunnel.up = true;
                 tunnel.mtu = *mtu;
             }
+            Change::LoosenReversePath { .. } => self.strict = false,
             Change::SetLinkDown { .. } => return Err("nobody asks for that".into()),
             Change::AddAddress(address) => self.addresses.push(*address),
             Change::DeleteAddress(address) => {
@@ -195,9 +199,9 @@ fn some_kernel() -> impl Strategy<Value = Kernel> {
         tunnel,
         btree_set(some_address(), 0..4),
         rules,
-        any::<bool>(),
+        any::<[bool; 2]>(),
     )
-        .prop_map(|(all, tunnel, addresses, rules, forwarding)| {
+        .prop_map(|(all, tunnel, addresses, rules, [forwarding, strict])| {
             let tunnel = tunnel.map(|(up, mtu)| device("tunl0", up, mtu));
             let up = tunnel.as_ref().is_some_and(|tunnel| tunnel.up);
             let mut routes: BTreeMap<RouteKey, Vec<Route>> = BTreeMap::new();
@@ -209,10 +213,9 @@ fn some_kernel() -> impl Strategy<Value = Kernel> {
                 }
             }
             routes.retain(|_, list| !list.is_empty());
-            let there = tunnel.is_some();
             let addresses = addresses
                 .into_iter()
-                .filter(|address| there || address.link != TUNNEL)
+                .filter(|address| tunnel.is_some() || address.link != TUNNEL)
                 .collect();
             Kernel {
                 routes,
@@ -220,6 +223,7 @@ fn some_kernel() -> impl Strategy<Value = Kernel> {
                 addresses,
                 rules,
                 forwarding,
+                strict,
             }
         })
 }
@@ -307,6 +311,7 @@ proptest! {
             }
             None => prop_assert_eq!(on(&before, TUNNEL), on(&kernel, TUNNEL)),
         }
+        prop_assert!(!kernel.strict || before.tunnel.is_none());
         prop_assert_eq!(kernel.forwarding, before.forwarding || desired.forwarding);
     }
 
@@ -417,8 +422,7 @@ fn tunnel_and_two_routes() -> Actual {
                 ..route("10.65.2.0/26", 2)
             },
         ],
-        rules: Vec::new(),
-        forwarding: false,
+        ..Snapshot::default()
     })
 }
 

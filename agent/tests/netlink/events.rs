@@ -1,8 +1,8 @@
 use std::time::Duration;
 
 use culvert_agent::dataplane::{Dataplane, Netlink};
-use culvert_agent::fib::{Change, KernelEvent, Route};
-use culvert_agent::reconcile::{Actual, Observed};
+use culvert_agent::fib::{Change, Desired, KernelEvent, Route};
+use culvert_agent::reconcile::{Actual, Observed, Removal, diff};
 use tokio::sync::mpsc::Receiver;
 use tokio::time::timeout;
 
@@ -23,6 +23,7 @@ pub(crate) async fn event(
         if wanted(&next) {
             return next;
         }
+        assert_ne!(next, KernelEvent::Overrun, "nothing may be lost here");
     }
 }
 
@@ -87,6 +88,66 @@ fn what_is_done_by_hand_is_seen() {
         .await;
         ip("link del u0");
         event(&mut events, |event| *event == KernelEvent::LinkGone(a)).await;
+    });
+}
+
+#[test]
+fn forwarding_switched_by_hand_is_seen_and_repaired() {
+    in_namespace(async || {
+        let switch = "/proc/sys/net/ipv4/ip_forward";
+        std::fs::write(switch, "1").unwrap();
+        underlay();
+        let netlink = Netlink::open().unwrap();
+        let mut events = netlink.events().unwrap();
+        let mut actual = Actual::new(netlink.dump().await.unwrap());
+        // That of one link is not the host's.
+        std::fs::write("/proc/sys/net/ipv4/conf/u0/forwarding", "0").unwrap();
+        std::fs::write(switch, "0").unwrap();
+        let is_switch = |event: &KernelEvent| matches!(event, KernelEvent::Forwarding(_));
+        let off = event(&mut events, is_switch).await;
+        assert_eq!(off, KernelEvent::Forwarding(false));
+        assert_eq!(actual.observe(&off), Observed::Changed);
+
+        let wanted = Desired {
+            forwarding: true,
+            ..Desired::default()
+        };
+        let changes = diff(&wanted, &actual, &OURS, Removal::Later);
+        assert_eq!(changes, [Change::EnableForwarding]);
+        for result in netlink.apply(&changes).await {
+            result.unwrap();
+        }
+        actual.applied(&Change::EnableForwarding);
+        let on = event(&mut events, is_switch).await;
+        assert_eq!(on, KernelEvent::Forwarding(true));
+        assert_eq!(actual.observe(&on), Observed::Unchanged);
+        assert_eq!(std::fs::read_to_string(switch).unwrap().trim(), "1");
+    });
+}
+
+#[test]
+fn a_reverse_path_filter_written_by_hand_is_seen() {
+    in_namespace(async || {
+        underlay();
+        let netlink = Netlink::open().unwrap();
+        let u0 = link(&netlink, "u0").await.index;
+        let mut events = netlink.events().unwrap();
+        let is_filter = |event: &KernelEvent| matches!(event, KernelEvent::ReversePathFilter(_));
+        for (of, told) in [("u0", Some(u0)), ("all", None)] {
+            let path = format!("/proc/sys/net/ipv4/conf/{of}/rp_filter");
+            let present = std::fs::read_to_string(&path).unwrap();
+            std::fs::write(&path, if present.trim() == "1" { "2" } else { "1" }).unwrap();
+            let seen = event(&mut events, is_filter).await;
+            assert_eq!(seen, KernelEvent::ReversePathFilter(told));
+            // Only a tunnel's is ours to care about.
+            let expected = if told.is_some() {
+                Observed::Unchanged
+            } else {
+                Observed::MustDump
+            };
+            let mut actual = Actual::new(netlink.dump().await.unwrap());
+            assert_eq!(actual.observe(&seen), expected);
+        }
     });
 }
 
@@ -199,6 +260,13 @@ fn a_receiver_that_does_not_keep_up_is_told_so_and_goes_on_from_a_dump() {
         let route = |n: u32| onlink(&format!("10.{}.{}.0/24", n / 256, n % 256), "172.30.0.12", a);
         let changes: Vec<_> = (0..6000).map(|n| Change::ReplaceRoute(route(n))).collect();
         assert!(netlink.apply(&changes).await.iter().all(Result::is_ok));
+        // The listener has its turns, and nobody takes anything from it.
+        while events.len() < events.max_capacity() {
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..changes.len() {
+            tokio::task::yield_now().await;
+        }
         let mut seen = 0;
         event(&mut events, |event| {
             seen += usize::from(matches!(event, KernelEvent::Route(_)));

@@ -8,4 +8,5 @@ mod changes;
 mod events;
 mod netns;
 mod pins;
+mod takeover;
 mod tunnel;

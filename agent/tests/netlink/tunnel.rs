@@ -1,3 +1,4 @@
+use std::fs;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -167,6 +168,45 @@ fn a_tunnel_set_down_by_hand_is_repaired() {
         );
         assert_eq!(converge(&netlink, [10, 65, 42, 0]).await, 1);
         assert_eq!(of_ours(&netlink.dump().await.unwrap()), whole);
+    });
+}
+
+#[test]
+fn a_strict_reverse_path_filter_is_loosened_on_the_tunnel_alone() {
+    in_namespace(async || {
+        underlay();
+        let netlink = Netlink::open().unwrap();
+        if tunnel(&netlink).await.is_none() {
+            return;
+        }
+        let filter = |of: &str| format!("/proc/sys/net/ipv4/conf/{of}/rp_filter");
+        let value = |of: &str| fs::read_to_string(filter(of)).unwrap().trim().to_owned();
+        let write = |of: &str, value: &str| fs::write(filter(of), value).unwrap();
+        write("u0", "1");
+        // The greater of the two counts.
+        for (all, own, expected) in [
+            ("0", "1", "2"),
+            ("1", "0", "2"),
+            ("1", "1", "2"),
+            ("0", "0", "0"),
+            ("2", "1", "1"),
+        ] {
+            write("all", all);
+            write("tunl0", own);
+            converge(&netlink, [10, 65, 42, 0]).await;
+            assert_eq!([value("all"), value("tunl0"), value("u0")], [all, expected, "1"]);
+        }
+
+        // By hand, behind our back.
+        let mut actual = Actual::new(netlink.dump().await.unwrap());
+        let mut events = netlink.events().unwrap();
+        write("all", "1");
+        let event = timeout(Duration::from_secs(30), events.recv())
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(event, KernelEvent::ReversePathFilter(None));
+        assert_eq!(actual.observe(&event), Observed::MustDump);
     });
 }
 

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netlink_packet_core::NLM_F_REPLACE;
+use netlink_packet_core::{NLM_F_REPLACE, NetlinkBuffer, NlaBuffer, NlasIterator};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{
@@ -33,6 +33,49 @@ pub(super) fn event(message: &RouteNetlinkMessage, flags: u16) -> Option<KernelE
         RouteNetlinkMessage::DelRule(message) => rule(message).map(KernelEvent::RuleGone),
         _ => None,
     }
+}
+
+/// What the kernel tells of its switches for IPv4, which the library does not read: none if `message` is not about them.
+pub(super) fn netconf(message: &[u8]) -> Option<Option<KernelEvent>> {
+    // linux/rtnetlink.h and linux/netconf.h. The switches of single links follow that of the host.
+    const RTM_NEWNETCONF: u16 = 80;
+    const RTM_DELNETCONF: u16 = 81;
+    const NETCONFA_IFINDEX: u16 = 1;
+    const NETCONFA_FORWARDING: u16 = 2;
+    const NETCONFA_RP_FILTER: u16 = 3;
+    const ALL: i32 = -1;
+    // struct netconfmsg: the family, and three bytes up to the next multiple of four.
+    const FAMILY: usize = 4;
+    let message = NetlinkBuffer::new_checked(message).ok()?;
+    match message.message_type() {
+        RTM_NEWNETCONF => {}
+        // Those of a link that is gone.
+        RTM_DELNETCONF => return Some(None),
+        _ => return None,
+    }
+    let payload = message.payload();
+    let number = |wanted: u16| {
+        NlasIterator::new(payload.get(FAMILY..)?)
+            .map_while(Result::ok)
+            .find(|attribute: &NlaBuffer<&[u8]>| attribute.kind() == wanted)
+            .and_then(|attribute| attribute.value().try_into().ok())
+            .map(i32::from_ne_bytes)
+    };
+    let of = number(NETCONFA_IFINDEX);
+    if payload.first().copied() != Some(u8::from(AddressFamily::Inet)) {
+        return Some(None);
+    }
+    // A new link's tells all its switches; one that was written is told alone.
+    Some(
+        match (number(NETCONFA_FORWARDING), number(NETCONFA_RP_FILTER), of) {
+            (Some(on), _, Some(ALL)) => Some(KernelEvent::Forwarding(on != 0)),
+            (None, Some(_), Some(ALL)) => Some(KernelEvent::ReversePathFilter(None)),
+            (None, Some(_), Some(link)) => u32::try_from(link)
+                .ok()
+                .map(|link| KernelEvent::ReversePathFilter(Some(link))),
+            _ => None,
+        },
+    )
 }
 
 /// A link; None for what a bridge says about its port.

@@ -7,7 +7,7 @@ use std::future::pending;
 use std::io;
 use std::time::Duration;
 
-use netlink_packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
@@ -16,7 +16,7 @@ use rtnetlink::MulticastGroup;
 use tokio::sync::mpsc;
 use tracing::error;
 
-use super::connection::enlarge;
+use super::connection::{enlarge, split_first};
 use super::decode;
 use crate::dataplane::Namespace;
 use crate::fib::KernelEvent;
@@ -54,6 +54,7 @@ fn subscribe(namespace: &Namespace) -> io::Result<TokioSocket> {
         MulticastGroup::Ipv4Ifaddr,
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv4Rule,
+        MulticastGroup::Ipv4Netconf,
     ] {
         socket.socket_ref().add_membership(group as u32)?;
     }
@@ -110,14 +111,15 @@ impl Listener {
 
     fn datagram(&mut self, mut rest: &[u8]) {
         while !rest.is_empty() {
-            let Ok(length) = NetlinkBuffer::new_checked(rest).map(|message| message.length() as usize) else {
+            let Some((message, tail)) = split_first(rest) else {
                 self.overrun = true;
                 return;
             };
-            let (message, tail) = rest.split_at(length.min(rest.len()));
-            // linux/netlink.h, NLMSG_ALIGN: the next message begins at a multiple of four.
-            let padding = length.next_multiple_of(4) - length;
-            rest = tail.get(padding..).unwrap_or_default();
+            rest = tail;
+            if let Some(told) = decode::netconf(message) {
+                told.into_iter().for_each(|event| self.offer(event));
+                continue;
+            }
             match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message) {
                 Ok(NetlinkMessage {
                     header,

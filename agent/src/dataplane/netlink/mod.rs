@@ -24,9 +24,9 @@ use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard, mpsc};
 
 use self::connection::{Answer, Connection, Interrupted, Request};
 use super::{Dataplane, DataplaneError, Namespace, sysctl};
-use crate::fib::{Address, Change, KernelEvent, Route, Snapshot};
+use crate::fib::{Address, Change, KernelEvent, Link, Route, Snapshot};
 
-/// Routes in one send: their acknowledgements must fit into the receive buffer.
+/// Routes in one send: if the kernel refuses them all, its answers must fit into the receive buffer.
 const BATCH: usize = 256;
 
 /// The kernel of one network namespace.
@@ -72,7 +72,10 @@ impl Netlink {
 
     async fn change(&self, connection: &mut Connection, change: &Change) -> Result<(), DataplaneError> {
         let (request, harmless): (Request, &[Errno]) = match change {
-            Change::EnableForwarding => return self.enable_forwarding(),
+            Change::EnableForwarding => return self.switch(sysctl::enable_forwarding),
+            Change::LoosenReversePath { name } => {
+                return self.switch(|| sysctl::set_link(name, "rp_filter", "2"));
+            }
             Change::CreateTunnel { name } => return create_tunnel(connection, name).await,
             Change::SetLink { link, mtu } => (encode::set_link(*link, *mtu), &[]),
             Change::SetLinkDown { link } => (encode::set_link_down(*link), &[]),
@@ -99,10 +102,9 @@ impl Netlink {
         }
     }
 
-    fn enable_forwarding(&self) -> Result<(), DataplaneError> {
-        let inner = || Ok(sysctl::enable_forwarding());
+    fn switch(&self, set: impl FnOnce() -> Result<(), DataplaneError> + Send) -> Result<(), DataplaneError> {
         self.namespace
-            .run(inner)
+            .run(|| Ok(set()))
             .map_err(|source| DataplaneError::new("enter the network namespace", source))?
     }
 }
@@ -117,50 +119,51 @@ impl Dataplane for Netlink {
             .map_err(|why| interrupted("dump the links", why))?;
         let mut message = AddressMessage::default();
         message.header.family = AddressFamily::Inet;
+        let keep = |message| match message {
+            RouteNetlinkMessage::NewAddress(message) => decode::address(&message),
+            _ => None,
+        };
         let addresses = connection
-            .dump(&RouteNetlinkMessage::GetAddress(message))
+            .dump(&RouteNetlinkMessage::GetAddress(message), keep)
             .await
             .map_err(|why| interrupted("dump the addresses", why))?;
         let mut message = RouteMessage::default();
         message.header.address_family = AddressFamily::Inet;
+        let keep = |message| match message {
+            RouteNetlinkMessage::NewRoute(message) => decode::route(&message),
+            _ => None,
+        };
         let routes = connection
-            .dump(&RouteNetlinkMessage::GetRoute(message))
+            .dump(&RouteNetlinkMessage::GetRoute(message), keep)
             .await
             .map_err(|why| interrupted("dump the routes", why))?;
         let mut message = RuleMessage::default();
         message.header.family = AddressFamily::Inet;
+        let keep = |message| match message {
+            RouteNetlinkMessage::NewRule(message) => decode::rule(&message),
+            _ => None,
+        };
         let rules = connection
-            .dump(&RouteNetlinkMessage::GetRule(message))
+            .dump(&RouteNetlinkMessage::GetRule(message), keep)
             .await
             .map_err(|why| interrupted("dump the rules", why))?;
-        let forwarding = self
+        let links: Vec<Link> = links.iter().filter_map(decode::link).collect();
+        let tunnels = links.iter().filter(|link| link.kind.as_deref() == Some("ipip"));
+        let switches = || {
+            let strict = tunnels.filter(|link| sysctl::is_strict(&link.name));
+            Ok((sysctl::forwarding()?, strict.map(|link| link.index).collect()))
+        };
+        let (forwarding, strict) = self
             .namespace
-            .run(sysctl::forwarding)
+            .run(switches)
             .map_err(|source| DataplaneError::new("read net.ipv4.ip_forward", source))?;
         Ok(Snapshot {
-            links: links.iter().filter_map(decode::link).collect(),
-            addresses: addresses
-                .iter()
-                .filter_map(|message| match message {
-                    RouteNetlinkMessage::NewAddress(message) => decode::address(message),
-                    _ => None,
-                })
-                .collect(),
-            routes: routes
-                .iter()
-                .filter_map(|message| match message {
-                    RouteNetlinkMessage::NewRoute(message) => decode::route(message),
-                    _ => None,
-                })
-                .collect(),
-            rules: rules
-                .iter()
-                .filter_map(|message| match message {
-                    RouteNetlinkMessage::NewRule(message) => decode::rule(message),
-                    _ => None,
-                })
-                .collect(),
+            links,
+            addresses,
+            routes,
+            rules,
             forwarding,
+            strict,
         })
     }
 
@@ -191,6 +194,8 @@ impl Dataplane for Netlink {
                 .count();
             let batch = changes.iter().skip(results.len()).take(more + 1);
             results.extend(routes(&mut connection, &batch.collect::<Vec<_>>(), &mut names).await);
+            // The kernel answers without a wait: others must have their turn between two batches.
+            tokio::task::yield_now().await;
         }
         results
     }
@@ -210,25 +215,23 @@ async fn routes(
     batch: &[&Change],
     names: &mut Option<BTreeMap<u32, String>>,
 ) -> Vec<Result<(), DataplaneError>> {
-    let encoded: Vec<io::Result<Request>> = batch
+    let mut requests = Vec::with_capacity(batch.len());
+    let encoded: Vec<Option<io::Error>> = batch
         .iter()
         .map(|change| match change {
             Change::ReplaceRoute(route) => encode::replace_route(route),
             Change::DeleteRoute(route) => encode::delete_route(route),
             _ => Err(io::Error::other("no route")),
         })
-        .collect();
-    let requests = encoded
-        .iter()
-        .filter_map(|request| request.as_ref().ok())
-        .cloned()
+        .map(|request| request.map(|request| requests.push(request)).err())
         .collect();
     let mut answers = connection.transact(requests).await.into_iter();
     let mut results = Vec::with_capacity(batch.len());
-    for (change, request) in batch.iter().zip(encoded) {
-        let (answer, invalid) = match request {
-            Ok(_) => (answers.next().unwrap_or(Answer::Lost), None),
-            Err(invalid) => (Answer::Lost, Some(invalid)),
+    for (change, invalid) in batch.iter().zip(encoded) {
+        let answer = if invalid.is_none() {
+            answers.next().unwrap_or(Answer::Lost)
+        } else {
+            Answer::Lost
         };
         let gone = matches!((change, &answer), (Change::DeleteRoute(_), Answer::Refused(why)) if why.errno == Errno::ESRCH as i32);
         if invalid.is_none() && (answer == Answer::Done || gone) {
@@ -323,6 +326,7 @@ fn words(change: &Change, names: &BTreeMap<u32, String>) -> String {
         Change::EnableForwarding => "enable IPv4 forwarding".into(),
         Change::CreateTunnel { name } => format!("create the ipip tunnel {name}"),
         Change::SetLink { link, mtu } => format!("set {} up with mtu {mtu}", device(link)),
+        Change::LoosenReversePath { name } => format!("set net.ipv4.conf.{name}.rp_filter to 2"),
         Change::SetLinkDown { link } => format!("set {} down", device(link)),
         Change::AddAddress(address) => format!("add the address {}", at(address)),
         Change::DeleteAddress(address) => format!("delete the address {}", at(address)),

@@ -58,7 +58,7 @@ fn the_steps_come_in_the_order_in_which_they_work() {
         addresses: vec![wrong],
         routes: vec![old.clone(), pin("172.18.0.8/32")],
         rules: vec![rule(111, 86), rule(110, 3)],
-        forwarding: false,
+        ..Snapshot::default()
     });
     let through_gateway = through_gateway("10.65.1.0/26");
     let on_link = route("172.18.0.9/32", 2);
