@@ -580,6 +580,27 @@ mod tests {
     }
 
     #[test]
+    fn the_example_names_every_field_and_says_the_defaults() {
+        let text = include_str!("../../examples/agent.yaml");
+        assert_eq!(parse(text, &[]), Ok(Config::default()));
+        // With the comment's marks taken away every field is there, and allowed.
+        let uncommented: String = text
+            .lines()
+            .skip_while(|line| !line.is_empty())
+            .map(|line| line.replacen("# ", "", usize::from(line.trim_start().starts_with("# "))) + "\n")
+            .collect();
+        let whole: Value = serde_yaml::from_str(&uncommented).unwrap();
+        for variable in VARIABLES {
+            let found = variable
+                .path
+                .iter()
+                .try_fold(&whole, |value, part| value.get(*part));
+            assert!(found.is_some(), "{} is missing", variable.path.join("."));
+        }
+        assert!(parse(&uncommented, &[]).is_ok());
+    }
+
+    #[test]
     fn every_field_of_the_configuration_has_a_variable() {
         // The field names come from the deserializer's own answer to a field that does not exist.
         fn fields(text: &str) -> Vec<String> {
