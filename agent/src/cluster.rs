@@ -11,7 +11,6 @@ use culvert_ipam::affinity::{Affinity, AffinityState};
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::api::{BgpConfigurationSpec, IpPoolSpec, Key, Kind, Node, Object};
-use crate::node::{published_address, published_as_number, published_tunnel_address};
 
 /// The name of the cluster-wide BGPConfiguration.
 const CLUSTER_WIDE: &str = "default";
@@ -49,9 +48,9 @@ pub struct ClusterNode {
 impl From<&Node> for ClusterNode {
     fn from(node: &Node) -> Self {
         Self {
-            address: published_address(node),
-            as_number: published_as_number(node),
-            tunnel_address: published_tunnel_address(node),
+            address: node.advertised_address(),
+            as_number: node.as_number(),
+            tunnel_address: node.tunnel_address(),
             addresses: node.ipv4_addresses().collect(),
         }
     }

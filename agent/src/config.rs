@@ -12,10 +12,11 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_yaml::Value;
 
+use crate::api::AdvertisedAddress;
 use crate::filter::UnknownTunnelPeers;
 use crate::logging::{Format, Level};
 
-pub use values::{AdvertisedAddress, HoldSeconds, NodeName, Ranged, Switch};
+pub use values::{HoldSeconds, NodeName, Ranged, Switch};
 
 /// What the agent is told.
 #[derive(Clone, Debug, PartialEq, Deserialize)]

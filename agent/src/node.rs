@@ -8,8 +8,7 @@ use ipnet::Ipv4Net;
 use tracing::field::display;
 use tracing::{info, warn};
 
-use crate::api::{Node, Resource, annotation};
-use crate::config::AdvertisedAddress;
+use crate::api::{AdvertisedAddress, Node, Resource, annotation};
 use crate::datastore::{self, Datastore, DatastoreError};
 use crate::fib::{Link, Snapshot};
 
@@ -166,42 +165,16 @@ pub fn advertised_address(
             candidates: candidates.clone(),
         }
     };
-    match published_address(node).filter(|old| candidates.iter().any(|c| c.net.addr() == old.addr())) {
+    match node
+        .advertised_address()
+        .filter(|old| candidates.iter().any(|c| c.net.addr() == old.addr()))
+    {
         Some(old) => {
             warn!(address = %old, %error, "keeping the address published before");
             Ok(old)
         }
         None => Err(error),
     }
-}
-
-/// The address that a Node object says the node advertises; one without a prefix length counts as /32.
-#[must_use]
-pub fn published_address(node: &Node) -> Option<Ipv4Net> {
-    let text = node.metadata.annotations.get(annotation::IPV4_ADDRESS)?;
-    let address = AdvertisedAddress::parse(text)?;
-    Ipv4Net::new(address.address, address.prefix_length.unwrap_or(32)).ok()
-}
-
-/// The AS number that a Node object gives the node for its own.
-#[must_use]
-pub fn published_as_number(node: &Node) -> Option<Asn> {
-    node.metadata
-        .annotations
-        .get(annotation::AS_NUMBER)?
-        .parse()
-        .ok()
-        .and_then(Asn::new)
-}
-
-/// The address of the node's tunnel device, as its Node object says.
-#[must_use]
-pub fn published_tunnel_address(node: &Node) -> Option<Ipv4Addr> {
-    node.metadata
-        .annotations
-        .get(annotation::IPIP_TUNNEL_ADDRESS)?
-        .parse()
-        .ok()
 }
 
 /// What a node says of itself to the others, in annotations of its Node object.

@@ -13,8 +13,7 @@ use std::time::{Duration, Instant};
 use culvert_ipam::affinity::{Affinity, AffinityState};
 use serde::{Deserialize, Serialize};
 
-use crate::api::{Key, Kind, Object};
-use crate::node::published_address;
+use crate::api::{Key, Kind, Node, Object};
 
 /// How long a deletion waits for others that belong to it.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -302,7 +301,7 @@ impl Withdrawals {
     fn supersedes(&self, there: &Object, missing: &Key) -> bool {
         match (there, self.objects.get(missing)) {
             (Object::Node(there), Some(Object::Node(missing))) => {
-                let address = |node| published_address(node).map(|net| net.addr());
+                let address = |node: &Node| node.advertised_address().map(|net| net.addr());
                 address(there).is_some() && address(there) == address(missing)
             }
             (there, Some(missing)) => match (confirmed(there), confirmed(missing)) {

@@ -114,6 +114,7 @@ pub(crate) const RULES: &[Rule] = &[
             "crate::http",
             "crate::cni",
             "crate::config",
+            "crate::node",
         ],
     },
     Rule {
@@ -195,7 +196,7 @@ mod tests {
 
     /// Snippets, each with a file that may not say so, and one that may.
     #[rustfmt::skip]
-    const SNIPPETS: [(&str, &str, &str); 14] = [
+    const SNIPPETS: [(&str, &str, &str); 15] = [
         ("use zettabgp::prelude::*;", "bgp/src/session.rs", "bgp/src/wire/zetta.rs"),
         ("fn f() { zettabgp::x() }", "agent/src/speaker.rs", "bgp/src/wire/zetta.rs"),
         ("use rtnetlink::Handle;", "agent/src/control.rs", "agent/src/dataplane/netlink/mod.rs"),
@@ -207,6 +208,7 @@ mod tests {
         ("use std::collections::{BTreeMap, HashMap};", "ipam/src/pool.rs", "agent/src/speaker.rs"),
         ("use tokio::time;", "agent/src/desired.rs", "agent/src/speaker.rs"),
         ("use crate::dataplane::Dataplane;", "agent/src/reconcile/tests.rs", "agent/src/control.rs"),
+        ("use crate::node::publish;", "agent/src/cluster.rs", "agent/src/claims.rs"),
         ("use culvert_ipam::pool;", "bgp/tests/mesh.rs", "agent/src/claims.rs"),
         ("use culvert_bgp::id;", "agent/src/datastore/mod.rs", "agent/src/desired.rs"),
         ("use super::super::api::Node;", "agent/src/dataplane/netlink/mod.rs", "agent/src/control.rs"),

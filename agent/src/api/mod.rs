@@ -25,7 +25,7 @@ pub use ipam_block::IpamBlock;
 pub use ipam_config::{IpamConfig, IpamConfigSpec};
 pub use ipam_handle::IpamHandle;
 pub use metadata::Metadata;
-pub use node::{Node, NodeAddress, NodeSpec, NodeStatus, annotation};
+pub use node::{AdvertisedAddress, Node, NodeAddress, NodeSpec, NodeStatus, annotation};
 pub use validate::{FieldError, NAME_MAX, check_name};
 
 /// The API group and version of Calico's custom resources.

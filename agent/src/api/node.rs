@@ -2,6 +2,9 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use culvert_bgp::id::Asn;
+use ipnet::Ipv4Net;
+use serde::de::{self, Deserializer, Unexpected};
 use serde::{Deserialize, Serialize};
 
 use super::{Metadata, UnknownFields};
@@ -14,6 +17,42 @@ pub mod annotation {
     pub const AS_NUMBER: &str = "projectcalico.org/ASNumber";
     /// The address of the node's `tunl0`.
     pub const IPIP_TUNNEL_ADDRESS: &str = "projectcalico.org/IPv4IPIPTunnelAddr";
+}
+
+/// An IPv4 address, whose prefix length may be left to the link that carries it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdvertisedAddress {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Its prefix length, where it was given.
+    pub prefix_length: Option<u8>,
+}
+
+impl AdvertisedAddress {
+    /// Reads `A.B.C.D` or `A.B.C.D/N`; `None` for anything else.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        if let Ok(address) = text.parse::<Ipv4Addr>() {
+            return Some(Self {
+                address,
+                prefix_length: None,
+            });
+        }
+        let net = text.parse::<Ipv4Net>().ok()?;
+        Some(Self {
+            address: net.addr(),
+            prefix_length: Some(net.prefix_len()),
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for AdvertisedAddress {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let allowed =
+            &"an IPv4 address, with or without a prefix length, such as 172.18.0.11 or 172.18.0.11/24";
+        Self::parse(&text).ok_or_else(|| de::Error::invalid_value(Unexpected::Str(&text), allowed))
+    }
 }
 
 /// A node of the cluster.
@@ -88,5 +127,75 @@ impl Node {
     pub fn internal_addresses(&self) -> impl Iterator<Item = IpAddr> {
         let internal = self.status.addresses.iter().filter(|a| a.r#type == "InternalIP");
         internal.filter_map(|a| a.address.parse().ok())
+    }
+
+    /// The address that it advertises, as it has published it; one without a prefix length counts as /32.
+    #[must_use]
+    pub fn advertised_address(&self) -> Option<Ipv4Net> {
+        let address = AdvertisedAddress::parse(self.annotation(annotation::IPV4_ADDRESS)?)?;
+        Ipv4Net::new(address.address, address.prefix_length.unwrap_or(32)).ok()
+    }
+
+    /// The AS number that it has for its own; none for the cluster's.
+    #[must_use]
+    pub fn as_number(&self) -> Option<Asn> {
+        let number = self.annotation(annotation::AS_NUMBER)?.parse().ok();
+        number.and_then(Asn::new)
+    }
+
+    /// The address of its tunnel device.
+    #[must_use]
+    pub fn tunnel_address(&self) -> Option<Ipv4Addr> {
+        self.annotation(annotation::IPIP_TUNNEL_ADDRESS)?.parse().ok()
+    }
+
+    fn annotation(&self, name: &str) -> Option<&str> {
+        self.metadata.annotations.get(name).map(String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn annotated(annotations: &[(&str, &str)]) -> Node {
+        let mut node = Node::named("node1");
+        let owned = annotations
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        node.metadata.annotations.extend(owned);
+        node
+    }
+
+    #[test]
+    fn the_annotations_say_how_a_node_is_known() {
+        let node = annotated(&[
+            ("projectcalico.org/IPv4Address", "172.18.0.11/24"),
+            ("projectcalico.org/ASNumber", "65001"),
+            ("projectcalico.org/IPv4IPIPTunnelAddr", "10.65.17.64"),
+        ]);
+        assert_eq!(node.advertised_address(), "172.18.0.11/24".parse().ok());
+        assert_eq!(node.as_number(), Asn::new(65_001));
+        assert_eq!(node.tunnel_address(), Some(Ipv4Addr::new(10, 65, 17, 64)));
+    }
+
+    #[test]
+    fn an_address_without_a_prefix_length_is_the_node_alone() {
+        let node = annotated(&[("projectcalico.org/IPv4Address", "172.18.0.11")]);
+        assert_eq!(node.advertised_address(), "172.18.0.11/32".parse().ok());
+    }
+
+    #[test]
+    fn what_is_missing_or_makes_no_sense_is_not_known() {
+        let wrong = annotated(&[
+            ("projectcalico.org/IPv4Address", "172.18.0.11/33"),
+            ("projectcalico.org/ASNumber", "0"),
+            ("projectcalico.org/IPv4IPIPTunnelAddr", "10.65.17.64/26"),
+        ]);
+        for node in [wrong, annotated(&[])] {
+            assert_eq!(node.advertised_address(), None);
+            assert_eq!(node.as_number(), None);
+            assert_eq!(node.tunnel_address(), None);
+        }
     }
 }

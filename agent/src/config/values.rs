@@ -1,10 +1,9 @@
 //! The values of the configuration: each knows what is allowed, and says so.
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use culvert_bgp::id::HoldTime;
-use ipnet::Ipv4Net;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Unexpected, Visitor};
 
@@ -42,42 +41,6 @@ impl<'de> Deserialize<'de> for NodeName {
         let text = String::deserialize(deserializer)?;
         let allowed = &"a node name: lower case letters, digits, '-' and '.', at most 253";
         NodeName::new(&text).ok_or_else(|| de::Error::invalid_value(Unexpected::Str(&text), allowed))
-    }
-}
-
-/// An IPv4 address, whose prefix length may be left to the link that carries it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AdvertisedAddress {
-    /// The address.
-    pub address: Ipv4Addr,
-    /// Its prefix length, where it was given.
-    pub prefix_length: Option<u8>,
-}
-
-impl AdvertisedAddress {
-    /// Reads `A.B.C.D` or `A.B.C.D/N`; `None` for anything else.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        if let Ok(address) = text.parse::<Ipv4Addr>() {
-            return Some(Self {
-                address,
-                prefix_length: None,
-            });
-        }
-        let net = text.parse::<Ipv4Net>().ok()?;
-        Some(Self {
-            address: net.addr(),
-            prefix_length: Some(net.prefix_len()),
-        })
-    }
-}
-
-impl<'de> Deserialize<'de> for AdvertisedAddress {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let allowed =
-            &"an IPv4 address, with or without a prefix length, such as 172.18.0.11 or 172.18.0.11/24";
-        Self::parse(&text).ok_or_else(|| de::Error::invalid_value(Unexpected::Str(&text), allowed))
     }
 }
 

@@ -137,7 +137,7 @@ impl Identity {
             cluster.upsert(&bgp.into_object());
         }
         let own_asn = config.node.as_number.and_then(|number| Asn::new(number.get()));
-        let published = node::published_as_number(&node);
+        let published = node.as_number();
         let asn = own_asn
             .or(published)
             .unwrap_or_else(|| cluster.default_as_number());

@@ -20,7 +20,6 @@ use crate::api::{Key, Node, Object};
 use crate::datastore::deferred::Deferred;
 use crate::datastore::last_good::{LastGood, LastGoodCopy, kept};
 use crate::datastore::{DatastoreError, Update};
-use crate::node::published_address;
 use crate::withdrawal::Withdrawals;
 
 /// How long after an attempt in vain the datastore is opened again.
@@ -324,7 +323,8 @@ impl Intake {
             IpAddr::V6(_) => None,
         });
         let internal = internal.filter(|theirs| *theirs != ours && !self.terms.address_is_configured);
-        let published = published_address(node)
+        let published = node
+            .advertised_address()
             .map(|net| net.addr())
             .filter(|theirs| *theirs != ours);
         let name = &node.metadata.name;
