@@ -277,7 +277,7 @@ impl EventLoop {
 
     /// Computes what should be, tells the speaker, and makes the kernel hold it.
     async fn turn(&mut self) {
-        // DESIGN of the data flow: the kernel is touched only after the first in-sync.
+        // On a part of what there is, everything else would look unwanted.
         if !self.in_sync {
             return;
         }
