@@ -454,7 +454,7 @@ impl EventLoop {
     }
 
     async fn apply(&mut self, changes: Vec<Change>) {
-        self.failures.clear();
+        let known = std::mem::take(&mut self.failures);
         self.retry = None;
         if changes.is_empty() {
             self.retry_wait = RETRY.0;
@@ -475,13 +475,20 @@ impl EventLoop {
                     self.actual.applied(&change);
                 }
                 Err(error) => {
-                    error!(%error, "the kernel refused a change");
+                    // The same answer to the same change is told once, however often it is tried.
+                    if known.iter().any(|(former, _)| *former == change) {
+                        debug!(%error, "the kernel refused a change again");
+                    } else {
+                        error!(%error, "the kernel refused a change");
+                    }
                     self.metrics.route_errors.inc();
                     self.failures.push((change, error));
                 }
             }
         }
-        info!(changes = total, failed = self.failures.len(), "kernel updated");
+        if total > self.failures.len() {
+            info!(changes = total, failed = self.failures.len(), "kernel updated");
+        }
         if self.failures.is_empty() {
             self.retry_wait = RETRY.0;
         } else {

@@ -77,6 +77,10 @@ pub(super) fn status(known: &Observation<'_>) -> AgentStatus {
         blocks: known.cluster.blocks_of(node).collect(),
         addresses_in_use: known.cluster.addresses_in_use(node),
         tunnel_address: own.and_then(|node| node.tunnel_address),
+        tunnel_problem: known.failures.iter().find_map(|(change, error)| match change {
+            Change::CreateTunnel { .. } | Change::SetLink { .. } => Some(error.to_string()),
+            _ => None,
+        }),
         pod_mtu: known.pod_mtu,
         withdrawals_held: known.remarks.held,
         problems: known.remarks.node.iter().cloned().collect(),

@@ -57,6 +57,9 @@ pub struct AgentStatus {
     pub addresses_in_use: usize,
     /// The address of the tunnel device.
     pub tunnel_address: Option<Ipv4Addr>,
+    /// Why the tunnel device is not up, where packets need it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel_problem: Option<String>,
     /// The MTU of a pod's interface in bytes; zero until it is known.
     pub pod_mtu: u32,
     /// How many deletions in the datastore are held, since too much would vanish at once.
@@ -223,12 +226,15 @@ impl AgentStatus {
     /// Whether pods may be sent to this node.
     ///
     /// # Errors
-    /// Why not, in words: the datastore is not in sync, there is no block though there is a pool, or routes are missing
-    /// in the kernel.
+    /// Why not, in words: the datastore is not in sync, there is no block though there is a pool, the tunnel is not up
+    /// though packets need it, or routes are missing in the kernel.
     pub fn ready(&self) -> Result<(), String> {
         self.datastore.synced()?;
         if self.pools > 0 && self.blocks.is_empty() {
             return Err(format!("node {} has no block of pod addresses yet", self.node));
+        }
+        if let Some(problem) = &self.tunnel_problem {
+            return Err(format!("the tunnel is not up: {problem}"));
         }
         if self.routes.programmed != self.routes.desired {
             let mut words = self.routes.in_kernel();
@@ -330,6 +336,16 @@ mod tests {
         );
         status.pools = 0;
         assert_eq!(status.ready(), Ok(()));
+    }
+
+    #[test]
+    fn a_node_whose_tunnel_cannot_be_made_is_not_ready() {
+        let mut status = settled();
+        status.tunnel_problem = Some("the kernel has no ipip module".into());
+        assert_eq!(
+            status.ready(),
+            Err("the tunnel is not up: the kernel has no ipip module".into())
+        );
     }
 
     #[test]
