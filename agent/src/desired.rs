@@ -3,6 +3,7 @@
 //! Pure, and without history: the same cluster, routes learned and underlay give the same answer, however they came
 //! about. What cannot be right is left out and named in [`Plan::rejected`]; it never holds back the rest.
 
+mod path_mtu;
 mod underlay;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +18,7 @@ use crate::cluster::Cluster;
 use crate::fib::{Desired, Link, MAIN_TABLE, NextHop, Route, RouteKey, RouteKind, SCOPE_UNIVERSE, Tunnel};
 use crate::reconcile::Actual;
 
+use path_mtu::PathMtus;
 use underlay::Underlay;
 pub use underlay::{IPIP, PIN_PRIORITY, Unpinned};
 
@@ -200,7 +202,7 @@ pub fn plan(settings: &Settings, known: Known<'_>) -> Plan {
         let route = Route::blackhole(key, settings.protocol);
         plan.desired.routes.insert(route.key, route);
     }
-    let routes = Routes::new(settings, known);
+    let routes = Routes::new(settings, known, tunnel_mtu);
     for (prefix, best) in known.learned {
         routes.add(prefix.net(), best, &mut plan);
     }
@@ -271,15 +273,22 @@ struct Routes<'a> {
     /// Every node's advertised address.
     nodes: BTreeMap<IpAddr, &'a str>,
     underlay: Underlay<'a>,
+    path_mtus: PathMtus,
 }
 
 impl<'a> Routes<'a> {
-    fn new(settings: &'a Settings, known: Known<'a>) -> Self {
+    fn new(settings: &'a Settings, known: Known<'a>, tunnel_mtu: u32) -> Self {
+        let nodes = known.cluster.nodes_by_address();
+        let underlay = Underlay::new(settings, known.actual);
+        let own = known.actual.link_with_address(IpAddr::V4(settings.address));
+        // Once a node, and not once a route: a node may have thousands of blocks.
+        let path_mtus = PathMtus::new(settings, tunnel_mtu, own, &underlay, nodes.keys().copied());
         Self {
             settings,
             known,
-            nodes: known.cluster.nodes_by_address(),
-            underlay: Underlay::new(settings, known.actual),
+            nodes,
+            underlay,
+            path_mtus,
         }
     }
 
@@ -302,11 +311,14 @@ impl<'a> Routes<'a> {
         };
         let mut next_hops = Vec::new();
         let mut source = None;
+        let mut mtu: Option<u32> = None;
         for hop in best {
             match self.way(prefix, *hop) {
                 Ok(way) => {
                     next_hops.extend(way.next_hops);
                     source = way.source;
+                    // The kernel has one for all next hops.
+                    mtu = mtu.into_iter().chain(way.mtu).min();
                 }
                 Err(reason) => {
                     if reason.may_pass() {
@@ -328,7 +340,7 @@ impl<'a> Routes<'a> {
                 source,
                 protocol,
                 scope: SCOPE_UNIVERSE,
-                mtu: None,
+                mtu,
             };
             plan.desired.routes.insert(key, route);
         }
@@ -390,6 +402,7 @@ impl<'a> Routes<'a> {
         Ok(Way {
             next_hops: vec![hop],
             source: None,
+            mtu: self.path_mtus.tunnelled.get(&node).copied(),
         })
     }
 
@@ -398,6 +411,7 @@ impl<'a> Routes<'a> {
     fn direct(&self, node: IpAddr) -> Result<Way, Rejection> {
         let (link, subnet) = self.own_subnet()?;
         let source = Some(IpAddr::V4(self.settings.address));
+        let mtu = self.path_mtus.direct.get(&node).copied();
         if subnet.contains(&node) {
             let hop = NextHop {
                 gateway: Some(node),
@@ -408,6 +422,7 @@ impl<'a> Routes<'a> {
             return Ok(Way {
                 next_hops: vec![hop],
                 source,
+                mtu,
             });
         }
         let route = self
@@ -422,14 +437,17 @@ impl<'a> Routes<'a> {
         Ok(Way {
             next_hops: route.next_hops.iter().map(through).collect(),
             source,
+            mtu,
         })
     }
 }
 
-/// Where packets go, and with which source those of this host leave.
+/// Where packets go, with which source those of this host leave, and how large they may be where that is less than the
+/// link takes.
 struct Way {
     next_hops: Vec<NextHop>,
     source: Option<IpAddr>,
+    mtu: Option<u32>,
 }
 
 #[cfg(test)]

@@ -42,6 +42,8 @@ enum Output {
     /// For people, as calicoctl prints it.
     #[default]
     Table,
+    /// The same with further columns: node, source of tunnelled packets, prefixes received and sent.
+    Wide,
     /// For programs: everything, times in UTC.
     Json,
 }
@@ -56,6 +58,7 @@ pub(super) fn run(command: &Command) -> Result<(), CliError> {
             let status = runtime.block_on(Client::new(&arguments.socket, PATIENCE).status())?;
             match arguments.output {
                 Output::Table => status.render(&Zoned::now()),
+                Output::Wide => status.render_wide(&Zoned::now()),
                 Output::Json => serde_json::to_string_pretty(&status)? + "\n",
             }
         }

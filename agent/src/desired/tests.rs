@@ -412,3 +412,178 @@ fn while_the_advertised_address_is_gone_its_pins_are_held_and_the_rule_stays() {
     assert_eq!(plan.desired.rules.len(), 1);
     assert!(matches!(plan.unpinned[..], [Unpinned::AddressGone { .. }]));
 }
+
+/// The host's own ways to the two other nodes, and what follows for the routes to their blocks.
+struct PathCase {
+    what: &'static str,
+    mode: &'static str,
+    tunnel_mtu: Option<u32>,
+    /// The `mtu` of the connected route, and of the default route.
+    route_mtus: [Option<u32>; 2],
+    eth0_mtu: u32,
+    /// The `mtu` of the routes to the blocks of the node on the subnet, and of the one behind the gateway.
+    expected: [Option<u32>; 2],
+}
+
+const PATH: PathCase = PathCase {
+    what: "a path as wide as its NIC",
+    mode: "Always",
+    tunnel_mtu: None,
+    route_mtus: [None, None],
+    eth0_mtu: 1500,
+    expected: [None, None],
+};
+
+const PATH_CASES: &[PathCase] = &[
+    PATH,
+    PathCase {
+        what: "a narrow way through the gateway, tunnelled: less the outer header",
+        route_mtus: [None, Some(1400)],
+        expected: [None, Some(1380)],
+        ..PATH
+    },
+    PathCase {
+        what: "a narrow way on the subnet, tunnelled",
+        route_mtus: [Some(1300), None],
+        expected: [Some(1280), None],
+        ..PATH
+    },
+    PathCase {
+        what: "tunnelled to the one behind the gateway only",
+        mode: "CrossSubnet",
+        route_mtus: [Some(1300), Some(1400)],
+        expected: [Some(1300), Some(1380)],
+        ..PATH
+    },
+    PathCase {
+        what: "no tunnel: as the underlay has it",
+        mode: "Never",
+        route_mtus: [Some(1300), Some(1400)],
+        expected: [Some(1300), Some(1400)],
+        ..PATH
+    },
+    PathCase {
+        what: "as much as the NIC, or more, says nothing",
+        mode: "Never",
+        route_mtus: [Some(1500), Some(9000)],
+        ..PATH
+    },
+    PathCase {
+        what: "as much as the NIC, or more, says nothing to the tunnel either",
+        route_mtus: [Some(1500), Some(9000)],
+        ..PATH
+    },
+    PathCase {
+        what: "a tunnel that is configured to fit already",
+        tunnel_mtu: Some(1380),
+        route_mtus: [Some(1399), Some(1400)],
+        expected: [Some(1379), None],
+        ..PATH
+    },
+    PathCase {
+        what: "a wide NIC, and a way of Ethernet's size behind the gateway",
+        route_mtus: [None, Some(1500)],
+        eth0_mtu: 9000,
+        expected: [None, Some(1480)],
+        ..PATH
+    },
+    PathCase {
+        what: "nonsense stays above the least that a link takes",
+        route_mtus: [Some(0), Some(70)],
+        expected: [None, Some(68)],
+        ..PATH
+    },
+];
+
+#[test]
+fn a_narrower_path_to_a_node_limits_the_routes_to_its_blocks_and_no_others() {
+    for case in PATH_CASES {
+        for pin_table in [None, Some(886)] {
+            let mut kernel = kernel();
+            kernel.links[0].mtu = case.eth0_mtu;
+            for (route, mtu) in kernel.routes.iter_mut().zip(case.route_mtus) {
+                route.mtu = mtu;
+            }
+            let settings = Settings {
+                tunnel_mtu: case.tunnel_mtu,
+                pin_table,
+                ..settings()
+            };
+            let known = Known {
+                cluster: &cluster(&format!("ipipMode: {}", case.mode)),
+                learned: &learned(LEARNED),
+                actual: &Actual::new(kernel),
+            };
+            let plan = plan(&settings, known);
+            let mtus = LEARNED.iter().map(|(prefix, _)| {
+                let prefix = prefix.parse().unwrap();
+                plan.desired
+                    .routes
+                    .values()
+                    .find(|route| route.key.prefix == prefix)
+                    .unwrap()
+                    .mtu
+            });
+            assert_eq!(
+                mtus.collect::<Vec<_>>(),
+                case.expected,
+                "{}, pins in {pin_table:?}",
+                case.what
+            );
+        }
+    }
+}
+
+#[test]
+fn a_node_that_is_reached_through_a_smaller_nic_than_the_tunnels_is_sent_what_that_one_takes() {
+    const ETH1: u32 = 4;
+    let mut kernel = kernel();
+    kernel.links.push(link(ETH1, "eth1", 1400));
+    let mut through_eth1 = route("172.19.0.0/24", Some("172.20.0.1"), 3);
+    through_eth1.next_hops[0].link = ETH1;
+    kernel.routes.push(through_eth1);
+    let plan = plan_of(&cluster("ipipMode: Always"), &learned(LEARNED), kernel);
+    assert_eq!(
+        printed(&plan),
+        [
+            "10.65.17.64/26 via 172.18.0.12 dev tunl0 proto 86 onlink",
+            "blackhole 10.65.42.0/26 proto 86",
+            "10.65.99.0/26 via 172.19.0.13 dev tunl0 proto 86 onlink mtu 1380",
+        ]
+    );
+}
+
+#[test]
+fn a_route_through_another_link_says_nothing_of_a_node_that_is_reached_on_this_nodes_subnet() {
+    const ETH1: u32 = 4;
+    let mut kernel = kernel();
+    kernel.links.push(link(ETH1, "eth1", 1500));
+    let mut elsewhere = Route {
+        mtu: Some(1300),
+        ..route("172.18.0.12/32", Some("172.20.0.1"), 3)
+    };
+    elsewhere.next_hops[0].link = ETH1;
+    kernel.routes.push(elsewhere);
+    let plan = plan_of(&cluster("ipipMode: CrossSubnet"), &learned(LEARNED), kernel);
+    assert_eq!(
+        printed(&plan)[0],
+        "10.65.17.64/26 via 172.18.0.12 dev eth0 proto 86 src 172.18.0.11 onlink"
+    );
+}
+
+#[test]
+fn of_several_next_hops_the_narrowest_path_counts() {
+    let mut kernel = kernel();
+    kernel.routes[1].mtu = Some(1400);
+    let mut both = learned(&LEARNED[..1]);
+    let other = learned(&[("10.65.17.64/26", "172.19.0.13")]);
+    for (prefix, hops) in other {
+        both.entry(prefix).or_default().extend(hops);
+    }
+    let plan = plan_of(&cluster("ipipMode: Always"), &both, kernel);
+    assert_eq!(
+        printed(&plan)[0],
+        "10.65.17.64/26 proto 86 mtu 1380 \
+         nexthop via 172.18.0.12 dev tunl0 weight 1 onlink nexthop via 172.19.0.13 dev tunl0 weight 1 onlink"
+    );
+}

@@ -179,6 +179,41 @@ impl<'a> Underlay<'a> {
         })
     }
 
+    /// The largest tunnelled packet, outer header included, that gets to a node in one piece: what the route says, or less
+    /// where a NIC takes less. None where there is no way.
+    pub(super) fn tunnelled_mtu_to(&self, node: IpAddr, is_pinned: bool) -> Option<u32> {
+        let way = if is_pinned {
+            self.way_to(node)?
+        } else {
+            let route = self.route_to(node)?;
+            UnderlayWay {
+                next_hops: route.next_hops.clone(),
+                mtu: route.mtu,
+            }
+        };
+        way.mtu
+            .filter(|mtu| *mtu != 0)
+            .into_iter()
+            .chain(self.nic_mtu(&way.next_hops))
+            .min()
+    }
+
+    /// What the route to a node says of the largest packet, where that is less than its NICs take. A node that is reached
+    /// through `own_link`, whatever the routes say, has what a route through that link says.
+    pub(super) fn direct_mtu_to(&self, node: IpAddr, own_link: Option<u32>) -> Option<u32> {
+        let route = self.route_to(node)?;
+        let mtu = route.mtu.filter(|mtu| *mtu != 0)?;
+        let goes_there = own_link.is_none_or(|link| route.is_only_through(link));
+        let is_less = self.nic_mtu(&route.next_hops).is_none_or(|nic| mtu < nic);
+        (goes_there && is_less).then_some(mtu)
+    }
+
+    /// What the least of these next hops' NICs takes.
+    fn nic_mtu(&self, next_hops: &[NextHop]) -> Option<u32> {
+        let links = next_hops.iter().filter_map(|hop| self.actual.link_at(hop.link));
+        links.map(|link| link.mtu).filter(|mtu| *mtu != 0).min()
+    }
+
     /// Whether this link carries the advertised address, and packets.
     fn is_live_carrier(&self, link: u32) -> bool {
         self.carriers.contains(&link) && self.actual.link_at(link).is_some_and(|link| link.running)

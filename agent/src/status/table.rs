@@ -12,6 +12,12 @@ use super::{AgentStatus, FirewallStatus, PROBLEMS_NAMED, PeerStatus};
 /// The box of calicoctl: `+-|`, a line below the header, none between rows. In the order of comfy-table's presets.
 const CALICOCTL_BOX: &str = "||--+-++|    ++++++";
 
+/// The columns of calicoctl.
+const COLUMNS: [&str; 5] = ["PEER ADDRESS", "PEER TYPE", "STATE", "SINCE", "INFO"];
+
+/// Those that calicoctl does not have.
+const FURTHER_COLUMNS: [&str; 4] = ["NODE", "OUTER SOURCE", "RECEIVED", "SENT"];
+
 /// So many sources of refused packets are named before they are only counted.
 const SOURCES_NAMED: usize = 8;
 
@@ -19,6 +25,17 @@ impl AgentStatus {
     /// The status as text, with times in the zone of `now`: those of today as a time, older ones as a date.
     #[must_use]
     pub fn render(&self, now: &Zoned) -> String {
+        self.text(|peers| peer_table(peers, now))
+    }
+
+    /// As [`render`](Self::render), with what calicoctl does not tell of a peer in further columns: the node it is, the
+    /// source of tunnelled packets to it, and how many prefixes came from and went to it.
+    #[must_use]
+    pub fn render_wide(&self, now: &Zoned) -> String {
+        self.text(|peers| self.wide_peer_table(peers, now))
+    }
+
+    fn text(&self, table: impl Fn(&[&PeerStatus]) -> Table) -> String {
         let mut text = "Culvert agent is running.\n".to_owned();
         for (family, is_of_family) in [
             ("IPv4", IpAddr::is_ipv4 as fn(&IpAddr) -> bool),
@@ -34,7 +51,7 @@ impl AgentStatus {
             if peers.is_empty() {
                 let _ = writeln!(text, "No {family} peers found.");
             } else {
-                let _ = writeln!(text, "{}", peer_table(&peers, now));
+                let _ = writeln!(text, "{}", table(&peers));
             }
         }
         text.push('\n');
@@ -42,6 +59,30 @@ impl AgentStatus {
             let _ = writeln!(text, "{}", printable(&line));
         }
         text
+    }
+
+    fn wide_peer_table(&self, peers: &[&PeerStatus], now: &Zoned) -> Table {
+        let mut table = boxed(COLUMNS.into_iter().chain(FURTHER_COLUMNS));
+        for peer in peers {
+            let further = [
+                peer.node.as_deref().map_or_else(|| "-".to_owned(), printable),
+                self.outer_source(peer),
+                peer.prefixes_received.to_string(),
+                peer.prefixes_sent.to_string(),
+            ];
+            table.add_row(row(peer, now).into_iter().chain(further));
+        }
+        table
+    }
+
+    /// The source of tunnelled packets to a peer, marked where it is not the advertised address.
+    fn outer_source(&self, peer: &PeerStatus) -> String {
+        let is_wrong = self.sources.mismatches.iter().any(|m| m.peer == peer.address);
+        match peer.outer_source {
+            Some(source) if is_wrong => format!("{source} (wrong)"),
+            Some(source) => source.to_string(),
+            None => "-".to_owned(),
+        }
     }
 
     /// What calicoctl does not tell, a line each.
@@ -126,19 +167,27 @@ impl FirewallStatus {
 }
 
 fn peer_table(peers: &[&PeerStatus], now: &Zoned) -> Table {
+    let mut table = boxed(COLUMNS);
+    table.add_rows(peers.iter().map(|peer| row(peer, now)));
+    table
+}
+
+fn boxed(header: impl IntoIterator<Item = &'static str>) -> Table {
     let mut table = Table::new();
     table.load_preset(CALICOCTL_BOX);
-    table.set_header(["PEER ADDRESS", "PEER TYPE", "STATE", "SINCE", "INFO"]);
-    for peer in peers {
-        table.add_row([
-            peer.address.to_string(),
-            peer.r#type.as_str().to_owned(),
-            protocol_state(&peer.state).to_owned(),
-            since(peer, now),
-            info(peer),
-        ]);
-    }
+    table.set_header(header);
     table
+}
+
+/// A peer in calicoctl's columns.
+fn row(peer: &PeerStatus, now: &Zoned) -> [String; COLUMNS.len()] {
+    [
+        peer.address.to_string(),
+        peer.r#type.as_str().to_owned(),
+        protocol_state(&peer.state).to_owned(),
+        since(peer, now),
+        info(peer),
+    ]
 }
 
 /// BIRD's state of the protocol that stands for a session: `up` with the session, `down` while it does not try,
@@ -248,6 +297,53 @@ Blocks: 10.65.42.0/26 (3 addresses in use).
 Ready: yes.
 ";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn the_wide_table_tells_after_calicoctls_columns_the_node_its_source_and_its_prefixes() {
+        let mut right = peer("192.168.3.110", "Established", "2026-11-21T23:30:04Z");
+        right.node = Some("node1".into());
+        right.outer_source = Some("192.168.3.113".parse().unwrap());
+        right.prefixes_received = 12;
+        right.prefixes_sent = 1;
+        let mut wrong = peer("192.168.0.111", "Established", "2026-11-21T23:30:05Z");
+        wrong.node = Some("node2".into());
+        wrong.outer_source = Some("192.168.0.113".parse().unwrap());
+        wrong.prefixes_received = 2;
+        wrong.prefixes_sent = 1;
+        let unknown = peer("192.168.0.1", "Active", "2026-11-21T23:30:06Z");
+        let other_family = peer("fd00::1", "Idle", "2026-11-21T00:00:00Z");
+        let mut status = status(vec![right, wrong, unknown, other_family]);
+        status.sources.mismatches = vec![SourceMismatch {
+            peer: "192.168.0.111".parse().unwrap(),
+            source: "192.168.0.113".parse().unwrap(),
+            problem: "node4: packets to 192.168.0.111 would leave with source 192.168.0.113 (eth0)".into(),
+        }];
+        let expected = "\
+Culvert agent is running.
+
+IPv4 BGP status
++---------------+-------------------+-------+----------+-------------+-------+-----------------------+----------+------+
+| PEER ADDRESS  | PEER TYPE         | STATE | SINCE    | INFO        | NODE  | OUTER SOURCE          | RECEIVED | SENT |
++---------------+-------------------+-------+----------+-------------+-------+-----------------------+----------+------+
+| 192.168.0.1   | node-to-node mesh | start | 23:30:06 | Active      | -     | -                     | 0        | 0    |
+| 192.168.0.111 | node-to-node mesh | up    | 23:30:05 | Established | node2 | 192.168.0.113 (wrong) | 2        | 1    |
+| 192.168.3.110 | node-to-node mesh | up    | 23:30:04 | Established | node1 | 192.168.3.113         | 12       | 1    |
++---------------+-------------------+-------+----------+-------------+-------+-----------------------+----------+------+
+
+IPv6 BGP status
++--------------+-------------------+-------+----------+------+------+--------------+----------+------+
+| PEER ADDRESS | PEER TYPE         | STATE | SINCE    | INFO | NODE | OUTER SOURCE | RECEIVED | SENT |
++--------------+-------------------+-------+----------+------+------+--------------+----------+------+
+| fd00::1      | node-to-node mesh | down  | 00:00:00 | Idle | -    | -            | 0        | 0    |
++--------------+-------------------+-------+----------+------+------+--------------+----------+------+
+
+Routes: 4 of 4 are in the kernel.
+Wrong source: node4: packets to 192.168.0.111 would leave with source 192.168.0.113 (eth0).
+Blocks: 10.65.42.0/26 (3 addresses in use).
+Ready: yes.
+";
+        assert_eq!(status.render_wide(&now()), expected);
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod attach;
 mod changes;
 mod events;
 mod netns;
+mod path_mtu;
 mod pins;
 mod takeover;
 mod tunnel;
