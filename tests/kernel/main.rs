@@ -52,9 +52,10 @@ const TWO_NETWORKS: Layout = Layout::on_two_networks();
 
 /// All trials; those on the same layout one after the other.
 #[rustfmt::skip]
-const TRIALS: [(Layout, &str, Act); 28] = [
+const TRIALS: [(Layout, &str, Act); 29] = [
     (DIRECT, "direct_mode_carries_pod_traffic_without_tunnels", encapsulation::carries),
     (CROSS_SUBNET, "crosssubnet_mode_tunnels_between_subnets_only", encapsulation::carries),
+    (CROSS_SUBNET, "a_pool_whose_ipip_mode_changes_loses_no_packet_across_subnets", pools::modes_across_subnets),
     (IPIP, "ipip_mode_tunnels_between_all_nodes", encapsulation::carries),
     (IPIP, "routes_look_as_an_operator_of_calico_expects", encapsulation::looks_like_calico),
     (IPIP, "a_new_pod_is_reachable_and_a_deleted_one_leaves_nothing", pods::come_and_go),

@@ -58,7 +58,7 @@ fn is(document: &str, kind: &str, name: &str) -> bool {
     document.lines().any(|line| line == kind) && document.lines().any(|line| line == name)
 }
 
-fn unknown(folder: &Path, what: String) -> LabError {
+fn unknown(folder: &Path, what: &str) -> LabError {
     LabError::Answer {
         what: file(folder).display().to_string(),
         reason: format!("it has no {what}"),
@@ -70,7 +70,7 @@ fn unknown(folder: &Path, what: String) -> LabError {
 pub(crate) fn set_in_pool(folder: &Path, fields: &[(&str, &str)]) -> Result<(), LabError> {
     edit(folder, |mut documents| {
         let pool = documents.iter_mut().find(|d| is(d, "IPPool", POOL_NAME));
-        let pool = pool.ok_or_else(|| unknown(folder, format!("IPPool {POOL_NAME}")))?;
+        let pool = pool.ok_or_else(|| unknown(folder, &format!("IPPool {POOL_NAME}")))?;
         for (field, value) in fields {
             let start = format!("  {field}:");
             let others = pool.lines().filter(|line| !line.starts_with(&start));
@@ -92,11 +92,11 @@ pub(crate) fn take_node(folder: &Path, name: &str) -> Result<String, LabError> {
     let mut taken = None;
     edit(folder, |mut documents| {
         let place = documents.iter().position(|d| is(d, "Node", name));
-        let place = place.ok_or_else(|| unknown(folder, format!("Node {name}")))?;
+        let place = place.ok_or_else(|| unknown(folder, &format!("Node {name}")))?;
         taken = Some(documents.remove(place));
         Ok(documents)
     })?;
-    taken.ok_or_else(|| unknown(folder, format!("Node {name}")))
+    taken.ok_or_else(|| unknown(folder, &format!("Node {name}")))
 }
 
 /// Adds a document.
