@@ -3,9 +3,11 @@
 
 mod bird;
 mod cluster;
+mod continuity;
 mod encapsulation;
 mod hands;
 mod pods;
+mod pools;
 mod restart;
 mod two_networks;
 
@@ -50,9 +52,10 @@ const TWO_NETWORKS: Layout = Layout::on_two_networks();
 
 /// All trials; those on the same layout one after the other.
 #[rustfmt::skip]
-const TRIALS: [(Layout, &str, Act); 18] = [
+const TRIALS: [(Layout, &str, Act); 29] = [
     (DIRECT, "direct_mode_carries_pod_traffic_without_tunnels", encapsulation::carries),
     (CROSS_SUBNET, "crosssubnet_mode_tunnels_between_subnets_only", encapsulation::carries),
+    (CROSS_SUBNET, "a_pool_whose_ipip_mode_changes_loses_no_packet_across_subnets", pools::modes_across_subnets),
     (IPIP, "ipip_mode_tunnels_between_all_nodes", encapsulation::carries),
     (IPIP, "routes_look_as_an_operator_of_calico_expects", encapsulation::looks_like_calico),
     (IPIP, "a_new_pod_is_reachable_and_a_deleted_one_leaves_nothing", pods::come_and_go),
@@ -64,6 +67,16 @@ const TRIALS: [(Layout, &str, Act); 18] = [
     (IPIP, "an_agent_ends_within_a_second_and_its_routes_stay", restart::terminate),
     (IPIP, "what_went_wrong_while_the_agent_was_down_is_repaired_at_its_start", restart::wrong_at_start),
     (IPIP, "cleanup_removes_all_that_is_ours_and_nothing_else", restart::clean_up),
+    (IPIP, "a_pool_whose_ipip_mode_changes_loses_no_packet", pools::modes),
+    (IPIP, "a_pool_that_is_disabled_keeps_its_routes", pools::disabled),
+    (IPIP, "a_pool_that_is_not_exported_is_withdrawn_and_comes_back", pools::not_exported),
+    (IPIP, "an_agent_restarted_twice_in_a_row_loses_no_packet", continuity::twice),
+    (IPIP, "a_datastore_that_is_away_for_a_while_costs_no_packet", continuity::datastore_away),
+    (IPIP, "a_datastore_emptied_by_accident_costs_no_packet_and_is_told", continuity::datastore_emptied),
+    (IPIP, "a_deleted_node_loses_its_routes_and_the_others_no_packet", continuity::node_deleted),
+    (IPIP, "a_tunnel_that_goes_down_costs_little", continuity::tunnel_down),
+    (IPIP, "a_nic_that_was_down_carries_traffic_again", continuity::nic_down),
+    (IPIP, "an_advertised_address_that_was_gone_carries_traffic_again", continuity::address_gone),
     (WITH_BIRD, "bird_learns_our_blocks_and_we_install_its_own", bird::joins),
     (TWO_NETWORKS, "every_outer_source_is_the_advertised_address_of_its_sender", two_networks::sources),
     (TWO_NETWORKS, "without_pins_the_wrong_source_shows_and_is_told", two_networks::switched_off),

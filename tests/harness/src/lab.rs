@@ -124,6 +124,64 @@ impl Lab {
         self.record.folder().join("datastore")
     }
 
+    /// Sets fields of the IPPool's `spec` in its manifest.
+    ///
+    /// # Errors
+    /// When the manifest is gone, or cannot be written.
+    pub fn set_in_pool(&self, fields: &[(&str, &str)]) -> Result<(), LabError> {
+        store::set_in_pool(&self.datastore(), fields)
+    }
+
+    /// Deletes the Node object of this number, and returns its manifest.
+    ///
+    /// # Errors
+    /// When it is gone already, or the manifests cannot be written.
+    pub fn delete_node_object(&self, number: u8) -> Result<String, LabError> {
+        store::take_node(&self.datastore(), &format!("node{number}"))
+    }
+
+    /// Adds an object to the datastore by its manifest.
+    ///
+    /// # Errors
+    /// When the manifests cannot be written.
+    pub fn add_object(&self, manifest: String) -> Result<(), LabError> {
+        store::add(&self.datastore(), manifest)
+    }
+
+    /// Moves all manifests out of the datastore, as by accident.
+    ///
+    /// # Errors
+    /// When one cannot be moved.
+    pub fn empty_datastore(&self) -> Result<(), LabError> {
+        store::move_all(&self.datastore(), &self.aside())
+    }
+
+    /// Puts the manifests back that [`Self::empty_datastore`] moved.
+    ///
+    /// # Errors
+    /// When one cannot be moved.
+    pub fn fill_datastore(&self) -> Result<(), LabError> {
+        store::move_all(&self.aside(), &self.datastore())
+    }
+
+    fn aside(&self) -> PathBuf {
+        self.record.folder().join("manifests-aside")
+    }
+
+    /// Takes the datastore's folder away, or puts it back.
+    ///
+    /// # Errors
+    /// When it cannot be renamed.
+    pub fn set_datastore_away(&self, away: bool) -> Result<(), LabError> {
+        let (here, there) = (self.datastore(), self.record.folder().join("datastore-away"));
+        let (from, to) = if away { (&here, &there) } else { (&there, &here) };
+        std::fs::rename(from, to).map_err(LabError::io(format!(
+            "rename {} to {}",
+            from.display(),
+            to.display()
+        )))
+    }
+
     /// The nodes that run an agent, in the order of their numbers.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
         self.nodes.values()

@@ -7,12 +7,123 @@ use std::path::Path;
 use crate::layout::{AS_NUMBER, BIRD_BLOCK, Layout, POOL};
 use crate::{LabError, Mode};
 
+/// The name of the only IPPool.
+const POOL_NAME: &str = "default-ipv4-ippool";
+
 /// Writes the manifests into one file, as for `kubectl apply`.
 pub(crate) fn prepare(folder: &Path, layout: &Layout) -> Result<(), LabError> {
-    let path = folder.join("cluster.yaml");
+    let path = file(folder);
     fs::create_dir_all(folder)
         .and_then(|()| fs::write(&path, manifests(layout)))
         .map_err(LabError::io(format!("write {}", path.display())))
+}
+
+/// The file that [`prepare`] wrote, which the agents update where it stands.
+fn file(folder: &Path) -> std::path::PathBuf {
+    folder.join("cluster.yaml")
+}
+
+/// Rewrites the file as an editor does: whole, by a rename. `edit` gets the documents, each without its `---`.
+fn edit(
+    folder: &Path,
+    edit: impl FnOnce(Vec<String>) -> Result<Vec<String>, LabError>,
+) -> Result<(), LabError> {
+    let path = file(folder);
+    let text = fs::read_to_string(&path).map_err(LabError::io(format!("read {}", path.display())))?;
+    let text: String = edit(documents(&text))?
+        .iter()
+        .map(|document| format!("---\n{document}"))
+        .collect();
+    let beside = folder.join(".cluster.yaml.edited");
+    fs::write(&beside, text)
+        .and_then(|()| fs::rename(&beside, &path))
+        .map_err(LabError::io(format!("write {}", path.display())))
+}
+
+fn documents(text: &str) -> Vec<String> {
+    let mut documents = vec![String::new()];
+    for line in text.split_inclusive('\n') {
+        if line.trim_end() == "---" {
+            documents.push(String::new());
+        } else if let Some(last) = documents.last_mut() {
+            last.push_str(line);
+        }
+    }
+    documents.retain(|document| !document.trim().is_empty());
+    documents
+}
+
+fn is(document: &str, kind: &str, name: &str) -> bool {
+    let (kind, name) = (format!("kind: {kind}"), format!("  name: {name}"));
+    document.lines().any(|line| line == kind) && document.lines().any(|line| line == name)
+}
+
+fn unknown(folder: &Path, what: &str) -> LabError {
+    LabError::Answer {
+        what: file(folder).display().to_string(),
+        reason: format!("it has no {what}"),
+        text: fs::read_to_string(file(folder)).unwrap_or_default(),
+    }
+}
+
+/// Sets fields of the IPPool's `spec`, whether they are there already or not.
+pub(crate) fn set_in_pool(folder: &Path, fields: &[(&str, &str)]) -> Result<(), LabError> {
+    edit(folder, |mut documents| {
+        let pool = documents.iter_mut().find(|d| is(d, "IPPool", POOL_NAME));
+        let pool = pool.ok_or_else(|| unknown(folder, &format!("IPPool {POOL_NAME}")))?;
+        for (field, value) in fields {
+            let start = format!("  {field}:");
+            let others = pool.lines().filter(|line| !line.starts_with(&start));
+            let mut changed = String::new();
+            for line in others {
+                let _ = writeln!(changed, "{line}");
+                if line == "spec:" {
+                    let _ = writeln!(changed, "{start} {value}");
+                }
+            }
+            *pool = changed;
+        }
+        Ok(documents)
+    })
+}
+
+/// Takes the document of a Node out, and returns it.
+pub(crate) fn take_node(folder: &Path, name: &str) -> Result<String, LabError> {
+    let mut taken = None;
+    edit(folder, |mut documents| {
+        let place = documents.iter().position(|d| is(d, "Node", name));
+        let place = place.ok_or_else(|| unknown(folder, &format!("Node {name}")))?;
+        taken = Some(documents.remove(place));
+        Ok(documents)
+    })?;
+    taken.ok_or_else(|| unknown(folder, &format!("Node {name}")))
+}
+
+/// Adds a document.
+pub(crate) fn add(folder: &Path, document: String) -> Result<(), LabError> {
+    edit(folder, |mut documents| {
+        documents.push(document);
+        Ok(documents)
+    })
+}
+
+/// Moves everything but the hidden files from one folder into another, which is made if need be.
+pub(crate) fn move_all(from: &Path, to: &Path) -> Result<(), LabError> {
+    let moving = || {
+        fs::create_dir_all(to)?;
+        for entry in fs::read_dir(from)? {
+            let name = entry?.file_name();
+            if !name.to_string_lossy().starts_with('.') {
+                fs::rename(from.join(&name), to.join(&name))?;
+            }
+        }
+        Ok(())
+    };
+    moving().map_err(LabError::io(format!(
+        "move what is in {} to {}",
+        from.display(),
+        to.display()
+    )))
 }
 
 /// The manifests of a layout.
@@ -33,7 +144,7 @@ fn pool(mode: Mode) -> String {
 apiVersion: crd.projectcalico.org/v1
 kind: IPPool
 metadata:
-  name: default-ipv4-ippool
+  name: {POOL_NAME}
 spec:
   cidr: {POOL}
   blockSize: 26
@@ -134,6 +245,28 @@ mod tests {
     use serde::Deserialize as _;
 
     use super::*;
+
+    #[test]
+    fn an_edit_changes_what_it_names_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let layout = Layout::new(Mode::Ipip);
+        prepare(folder, &layout).unwrap();
+        let read = || fs::read_to_string(file(folder)).unwrap();
+        set_in_pool(folder, &[("ipipMode", "Never"), ("disabled", "true")]).unwrap();
+        let changed = read();
+        let pool: serde_yaml::Value = serde_yaml::from_str(&documents(&changed)[0]).unwrap();
+        assert_eq!(pool["spec"]["ipipMode"], "Never");
+        assert_eq!(pool["spec"]["disabled"], true);
+        assert_eq!(pool["spec"]["cidr"], POOL);
+        assert_eq!(documents(&changed)[1..], documents(&manifests(&layout))[1..]);
+
+        let node = take_node(folder, "node2").unwrap();
+        assert!(node.contains("address: 172.18.0.12") && !read().contains("node2"));
+        assert!(take_node(folder, "node2").is_err());
+        add(folder, node).unwrap();
+        assert_eq!(documents(&read()).len(), documents(&changed).len());
+    }
 
     #[test]
     fn the_manifests_are_yaml_and_name_every_node() {

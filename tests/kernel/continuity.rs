@@ -1,0 +1,251 @@
+//! Packets that pass while something under or beside the agents goes away and comes back.
+
+use std::fs;
+use std::time::Duration;
+
+use harness::ping::{PingTrain, ping};
+use harness::{Lab, Node, wait_for};
+use libtest_mimic::Failed;
+
+use crate::ensure;
+
+/// For what takes an agent a moment; a guest on a busy machine gets more.
+const GENEROUS: Duration = Duration::from_secs(30);
+/// Between two packets of a train.
+const INTERVAL: Duration = Duration::from_millis(10);
+/// Packets of a train after each step.
+const WAGONS: usize = 50;
+
+fn train(lab: &Lab, from: &str, to: &str) -> Result<PingTrain, Failed> {
+    Ok(PingTrain::start(
+        &lab.pod(from).namespace,
+        lab.pod(to).address,
+        INTERVAL,
+    )?)
+}
+
+/// Stops a train that may have lost so many packets.
+fn arrived(train: PingTrain, may_be_lost: usize) -> Result<(), Failed> {
+    let outcome = train.stop();
+    let lost = outcome.lost.len();
+    println!("  {} packets answered, {lost} lost", outcome.answered);
+    ensure(lost <= may_be_lost, || format!("lost: {outcome:?}"))
+}
+
+/// All that an agent keeps in the kernel: the routes of all tables, and the rules.
+fn programmed(node: &Node) -> Result<String, Failed> {
+    // What the kernel adds by itself for addresses and links is not ours to compare.
+    let routes = node.namespace.ip("route show table all")?;
+    let ours = routes.lines().filter(|line| line.contains("proto culvert"));
+    let mut ours: Vec<_> = ours.map(str::trim_end).collect();
+    ours.sort_unstable();
+    Ok(format!(
+        "{}\n{}",
+        ours.join("\n"),
+        node.namespace.ip("rule show")?
+    ))
+}
+
+/// Waits until a node's kernel holds what it held before.
+fn as_before(node: &Node, before: &str) -> Result<(), Failed> {
+    let what = format!("node{} to have all that it had:\n{before}", node.number);
+    Ok(wait_for(&what, GENEROUS, || {
+        let now = programmed(node).map_err(|e| e.message().unwrap_or("unreadable").to_owned())?;
+        if now == before { Ok(()) } else { Err(now) }
+    })?)
+}
+
+/// Waits until the status of every node has, or has no more, this in it.
+fn told(lab: &Lab, words: &str, wanted: bool) -> Result<(), Failed> {
+    for node in lab.nodes() {
+        let verb = if wanted { "tell" } else { "no longer tell" };
+        let what = format!("the status of node{} to {verb}: {words}", node.number);
+        wait_for(&what, GENEROUS, || {
+            let status = node.agent.status_text(&[]).map_err(|e| e.to_string())?;
+            if status.contains(words) == wanted {
+                Ok(())
+            } else {
+                Err(status)
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// A new pod gets an address and is reachable: the agent reads and writes its datastore.
+fn still_attaches(lab: &mut Lab) -> Result<(), Failed> {
+    let pod = lab.attach(1, "late")?;
+    ping(&lab.pod("n2p1").namespace, pod.address)?;
+    lab.detach("late")?;
+    Ok(())
+}
+
+/// Ended, started, and ended again before it has settled, and started: every packet arrives.
+pub(crate) fn twice(lab: &mut Lab) -> Result<(), Failed> {
+    let trains = [train(lab, "n1p1", "n2p1")?, train(lab, "n3p1", "n1p1")?];
+    let before = programmed(lab.node(1))?;
+    for _ in 0..2 {
+        lab.agent(1).terminate()?;
+        lab.start_agent(1)?;
+    }
+    lab.wait_for_sessions()?;
+    lab.wait_for_routes()?;
+    as_before(lab.node(1), &before)?;
+    for train in trains {
+        train.wait_for_more(WAGONS)?;
+        arrived(train, 0)?;
+    }
+    Ok(())
+}
+
+/// The datastore's folder is away until every agent has noticed, and comes back: nothing is lost, and it is read again.
+pub(crate) fn datastore_away(lab: &mut Lab) -> Result<(), Failed> {
+    const WORDS: &str = "cannot look at the datastore";
+
+    let train = train(lab, "n1p1", "n2p1")?;
+    let before: Vec<_> = lab.nodes().map(programmed).collect::<Result<_, _>>()?;
+    let complaints = |node: &Node| fs::read_to_string(node.agent.log()).map(|log| log.matches(WORDS).count());
+    let counts: Vec<_> = lab.nodes().map(complaints).collect::<Result<_, _>>()?;
+    lab.set_datastore_away(true)?;
+    for (node, count) in lab.nodes().zip(counts) {
+        wait_for(
+            &format!("node{} to say: {WORDS}", node.number),
+            GENEROUS,
+            || match complaints(node) {
+                Ok(now) if now > count => Ok(()),
+                other => Err(format!("{other:?}, before {count}")),
+            },
+        )?;
+    }
+    train.wait_for_more(4 * WAGONS)?;
+    lab.set_datastore_away(false)?;
+    still_attaches(lab)?;
+    lab.wait_for_sessions()?;
+    for (node, before) in lab.nodes().zip(before) {
+        as_before(node, &before)?;
+    }
+    arrived(train, 0)
+}
+
+/// All manifests vanish: every agent says so, withdraws nothing, and is content when they are back.
+pub(crate) fn datastore_emptied(lab: &mut Lab) -> Result<(), Failed> {
+    const WORDS: &str = "objects have vanished from the datastore at once";
+
+    let train = train(lab, "n1p1", "n2p1")?;
+    let before: Vec<_> = lab.nodes().map(programmed).collect::<Result<_, _>>()?;
+    lab.empty_datastore()?;
+    told(lab, WORDS, true)?;
+    train.wait_for_more(4 * WAGONS)?;
+    for (node, before) in lab.nodes().zip(&before) {
+        ensure(programmed(node)? == *before, || {
+            format!("node{} changed something", node.number)
+        })?;
+    }
+    lab.fill_datastore()?;
+    told(lab, WORDS, false)?;
+    lab.wait_for_sessions()?;
+    still_attaches(lab)?;
+    for (node, before) in lab.nodes().zip(before) {
+        as_before(node, &before)?;
+    }
+    arrived(train, 0)
+}
+
+/// A node that is given up: its agent ends, which withdraws nothing, and its Node object is deleted: the others drop the
+/// routes to it and keep their own. Added back, all is as it was.
+pub(crate) fn node_deleted(lab: &mut Lab) -> Result<(), Failed> {
+    let train = train(lab, "n1p1", "n2p1")?;
+    let before: Vec<_> = lab.nodes().map(programmed).collect::<Result<_, _>>()?;
+    let blocks = lab.node(3).blocks()?;
+    let leads_there = |route: &String| blocks.iter().any(|block| route.starts_with(block.as_str()));
+    lab.agent(3).terminate()?;
+    for node in lab.nodes().filter(|node| node.number != 3) {
+        let routes = node.namespace.routes()?;
+        ensure(routes.iter().any(leads_there), || routes.join("; "))?;
+    }
+    let manifest = lab.delete_node_object(3)?;
+    for node in lab.nodes().filter(|node| node.number != 3) {
+        let what = format!("the routes of node{} to the deleted node to go", node.number);
+        wait_for(&what, GENEROUS, || {
+            let routes = node.namespace.routes().map_err(|e| e.to_string())?;
+            if routes.iter().any(leads_there) {
+                Err(routes.join("; "))
+            } else {
+                Ok(())
+            }
+        })?;
+    }
+    train.wait_for_more(WAGONS)?;
+    lab.add_object(manifest)?;
+    lab.start_agent(3)?;
+    lab.wait_for_sessions()?;
+    lab.wait_for_routes()?;
+    for (node, before) in lab.nodes().zip(before) {
+        as_before(node, &before)?;
+    }
+    ping(&lab.pod("n1p1").namespace, lab.pod("n3p1").address)?;
+    ping(&lab.pod("n3p1").namespace, lab.pod("n2p1").address)?;
+    train.wait_for_more(WAGONS)?;
+    arrived(train, 0)
+}
+
+/// The tunnel device goes down: the agent sets it up with its routes, and few packets are lost.
+pub(crate) fn tunnel_down(lab: &mut Lab) -> Result<(), Failed> {
+    // A second is what is promised; a guest on a busy machine gets more.
+    const SMALL: usize = 200;
+
+    let train = train(lab, "n1p1", "n2p1")?;
+    let before = programmed(lab.node(1))?;
+    lab.node(1).namespace.ip("link set tunl0 down")?;
+    as_before(lab.node(1), &before)?;
+    train.wait_for_more(WAGONS)?;
+    arrived(train, SMALL)
+}
+
+/// Runs `break_it` on the underlay of node 1 and `mend` after a while. Between the others nothing is lost meanwhile; in the
+/// end the routes and pins of node 1 are what they were, and its pods are reachable.
+fn recovers(lab: &mut Lab, break_it: &str, mend: &[String]) -> Result<(), Failed> {
+    let before = programmed(lab.node(1))?;
+    ensure(before.contains(" table 886 "), || format!("no pins: {before}"))?;
+    let (through, beside) = (train(lab, "n1p1", "n2p1")?, train(lab, "n3p1", "n2p1")?);
+    let node = lab.node(1).namespace.clone();
+    node.ip(break_it)?;
+    beside.wait_for_more(4 * WAGONS)?;
+    for command in mend {
+        node.ip(command)?;
+    }
+    through.wait_for_more(WAGONS)?;
+    lab.wait_for_sessions()?;
+    lab.wait_for_routes()?;
+    as_before(lab.node(1), &before)?;
+    through.wait_for_more(WAGONS)?;
+    let outcome = through.stop();
+    println!(
+        "  ip {break_it}: {} packets answered, {} lost",
+        outcome.answered,
+        outcome.lost.len()
+    );
+    ping(&lab.pod("n3p1").namespace, lab.pod("n1p1").address)?;
+    arrived(beside, 0)
+}
+
+/// The NIC goes down and up; what configures the host puts its default route back.
+pub(crate) fn nic_down(lab: &mut Lab) -> Result<(), Failed> {
+    let default = format!("route replace default via {}", lab.layout().router(1));
+    recovers(
+        lab,
+        "link set eth0 down",
+        &["link set eth0 up".to_owned(), default],
+    )
+}
+
+/// The advertised address is removed and added back; what configures the host puts its default route back.
+pub(crate) fn address_gone(lab: &mut Lab) -> Result<(), Failed> {
+    let address = lab.node(1).address;
+    let default = format!("route replace default via {}", lab.layout().router(1));
+    recovers(
+        lab,
+        &format!("addr del {address}/24 dev eth0"),
+        &[format!("addr add {address}/24 dev eth0"), default],
+    )
+}
