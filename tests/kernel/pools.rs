@@ -68,13 +68,9 @@ pub(crate) fn disabled(lab: &mut Lab) -> Result<(), Failed> {
     lab.set_in_pool(&[("disabled", "true"), ("ipipMode", "CrossSubnet")])?;
     routed(lab, Mode::CrossSubnet)?;
     train.wait_for_more(WAGONS)?;
-    lab.set_in_pool(&[("ipipMode", "Always")])?;
+    lab.set_in_pool(&[("disabled", "false"), ("ipipMode", "Always")])?;
     routed(lab, Mode::Ipip)?;
     train.wait_for_more(WAGONS)?;
-    lab.set_in_pool(&[("disabled", "false"), ("ipipMode", "CrossSubnet")])?;
-    routed(lab, Mode::CrossSubnet)?;
-    lab.set_in_pool(&[("ipipMode", "Always")])?;
-    routed(lab, Mode::Ipip)?;
     lossless(train)
 }
 
