@@ -1,16 +1,18 @@
 //! Keeps what this node needs of the pools: a block of its own, and the address of its tunnel device; and keeps its
-//! Node object saying so.
+//! Node object saying so. A Node object that is missing at the start is made; one that is deleted later stays so, and
+//! nothing is claimed for it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::timeout;
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
 use crate::allocation::{AllocationError, Allocator};
-use crate::datastore::{Datastore, DatastoreError};
-use crate::node::{self, Announcement};
+use crate::api::Node;
+use crate::datastore::{self, Datastore, DatastoreError};
+use crate::node::{self, Announcement, Missing};
 
 /// The first and the longest wait before a claim that failed is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -44,10 +46,14 @@ pub async fn keep(
     mut needs: watch::Receiver<Needs>,
 ) {
     let mut wait = RETRY.0;
+    let mut missing = Missing::Create;
     loop {
         let wanted = *needs.borrow_and_update();
-        let failed = match claim(&store, &allocator, &node, &announcement, wanted).await {
-            Ok(()) => false,
+        let failed = match claim(&store, &allocator, &node, (&announcement, missing), wanted).await {
+            Ok(()) => {
+                missing = Missing::Leave;
+                false
+            }
             Err(error) => {
                 error!(%error, retry = ?wait, "cannot claim what this node needs");
                 true
@@ -66,9 +72,16 @@ async fn claim(
     store: &Arc<dyn Datastore>,
     allocator: &Allocator,
     node: &str,
-    announcement: &Announcement,
+    (announcement, missing): (&Announcement, Missing),
     needs: Needs,
 ) -> Result<(), ClaimError> {
+    if missing == Missing::Leave && datastore::get::<Node>(store.as_ref(), node).await?.is_none() {
+        warn!(
+            node,
+            "the Node object is gone: nothing is claimed or published until it is back"
+        );
+        return Ok(());
+    }
     if needs.block {
         let blocks = allocator.ensure_block().await?;
         debug!(?blocks, "this node's blocks");
@@ -77,7 +90,7 @@ async fn claim(
     if needs.tunnel_address {
         announcement.tunnel_address = Some(allocator.tunnel_address().await?);
     }
-    // All of it, each time: somebody may have deleted the Node object, or changed what it says.
-    node::publish(store, node, &announcement).await?;
+    // All of it, each time: somebody may have changed what the Node object says, or put back an older one.
+    node::publish(store, node, &announcement, missing).await?;
     Ok(())
 }

@@ -39,7 +39,7 @@ use crate::fib::{Change, Desired, PROTOCOL_KERNEL, Route, Snapshot};
 use crate::firewall;
 use crate::http::{self, Confirmations};
 use crate::metrics::Metrics;
-use crate::node::{self, AddressError};
+use crate::node::{self, AddressError, Missing};
 use crate::reconcile::{Actual, Ours, Removal, diff};
 use crate::speaker::{self, Endpoint, SpeakerError};
 use crate::status::AgentStatus;
@@ -127,7 +127,7 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
     let announcement = identity.announcement();
     // With a last good copy at hand this may wait until the datastore is back: the claims see to it.
     if copy.is_none() {
-        node::publish(&store, &node, &announcement).await?;
+        node::publish(&store, &node, &announcement, Missing::Create).await?;
     }
 
     let settings = settings_of(config, &identity);

@@ -209,8 +209,16 @@ impl Announcement {
     }
 }
 
-/// Publishes `announcement` in the Node object of this name, which is created where there is none. What is published
-/// already is not written again.
+/// What becomes of a Node object that does not exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// It is created: the node is new.
+    Create,
+    /// It stays away: somebody gave the node up while its agent ran.
+    Leave,
+}
+
+/// Publishes `announcement` in the Node object of this name. What is published already is not written again.
 ///
 /// # Errors
 /// Those of the datastore; a conflict only after a hundred of them in a row.
@@ -218,12 +226,16 @@ pub async fn publish(
     store: &Arc<dyn Datastore>,
     name: &str,
     announcement: &Announcement,
+    missing: Missing,
 ) -> Result<(), DatastoreError> {
     let mut tries = 0;
     loop {
         tries += 1;
         let found: Option<Node> = datastore::get(store.as_ref(), name).await?;
         let exists = found.is_some();
+        if !exists && missing == Missing::Leave {
+            return Ok(());
+        }
         let mut node = found.unwrap_or_else(|| Node::named(name));
         let changed = announcement.write_to(&mut node);
         if exists && !changed {
