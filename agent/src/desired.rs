@@ -142,6 +142,21 @@ impl Rejection {
     }
 }
 
+/// Those of `now` that are not among `before`. A peer decides how many there are: each is looked up, not searched for.
+#[must_use]
+pub fn newly_rejected<'a>(before: &[Rejected], now: &'a [Rejected]) -> Vec<&'a Rejected> {
+    let mut known: BTreeMap<IpNet, Vec<&Rejection>> = BTreeMap::new();
+    for rejected in before {
+        known.entry(rejected.prefix).or_default().push(&rejected.reason);
+    }
+    let is_known = |new: &&Rejected| {
+        known
+            .get(&new.prefix)
+            .is_some_and(|reasons| reasons.contains(&&new.reason))
+    };
+    now.iter().filter(|new| !is_known(new)).collect()
+}
+
 /// What is, as the functions below see it.
 #[derive(Clone, Copy, Debug)]
 pub struct Known<'a> {

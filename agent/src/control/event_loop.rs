@@ -36,6 +36,9 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 /// The status is told at most this often: putting it together looks at every route and peer.
 const STATUS_INTERVAL: Duration = Duration::from_millis(100);
 
+/// So many destinations that are not installed are named at once in the log.
+const TOLD_AT_ONCE: usize = 20;
+
 /// How long the connections may take to close when the agent stops.
 const STOP_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -64,6 +67,8 @@ pub(super) struct EventLoop {
     /// The peers have told all they know, or had their time to.
     converged: bool,
     actual: Actual,
+    /// `actual` is known to be out of date.
+    must_dump: bool,
 
     /// The routes of the last plan.
     planned: BTreeMap<RouteKey, Route>,
@@ -116,6 +121,7 @@ impl EventLoop {
             learned: Learned::new(),
             converged: false,
             actual,
+            must_dump: false,
             planned: BTreeMap::new(),
             planned_rules: BTreeSet::new(),
             rejected: Vec::new(),
@@ -186,10 +192,12 @@ impl EventLoop {
                     continue;
                 }
             };
-            if wake == Wake::Dump {
+            self.must_dump |= wake == Wake::Dump;
+            if self.must_dump && wake >= Wake::Plan {
                 self.dump().await;
             }
-            if wake >= Wake::Plan {
+            // On an old picture the difference would be wrong, and the retry that is due would be forgotten.
+            if wake >= Wake::Plan && !self.must_dump {
                 self.turn().await;
             }
             self.status_due
@@ -267,7 +275,10 @@ impl EventLoop {
     /// Reads the kernel anew. When that fails the last picture stands, and it is tried again.
     async fn dump(&mut self) {
         match self.dataplane.dump().await {
-            Ok(snapshot) => self.actual = Actual::new(snapshot),
+            Ok(snapshot) => {
+                self.actual = Actual::new(snapshot);
+                self.must_dump = false;
+            }
             Err(error) => {
                 error!(%error, "cannot read the kernel's state");
                 self.retry_later();
@@ -348,12 +359,18 @@ impl EventLoop {
 
     /// Says once of each destination that it is not installed, and why.
     fn note_rejected(&mut self, rejected: &[Rejected]) {
-        for new in rejected.iter().filter(|r| !self.rejected.contains(r)) {
-            if new.reason == Rejection::NoTunnel {
-                debug!(prefix = %new.prefix, reason = %new.reason, "destination not installed");
-            } else {
-                warn!(prefix = %new.prefix, reason = %new.reason, "destination not installed");
-            }
+        let new = desired::newly_rejected(&self.rejected, rejected);
+        let (passing, lasting): (Vec<_>, Vec<_>) =
+            new.into_iter().partition(|new| new.reason == Rejection::NoTunnel);
+        for new in passing {
+            debug!(prefix = %new.prefix, reason = %new.reason, "destination not installed");
+        }
+        for new in lasting.iter().take(TOLD_AT_ONCE) {
+            warn!(prefix = %new.prefix, reason = %new.reason, "destination not installed");
+        }
+        // A peer decides how many there are; the log is not its to fill.
+        if let Some(more @ 1..) = lasting.len().checked_sub(TOLD_AT_ONCE) {
+            warn!(more, "further destinations not installed");
         }
         self.rejected = rejected.to_vec();
     }
@@ -454,7 +471,11 @@ impl EventLoop {
     }
 
     async fn apply(&mut self, changes: Vec<Change>) {
-        let known = std::mem::take(&mut self.failures);
+        let told: BTreeSet<String> = self
+            .failures
+            .drain(..)
+            .map(|(_, error)| error.to_string())
+            .collect();
         self.retry = None;
         if changes.is_empty() {
             self.retry_wait = RETRY.0;
@@ -476,7 +497,7 @@ impl EventLoop {
                 }
                 Err(error) => {
                     // The same answer to the same change is told once, however often it is tried.
-                    if known.iter().any(|(former, _)| *former == change) {
+                    if told.contains(&error.to_string()) {
                         debug!(%error, "the kernel refused a change again");
                     } else {
                         error!(%error, "the kernel refused a change");

@@ -21,6 +21,9 @@ use crate::status::{
     SourceStatus,
 };
 
+/// So many problems of one kind the status names.
+const PROBLEMS_TOLD: usize = 100;
+
 /// What the loop knows.
 pub(super) struct Observation<'a> {
     pub(super) former: &'a AgentStatus,
@@ -142,9 +145,23 @@ fn routes(known: &Observation<'_>) -> RouteStatus {
     RouteStatus {
         desired: known.planned.len(),
         programmed: known.planned.values().filter(programmed).count(),
-        failed: failed.chain(fought_over).chain(overshadowed).collect(),
-        rejected: rejected.collect(),
+        failed: first(failed.chain(fought_over).chain(overshadowed)),
+        rejected: first(rejected),
     }
+}
+
+/// The first problems, and how many more there are. A peer decides how many destinations are rejected, and the status is
+/// put together again at every change.
+fn first(mut problems: impl Iterator<Item = RouteProblem>) -> Vec<RouteProblem> {
+    let mut told: Vec<RouteProblem> = problems.by_ref().take(PROBLEMS_TOLD).collect();
+    let more = problems.count();
+    if more > 0 {
+        told.push(RouteProblem {
+            route: format!("{more} more"),
+            reason: "left out here".to_owned(),
+        });
+    }
+    told
 }
 
 /// What a change is about.

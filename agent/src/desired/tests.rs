@@ -587,3 +587,22 @@ fn of_several_next_hops_the_narrowest_path_counts() {
          nexthop via 172.18.0.12 dev tunl0 weight 1 onlink nexthop via 172.19.0.13 dev tunl0 weight 1 onlink"
     );
 }
+
+#[test]
+fn a_rejection_is_new_once_for_each_destination_and_reason() {
+    let prefix = |n: u8| IpNet::from(IpAddr::from([10, 9, n, 0]));
+    let unreachable = |n: u8| Rejected {
+        prefix: prefix(n),
+        reason: Rejection::Unreachable {
+            next_hop: [172, 18, 0, 9].into(),
+        },
+    };
+    let no_tunnel = Rejected {
+        prefix: prefix(1),
+        reason: Rejection::NoTunnel,
+    };
+    let before = [unreachable(1), unreachable(2)];
+    let now = [unreachable(1), no_tunnel.clone(), unreachable(3)];
+    assert_eq!(newly_rejected(&before, &now), [&no_tunnel, &unreachable(3)]);
+    assert!(newly_rejected(&now, &now).is_empty());
+}
