@@ -19,6 +19,7 @@ pub mod logging;
 pub mod metrics;
 pub mod node;
 pub mod reconcile;
+pub mod selector;
 pub mod speaker;
 pub mod status;
 pub mod withdrawal;
