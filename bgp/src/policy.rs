@@ -1,5 +1,8 @@
 //! What is let in and what is let out (RFC 4271 §9.1.1, §9.1.3, §9.2).
 
+pub mod filter;
+pub mod rule;
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
@@ -121,11 +124,7 @@ impl Export {
 /// RFC 4271 §5.1.2 (b): our AS in front; §5.1.4 and §5.1.5: neither MED of another AS nor LOCAL_PREF goes along.
 fn leave_as(attributes: &PathAttributes, asn: Asn, local_address: Ipv4Addr) -> PathAttributes {
     let mut out = attributes.clone();
-    match out.as_path.segments.first_mut() {
-        // RFC 4271 §5.1.2: a segment holds up to 255.
-        Some(AsSegment::Sequence(numbers)) if numbers.len() < 255 => numbers.insert(0, asn),
-        _ => out.as_path.segments.insert(0, AsSegment::Sequence(vec![asn])),
-    }
+    rule::prepend(&mut out.as_path, &[asn]);
     out.next_hop = local_address;
     out.med = None;
     out.local_pref = None;

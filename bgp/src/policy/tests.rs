@@ -11,11 +11,11 @@ const OURS: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 10);
 const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 18, 0, 11));
 const THIRD: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 18, 0, 12));
 
-fn asn(number: u32) -> Asn {
+pub(super) fn asn(number: u32) -> Asn {
     Asn::new(number).unwrap()
 }
 
-fn sequence(numbers: &[u32]) -> AsPath {
+pub(super) fn sequence(numbers: &[u32]) -> AsPath {
     AsPath {
         segments: vec![AsSegment::Sequence(
             numbers.iter().map(|&number| asn(number)).collect(),
@@ -23,7 +23,7 @@ fn sequence(numbers: &[u32]) -> AsPath {
     }
 }
 
-fn received(edit: impl FnOnce(&mut PathAttributes)) -> PathAttributes {
+pub(super) fn received(edit: impl FnOnce(&mut PathAttributes)) -> PathAttributes {
     let mut attributes = PathAttributes {
         origin: Origin::Igp,
         as_path: sequence(&[65001]),
