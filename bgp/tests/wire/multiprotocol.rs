@@ -1,6 +1,6 @@
 //! MP_REACH_NLRI, MP_UNREACH_NLRI, and the End-of-RIB marker.
 
-use culvert_bgp::wire::Verdict::{Accept, DiscardAttribute as Discard, TreatAsWithdraw as Withdraw};
+use culvert_bgp::wire::Verdict::{DiscardAttribute as Discard, TreatAsWithdraw as Withdraw};
 use culvert_bgp::wire::message::{Family, Update};
 
 use crate::malformed::{ANNOUNCED, AS_PATH, LOCAL_PREF, NEXT_HOP, ORIGIN, read};
@@ -34,7 +34,8 @@ fn ipv4_routes_in_mp_reach_nlri_are_routes_with_the_next_hop_beside_them() {
 }
 
 #[test]
-fn routes_in_both_places_need_one_next_hop() {
+fn routes_in_both_places_have_each_their_own_next_hop() {
+    // RFC 7606 §5.1 (test): not to be sent, but to be read.
     let with = |hop: &str| {
         let reach = format!("80 0e 0d 0001 01 04 {hop} 00 18 0a0002");
         let attributes = hex(&[reach.as_str(), ORIGIN, AS_PATH, NEXT_HOP, LOCAL_PREF].concat());
@@ -45,8 +46,19 @@ fn routes_in_both_places_need_one_next_hop() {
     assert_eq!(faults, []);
     let (other, faults) = with("c0000202");
     assert_eq!(other.announced, [nlri("10.0.1.0/24")]);
-    assert_eq!(other.withdrawn, [nlri("10.0.2.0/24")]);
-    assert_eq!(faults, [(14, Accept)]);
+    assert_eq!(other.withdrawn, []);
+    assert_eq!(faults, []);
+    let told: Vec<_> = other
+        .announcements()
+        .map(|(list, attributes)| (list.to_vec(), attributes.next_hop.to_string()))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (vec![nlri("10.0.1.0/24")], "192.0.2.1".to_owned()),
+            (vec![nlri("10.0.2.0/24")], "192.0.2.2".to_owned())
+        ]
+    );
 }
 
 #[test]
