@@ -173,7 +173,7 @@ fn the_preference_goes_to_internal_peers_only() {
 }
 
 #[test]
-fn prefixes_of_ipv6_have_no_place_in_the_fields_of_ipv4() {
+fn a_family_that_was_not_agreed_on_is_left_out() {
     let mixed = [nlri("2001:db8::/32"), nlri("10.0.1.0/24")];
     let updates = check(&encode_withdrawals(&mixed, INTERNAL));
     assert_eq!(updates[0].withdrawn, [nlri("10.0.1.0/24")]);
