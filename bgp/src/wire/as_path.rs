@@ -1,5 +1,6 @@
 //! AS_PATH and AS4_PATH (RFC 4271 §4.3, RFC 6793 §3): segments, their octets, and how the two become one.
 
+use super::Negotiated;
 use super::fault::FaultReason;
 use super::message::{AsPath, AsSegment};
 use super::octets::Octets;
@@ -24,6 +25,15 @@ pub(super) enum Width {
 }
 
 impl Width {
+    /// What both ends know.
+    pub(super) fn of(negotiated: Negotiated) -> Self {
+        if negotiated.four_octet_as {
+            Width::Four
+        } else {
+            Width::Two
+        }
+    }
+
     pub(super) fn octets(self) -> usize {
         match self {
             Width::Two => 2,

@@ -65,11 +65,7 @@ pub(super) fn encode_attributes(
             Origin::Incomplete => 2,
         });
     });
-    let width = if negotiated.four_octet_as {
-        Width::Four
-    } else {
-        Width::Two
-    };
+    let width = Width::of(negotiated);
     area.put(TRANSITIVE, attribute::AS_PATH, |value| {
         as_path::encode(&attributes.as_path, width, value);
     });

@@ -212,11 +212,7 @@ impl Gathered {
 
     fn value(&mut self, attribute: &Attribute<'_>, negotiated: Negotiated) -> Result<(), FaultReason> {
         let value = attribute.value;
-        let width = if negotiated.four_octet_as {
-            Width::Four
-        } else {
-            Width::Two
-        };
+        let width = Width::of(negotiated);
         match attribute.code {
             attribute::ORIGIN => self.origin = Some(origin(value)?),
             attribute::AS_PATH => self.as_path = Some(as_path::decode(value, width)?),

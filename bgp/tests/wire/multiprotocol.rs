@@ -200,8 +200,8 @@ fn ipv4_routes_with_a_next_hop_of_ipv6_need_a_peer_that_takes_them() {
     let path = read.attributes.unwrap();
     assert_eq!(path.next_hop.to_string(), "2001:db8::1");
     assert_eq!(
-        encode_announcements(&path, &read.announced, extended),
-        [octets.clone()]
+        encode_announcements(&path, &read.announced, extended).concat(),
+        octets
     );
     let both = format!("80 0e 29 0001 01 20 {GLOBAL} {LINK_LOCAL} 00 18 0a0001");
     let both = hex(&[both.as_str(), ORIGIN, AS_PATH, LOCAL_PREF].concat());
