@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::fib::{Address, Change, KernelEvent, Link, Route, RouteKey, Rule, Snapshot};
+use crate::fib::{Address, Change, KernelEvent, Link, MAIN_TABLE, Route, RouteKey, Rule, Snapshot};
 
 /// What an event did to the knowledge of the kernel; of several the greatest counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,7 +22,8 @@ pub enum Observed {
 /// What of the kernel may be another than it was.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Touched {
-    /// The keys of routes. Not those of our own that were written where nothing was, or over another of ours.
+    /// The keys of routes. Not those of our own in the main table that were written where nothing was, or over another of
+    /// ours: there may be a hundred thousand of them, and no plan rests on them.
     pub routes: BTreeSet<RouteKey>,
     /// The links, by index.
     pub links: BTreeSet<u32>,
@@ -321,8 +322,11 @@ impl Actual {
         Observed::Changed
     }
 
-    /// Takes note of a route of ours that was written. The plan does not rest on such routes, only on what they replace.
+    /// Takes note of a route of ours that was written.
     fn written(&mut self, route: Route) {
+        if route.key.table != MAIN_TABLE {
+            self.touched.routes.insert(route.key);
+        }
         let routes = self
             .routes
             .entry(route.key)
