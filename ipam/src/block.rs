@@ -215,7 +215,8 @@ impl Attribute {
     /// Whether Windows keeps the address for itself.
     #[must_use]
     pub fn is_windows_reserved(&self) -> bool {
-        self.handle().is_some_and(|h| h.eq_ignore_ascii_case(WINDOWS_RESERVED_HANDLE))
+        self.handle()
+            .is_some_and(|h| h.eq_ignore_ascii_case(WINDOWS_RESERVED_HANDLE))
     }
 }
 

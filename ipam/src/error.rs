@@ -156,7 +156,9 @@ pub enum Error {
         in_use: usize,
     },
     /// A block was written since somebody decided to take it away.
-    #[error("block {block} was to be given up at sequence number {expected}, but is at {found}; look at it again")]
+    #[error(
+        "block {block} was to be given up at sequence number {expected}, but is at {found}; look at it again"
+    )]
     BlockChanged {
         /// The block.
         block: IpNet,

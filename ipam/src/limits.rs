@@ -97,13 +97,26 @@ mod tests {
     fn the_rules_between_fields_are_told_with_both_values() {
         let told = |limits: Limits| limits.check().err().map(|e| e.to_string()).unwrap_or_default();
         assert_eq!(told(Limits::default()), "");
-        let stuck = Limits { auto_allocate_blocks: false, ..Limits::default() };
+        let stuck = Limits {
+            auto_allocate_blocks: false,
+            ..Limits::default()
+        };
         assert!(told(stuck).contains("strictAffinity is false and autoAllocateBlocks is false"));
-        let strict = Limits { strict_affinity: true, max_blocks_per_host: 3, ..stuck };
+        let strict = Limits {
+            strict_affinity: true,
+            max_blocks_per_host: 3,
+            ..stuck
+        };
         assert_eq!(told(strict), "");
-        let limited = Limits { max_blocks_per_host: 3, ..Limits::default() };
+        let limited = Limits {
+            max_blocks_per_host: 3,
+            ..Limits::default()
+        };
         assert!(told(limited).contains("maxBlocksPerHost is 3 and strictAffinity is false"));
-        let cold = Limits { cooldown_seconds: 1201, ..Limits::default() };
+        let cold = Limits {
+            cooldown_seconds: 1201,
+            ..Limits::default()
+        };
         assert!(told(cold).contains("ipCooldownSeconds is 1201, the most is 1200"));
     }
 }

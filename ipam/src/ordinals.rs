@@ -125,7 +125,11 @@ impl Ordinals {
         for (index, sharers) in by_attribute {
             let going: Vec<usize> = sharers.iter().copied().filter(|o| given.contains(o)).collect();
             let slot = usize::try_from(index).unwrap_or(usize::MAX);
-            let Some(attribute) = block.attributes.get(slot).filter(|a| !going.is_empty() && !a.rests()) else {
+            let Some(attribute) = block
+                .attributes
+                .get(slot)
+                .filter(|a| !going.is_empty() && !a.rests())
+            else {
                 continue;
             };
             let mut resting = attribute.clone();
@@ -212,7 +216,11 @@ pub(crate) fn of_handle<'a>(
     handle: &'a str,
 ) -> impl Iterator<Item = (IpAddr, &'a Attribute)> + 'a {
     // Attributes are compared once each, not once for each address.
-    let matching: Vec<bool> = block.attributes.iter().map(|a| a.handle() == Some(handle)).collect();
+    let matching: Vec<bool> = block
+        .attributes
+        .iter()
+        .map(|a| a.handle() == Some(handle))
+        .collect();
     let any = matching.contains(&true);
     block
         .allocations
@@ -221,7 +229,10 @@ pub(crate) fn of_handle<'a>(
         .filter(move |_| any)
         .filter_map(move |(ordinal, index)| {
             let index = usize::try_from((*index)?).ok()?;
-            let attribute = block.attributes.get(index).filter(|_| matching.get(index) == Some(&true))?;
+            let attribute = block
+                .attributes
+                .get(index)
+                .filter(|_| matching.get(index) == Some(&true))?;
             Some((address_of(block.cidr, ordinal), attribute))
         })
 }

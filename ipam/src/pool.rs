@@ -138,12 +138,18 @@ impl fmt::Display for Excluded {
                 write!(f, "nodeSelector {selector:?} does not select this node")
             }
             Excluded::NamespaceSelector(selector) => {
-                write!(f, "namespaceSelector {selector:?} does not select the pod's namespace")
+                write!(
+                    f,
+                    "namespaceSelector {selector:?} does not select the pod's namespace"
+                )
             }
             Excluded::NotTunnelled => f.write_str("ipipMode is Never"),
             Excluded::Manual => f.write_str("assignmentMode is Manual"),
             Excluded::Overlaps { cidr, pool, other } => {
-                write!(f, "its cidr {cidr} overlaps {other} of pool {pool}; delete one of the two")
+                write!(
+                    f,
+                    "its cidr {cidr} overlaps {other} of pool {pool}; delete one of the two"
+                )
             }
         }
     }

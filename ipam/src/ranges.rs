@@ -121,7 +121,9 @@ mod tests {
         let ranges = Ranges::from_iter([net("10.0.0.0/25"), net("10.0.0.128/25"), net("fd00::/120")]);
         assert!(ranges.covers(net("10.0.0.0/24")) && !ranges.covers(net("10.0.0.0/23")));
         assert!(ranges.overlaps(net("10.0.0.0/8")) && !ranges.overlaps(net("11.0.0.0/8")));
-        assert!(ranges.contains("fd00::ff".parse().unwrap()) && !ranges.contains("fd00::100".parse().unwrap()));
+        assert!(
+            ranges.contains("fd00::ff".parse().unwrap()) && !ranges.contains("fd00::100".parse().unwrap())
+        );
     }
 
     #[test]

@@ -281,7 +281,11 @@ fn several_addresses_may_come_from_several_blocks() {
     let pools = [pool("p", "10.0.0.0/29", 30)];
     let mut store = Store::default();
     let any = |count| {
-        let wanted = Wanted::Any { family: Family::V4, count, pools: Vec::new() };
+        let wanted = Wanted::Any {
+            family: Family::V4,
+            count,
+            pools: Vec::new(),
+        };
         assign_wanted("n1", "h", vec![wanted])
     };
     let (outcome, _) = run(&mut store, &pools, any(6));
@@ -346,7 +350,10 @@ fn errors_name_the_node_the_pools_and_what_to_do() {
 #[test]
 fn a_wrong_pool_is_named_when_there_is_no_other() {
     let wrong = Pool::new("blue", net("10.0.0.0/8"), Some(8));
-    let policy = Policy { pools: Pools::new([wrong]), ..Policy::default() };
+    let policy = Policy {
+        pools: Pools::new([wrong]),
+        ..Policy::default()
+    };
     let mut driver = Driver::batch(policy, vec![assign("n1", "h")]);
     let error = driver.run(&mut Store::default()).0.unwrap_err();
     assert!(

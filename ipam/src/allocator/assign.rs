@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 
-
 use crate::error::Error;
 use crate::handle::Handle;
 use crate::name;
@@ -32,7 +31,9 @@ impl<'a> Round<'a> {
                 return Err(Halt::Read(Read::Get(key)));
             }
             // What the handle counts for addresses that it does not get after all is taken back first.
-            Err(Halt::Error(error)) => return Err(self.take_back(request).err().unwrap_or(Halt::Error(error))),
+            Err(Halt::Error(error)) => {
+                return Err(self.take_back(request).err().unwrap_or(Halt::Error(error)));
+            }
             other => other?,
         };
         self.record(request, &placed.picks)?;
@@ -59,7 +60,9 @@ impl<'a> Round<'a> {
         let seen = self.view.handle_unread(&request.handle)?;
         if let HandleSeen::Present { handle, .. } = seen {
             for cidr in handle.block.keys() {
-                let Some(block) = self.present(*cidr)? else { continue };
+                let Some(block) = self.present(*cidr)? else {
+                    continue;
+                };
                 let of_node = block.is_of_node(&request.node);
                 let here = of_handle(block, &request.handle)
                     .filter(|(_, attribute)| attribute.value("node").map_or(of_node, |n| n == request.node));
@@ -87,14 +90,17 @@ impl<'a> Round<'a> {
             }
         };
         for pick in picks {
-            let block = match self.view.block(pick.block)? {
-                BlockSeen::Present { block, .. } => block,
-                _ => return Err(Halt::Wait),
+            let BlockSeen::Present { block, .. } = self.view.block(pick.block)? else {
+                return Err(Halt::Wait);
             };
             let has = count(of_handle(block, &request.handle));
             let will_have = has.saturating_add(count(pick.ordinals.iter()));
             // In another's block somebody else may be about to take an address for this handle.
-            let floor = if block.is_of_node(&request.node) { 0 } else { new.count(pick.block) };
+            let floor = if block.is_of_node(&request.node) {
+                0
+            } else {
+                new.count(pick.block)
+            };
             new.set(pick.block, will_have.max(floor));
         }
         let is_owed = self.view.owed().contains_key(&name);

@@ -37,9 +37,7 @@ use crate::error::Error;
 use crate::timestamp::Timestamp;
 
 pub use object::{Key, Kind, Object, Read, Write};
-pub use request::{
-    Assign, Claim, Freed, Held, HeldAddress, Outcome, Release, Request, Unclaim, Wanted,
-};
+pub use request::{Assign, Claim, Freed, Held, HeldAddress, Outcome, Release, Request, Unclaim, Wanted};
 pub use view::{Policy, View};
 
 /// What a batch of requests has come to, and what to do next.

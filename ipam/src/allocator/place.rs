@@ -139,7 +139,12 @@ impl<'a> Round<'a> {
         placed: &mut Placed,
     ) -> Progress<()> {
         let pools = self.pools(&request.node, request.usage, family, named, &request.excluded)?;
-        let owned: Vec<IpNet> = self.settle(&request.node)?.owned.iter().map(|o| o.affinity.cidr).collect();
+        let owned: Vec<IpNet> = self
+            .settle(&request.node)?
+            .owned
+            .iter()
+            .map(|o| o.affinity.cidr)
+            .collect();
         for pool in &pools {
             for block in owned.iter().filter(|c| pool.cidr().contains(*c)) {
                 self.pick_from(*block, &mut missing, placed)?;
@@ -149,9 +154,8 @@ impl<'a> Round<'a> {
             return Ok(());
         }
         let exhausted = match self.new_block(&request.node, request.usage, family, &pools) {
-            Ok(halt) => return Err(halt),
             Err(Halt::Error(error)) if matches!(*error, Error::Exhausted { .. }) => error,
-            Err(halt) => return Err(halt),
+            Ok(halt) | Err(halt) => return Err(halt),
         };
         if !self.view.policy().limits.strict_affinity {
             for pool in &pools {
@@ -209,13 +213,27 @@ impl<'a> Round<'a> {
         if strict && !own {
             let owner = block.affinity.clone().unwrap_or_else(|| "nobody".to_owned());
             let node = node.clone();
-            return Err(Error::StrictAffinity { node, address, block: cidr, owner }.into());
+            return Err(Error::StrictAffinity {
+                node,
+                address,
+                block: cidr,
+                owner,
+            }
+            .into());
         }
         let ordinal = block.ordinal_of(address).ok_or(Halt::Wait)?;
         if let Some(holder) = block.holder(ordinal) {
-            let holder = holder.handle().unwrap_or("nobody: it was released, and rests").to_owned();
+            let holder = holder
+                .handle()
+                .unwrap_or("nobody: it was released, and rests")
+                .to_owned();
             let node = node.clone();
-            return Err(Error::AddressTaken { node, address, holder }.into());
+            return Err(Error::AddressTaken {
+                node,
+                address,
+                holder,
+            }
+            .into());
         }
         draft.pick_one(ordinal);
         Ok(Pick {
@@ -240,7 +258,12 @@ impl<'a> Round<'a> {
                 pool: pool.name().to_owned(),
                 refusal,
             };
-            return Err(Error::AddressRefused { node, address, refusal }.into());
+            return Err(Error::AddressRefused {
+                node,
+                address,
+                refusal,
+            }
+            .into());
         }
         Ok(pool)
     }

@@ -133,8 +133,12 @@ impl<'a> Round<'a> {
     fn release_addresses(&mut self, index: usize, addresses: &[HeldAddress]) -> Progress<Outcome> {
         let mut places: BTreeMap<IpNet, BTreeSet<usize>> = BTreeMap::new();
         for held in addresses {
-            let Some(block) = self.block_of(held.address)? else { continue };
-            let Some(ordinal) = block.ordinal_of(held.address) else { continue };
+            let Some(block) = self.block_of(held.address)? else {
+                continue;
+            };
+            let Some(ordinal) = block.ordinal_of(held.address) else {
+                continue;
+            };
             if block.allocations.get(ordinal).copied().flatten().is_none() {
                 continue;
             }
@@ -176,7 +180,12 @@ fn is_still(held: &HeldAddress, block: &Block, ordinal: usize) -> Progress<()> {
     if let Some(requested) = held.sequence_number
         && requested != found
     {
-        return Err(Error::BadSequenceNumber { address, requested, found }.into());
+        return Err(Error::BadSequenceNumber {
+            address,
+            requested,
+            found,
+        }
+        .into());
     }
     let holder = block.holder(ordinal).and_then(|a| a.handle());
     match &held.handle {

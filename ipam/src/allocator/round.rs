@@ -156,7 +156,12 @@ impl<'a> Round<'a> {
     }
 
     /// Gives ordinals of a block back, with the next write of it. Those that are free or rest already are passed over.
-    pub(super) fn give_back(&mut self, request: usize, cidr: IpNet, ordinals: &BTreeSet<usize>) -> Progress<()> {
+    pub(super) fn give_back(
+        &mut self,
+        request: usize,
+        cidr: IpNet,
+        ordinals: &BTreeSet<usize>,
+    ) -> Progress<()> {
         let rests = self.view.policy().limits.cooldown_seconds > 0;
         let rest = rests.then_some(self.now);
         let Some(changed) = self.changed(cidr)? else {
@@ -195,7 +200,11 @@ impl<'a> Round<'a> {
     /// Lowers the counts of a handle by what was given back, but never below what it is seen to have: somebody may have
     /// taken an address for it since, on the count that was still too high.
     fn lower(&self, handle: &str, counts: &BTreeMap<IpNet, u32>) -> Progress<()> {
-        let HandleSeen::Present { revision, handle: old } = self.view.handle(handle)? else {
+        let HandleSeen::Present {
+            revision,
+            handle: old,
+        } = self.view.handle(handle)?
+        else {
             return Ok(());
         };
         let mut new = old.clone();

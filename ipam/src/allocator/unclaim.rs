@@ -144,7 +144,12 @@ fn allowed(request: &Unclaim, block: &Block) -> Progress<()> {
     let (node, cidr) = (request.node.clone(), block.cidr);
     if request.must_be_empty && block.is_in_use() {
         let in_use = block.in_use();
-        return Err(Error::BlockInUse { node, block: cidr, in_use }.into());
+        return Err(Error::BlockInUse {
+            node,
+            block: cidr,
+            in_use,
+        }
+        .into());
     }
     match request.sequence_number {
         Some(expected) if expected != block.sequence_number => Err(Error::BlockChanged {

@@ -73,9 +73,16 @@ pub(super) enum HandleSeen<'a> {
     /// Nobody has looked.
     Unknown,
     Absent,
-    Deleted { revision: &'a str },
-    Present { revision: &'a str, handle: &'a Handle },
-    Unreadable { reason: &'a str },
+    Deleted {
+        revision: &'a str,
+    },
+    Present {
+        revision: &'a str,
+        handle: &'a Handle,
+    },
+    Unreadable {
+        reason: &'a str,
+    },
 }
 
 /// An affinity: its object's name and revision, and what it says.

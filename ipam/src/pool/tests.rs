@@ -73,7 +73,10 @@ fn a_huge_taken_range_is_passed_in_one_stride() {
     let taken = Ranges::from_iter([net("fd00::/17")]);
     let found = p.free_block("n", &taken, &Ranges::default()).unwrap();
     assert!(net("fd00:8000::/17").contains(&found), "{found}");
-    assert_eq!(p.free_block("n", &Ranges::from_iter([net("fd00::/15")]), &Ranges::default()), None);
+    assert_eq!(
+        p.free_block("n", &Ranges::from_iter([net("fd00::/15")]), &Ranges::default()),
+        None
+    );
 }
 
 #[test]
@@ -82,8 +85,17 @@ fn a_block_is_reserved_only_as_a_whole() {
     let reserved = Ranges::from_iter([net("fd00::/17"), net("fd00:8000::/127")]);
     let found = p.free_block("n", &Ranges::default(), &reserved).unwrap();
     assert!(net("fd00:8000::/17").contains(&found), "{found}");
-    let all_but_one = Ranges::from_iter([net("fd00::/17"), net("fd00:8000::/127"), net("fd00:8000::4/126"), net("fd00:8000::8/125"), net("fd00:8000::10/124")]);
-    assert_eq!(pool("fd00:8000::/123", 126).free_block("n", &Ranges::default(), &all_but_one), Some(net("fd00:8000::/126")));
+    let all_but_one = Ranges::from_iter([
+        net("fd00::/17"),
+        net("fd00:8000::/127"),
+        net("fd00:8000::4/126"),
+        net("fd00:8000::8/125"),
+        net("fd00:8000::10/124"),
+    ]);
+    assert_eq!(
+        pool("fd00:8000::/123", 126).free_block("n", &Ranges::default(), &all_but_one),
+        Some(net("fd00:8000::/126"))
+    );
 }
 
 #[test]
@@ -91,7 +103,9 @@ fn ranks_count_from_the_nodes_start() {
     let p = pool("10.0.0.0/26", 28);
     let mut taken = Vec::new();
     for rank in 0..4 {
-        let block = p.free_block("node", &taken.iter().copied().collect(), &Ranges::default()).unwrap();
+        let block = p
+            .free_block("node", &taken.iter().copied().collect(), &Ranges::default())
+            .unwrap();
         assert_eq!(p.rank("node", block), Some(rank));
         taken.push(block);
     }
@@ -106,14 +120,23 @@ fn a_pool_that_overlaps_one_before_it_gives_nothing() {
         Pool::new("r", net("10.1.0.0/16"), None),
         Pool::new("s", net("10.2.0.0/16"), Some(10)),
     ]);
-    let refusal = |name: &str| pools.iter().find(|p| p.name() == name).unwrap().refusal(Use::Workload);
+    let refusal = |name: &str| {
+        pools
+            .iter()
+            .find(|p| p.name() == name)
+            .unwrap()
+            .refusal(Use::Workload)
+    };
     assert_eq!(
         refusal("q").unwrap().to_string(),
         "its cidr 10.0.128.0/17 overlaps 10.0.0.0/16 of pool p; delete one of the two"
     );
     assert_eq!((refusal("p"), refusal("r")), (None, None));
     assert_eq!(pools.wrong().len(), 1);
-    assert_eq!(pools.of_address("10.0.129.1".parse().unwrap()).unwrap().name(), "p");
+    assert_eq!(
+        pools.of_address("10.0.129.1".parse().unwrap()).unwrap().name(),
+        "p"
+    );
 }
 
 #[test]

@@ -140,6 +140,7 @@ pub(crate) struct Driver {
 }
 
 /// What a step came to.
+#[allow(clippy::large_enum_variant, reason = "made and dropped, never stored")]
 pub(crate) enum Stepped {
     Read,
     Wrote(Write, Vec<Freed>),
@@ -175,7 +176,11 @@ impl Driver {
     pub(crate) fn step(&mut self, store: &mut Store) -> Stepped {
         loop {
             self.steps += 1;
-            assert!(self.steps < 2000, "no end of steps for {:?} on {store:#?}", self.waiting);
+            assert!(
+                self.steps < 2000,
+                "no end of steps for {:?} on {store:#?}",
+                self.waiting
+            );
             if let Some(read) = self.reads.pop_front() {
                 store.read(&read, &mut self.view);
                 return Stepped::Read;
