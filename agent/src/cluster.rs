@@ -113,9 +113,10 @@ impl Cluster {
                 self.bgp = bgp.spec.clone();
                 ClusterChange::Everything.or_nothing(changed)
             }
-            Object::BgpConfiguration(_) | Object::IpamHandle(_) | Object::IpamConfig(_) => {
-                ClusterChange::Nothing
-            }
+            Object::BgpConfiguration(_)
+            | Object::IpReservation(_)
+            | Object::IpamHandle(_)
+            | Object::IpamConfig(_) => ClusterChange::Nothing,
         }
     }
 
@@ -132,7 +133,9 @@ impl Cluster {
                 self.bgp = BgpConfigurationSpec::default();
                 ClusterChange::Everything.or_nothing(changed)
             }
-            Kind::BgpConfiguration | Kind::IpamHandle | Kind::IpamConfig => ClusterChange::Nothing,
+            Kind::BgpConfiguration | Kind::IpReservation | Kind::IpamHandle | Kind::IpamConfig => {
+                ClusterChange::Nothing
+            }
         }
     }
 
