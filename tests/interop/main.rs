@@ -3,13 +3,16 @@
 //! The agent is the real one: what is seen is what an operator would see, in the daemon's own words and in the kernel.
 
 mod daemon;
+mod table;
 mod trials;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use daemon::Kind;
 use harness::{interruption, kernel};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use table::Passed;
 use trials::Feature;
 
 fn main() -> ExitCode {
@@ -31,25 +34,37 @@ fn main() -> ExitCode {
             .filter(move |feature| feature.is_for(&kind));
         of_kind.map(move |feature| (kind, feature))
     });
-    let trials = all
-        .map(|(kind, feature)| trial(kind, feature, missing.clone()))
+    let passed = Arc::new(Passed::default());
+    let trials: Vec<_> = all
+        .map(|(kind, feature)| trial(kind, feature, missing.clone(), &passed))
         .collect();
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let count = trials.len();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    // A run of some of them says nothing of the whole table.
+    if usize::try_from(conclusion.num_passed).is_ok_and(|passed| passed == count)
+        && let Err(error) = passed.check()
+    {
+        eprintln!("error: {error}");
+        return ExitCode::FAILURE;
+    }
+    conclusion.exit_code()
 }
 
-fn trial(kind: Kind, feature: Feature, missing: Option<String>) -> Trial {
+fn trial(kind: Kind, feature: Feature, missing: Option<String>, passed: &Arc<Passed>) -> Trial {
     let name = format!("{}::{}", kind.name, feature.name);
-    let program = kind.program;
     let missing = missing.or_else(|| {
-        let is_there = std::path::Path::new(program).exists();
-        (!is_there).then(|| format!("{program} is missing; tests/run installs it"))
+        let is_there = std::path::Path::new(kind.program).exists();
+        (!is_there).then(|| format!("{} is missing; tests/run installs it", kind.program))
     });
+    let passed = Arc::clone(passed);
     Trial::ignorable_test(name.clone(), move || {
         if let Some(reason) = missing {
             eprintln!("NOT RUN: {name}: {reason}");
             return Ok(Completion::ignored_with(reason));
         }
-        feature.run(kind).map(|()| Completion::Completed)
+        let version = feature.run(kind)?;
+        passed.note(kind.name, &version, feature.name);
+        Ok(Completion::Completed)
     })
 }
 

@@ -30,10 +30,11 @@ impl Feature {
         (self.can)(kind)
     }
 
-    /// Tries it.
-    pub(crate) fn run(&self, kind: Kind) -> Result<(), Failed> {
+    /// Tries it; the version of the daemon.
+    pub(crate) fn run(&self, kind: Kind) -> Result<String, Failed> {
         let mut session = Session::establish(kind, (self.terms)())?;
-        (self.act)(&mut session).map_err(|error| session.explain(&error))
+        (self.act)(&mut session).map_err(|error| session.explain(&error))?;
+        Ok(session.peer.version()?)
     }
 }
 

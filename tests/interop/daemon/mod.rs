@@ -141,8 +141,6 @@ pub(crate) struct Kind {
     pub(crate) program: &'static str,
     /// How to start it.
     pub(crate) start: Start,
-    /// Whether it speaks ADD-PATH.
-    pub(crate) add_path: bool,
 }
 
 /// All of them.
@@ -151,31 +149,26 @@ pub(crate) const ALL: [Kind; 5] = [
         name: "bird_1",
         program: bird1::PROGRAM,
         start: |pair, terms| Ok(Box::new(Bird1::start(pair, terms)?)),
-        add_path: true,
     },
     Kind {
         name: "bird_2",
         program: "/usr/sbin/bird",
         start: |pair, terms| Ok(Box::new(Bird2::start(pair, terms)?)),
-        add_path: true,
     },
     Kind {
         name: "frr",
         program: "/usr/lib/frr/bgpd",
         start: |pair, terms| Ok(Box::new(Frr::start(pair, terms)?)),
-        add_path: true,
     },
     Kind {
         name: "gobgp",
         program: "/usr/bin/gobgpd",
         start: |pair, terms| Ok(Box::new(GoBgp::start(pair, terms)?)),
-        add_path: true,
     },
     Kind {
         name: "openbgpd",
         program: "/usr/sbin/bgpd",
         start: |pair, terms| Ok(Box::new(OpenBgpd::start(pair, terms)?)),
-        add_path: true,
     },
 ];
 
