@@ -85,7 +85,10 @@ impl Cluster {
                 self.bgp = bgp.spec.clone();
                 changed
             }
-            Object::BgpConfiguration(_) | Object::IpamHandle(_) | Object::IpamConfig(_) => false,
+            Object::BgpConfiguration(_)
+            | Object::IpReservation(_)
+            | Object::IpamHandle(_)
+            | Object::IpamConfig(_) => false,
         }
     }
 
@@ -101,7 +104,7 @@ impl Cluster {
                 self.bgp = BgpConfigurationSpec::default();
                 changed
             }
-            Kind::BgpConfiguration | Kind::IpamHandle | Kind::IpamConfig => false,
+            Kind::BgpConfiguration | Kind::IpReservation | Kind::IpamHandle | Kind::IpamConfig => false,
         }
     }
 
