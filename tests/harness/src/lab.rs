@@ -558,7 +558,7 @@ impl Drop for Lab {
 }
 
 /// Makes or deletes namespaces, by one process.
-pub(crate) fn netns_batch(verb: &str, namespaces: &[Namespace]) -> Result<(), LabError> {
+fn netns_batch(verb: &str, namespaces: &[Namespace]) -> Result<(), LabError> {
     let lines: String = namespaces
         .iter()
         .map(|n| format!("netns {verb} {}\n", n.name()))
