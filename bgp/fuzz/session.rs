@@ -1,0 +1,1 @@
+//! A whole session under damaged messages, in any cut.
