@@ -3,17 +3,20 @@
 //! Pure: the same objects in any order give the same [`Cluster`]. What is not needed of an object is not kept, so that
 //! the memory of a node grows with the number of others, not with the number of their pods.
 
+mod bgp;
+mod services;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use culvert_bgp::id::Asn;
 use culvert_ipam::affinity::{Affinity, AffinityState};
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::api::{BgpConfigurationSpec, IpPoolSpec, Key, Kind, Node, Object};
+use crate::api::{IpPoolSpec, Key, Kind, Node, Object};
 
-/// The name of the cluster-wide BGPConfiguration.
-const CLUSTER_WIDE: &str = "default";
+pub use bgp::BgpResources;
+pub use services::{ServiceAddresses, Services};
 
 /// The AS number of a cluster that names none, as Calico has it.
 const DEFAULT_AS_NUMBER: Asn = match Asn::new(64_512) {
@@ -29,7 +32,7 @@ pub struct Cluster {
     affinities: BTreeMap<String, Affinity>,
     /// Addresses in use in each block.
     blocks: BTreeMap<String, usize>,
-    bgp: BgpConfigurationSpec,
+    bgp: BgpResources,
 }
 
 /// How a node is known to the others.
@@ -43,6 +46,12 @@ pub struct ClusterNode {
     pub tunnel_address: Option<Ipv4Addr>,
     /// The IPv4 addresses that its status names, advertised or not.
     pub addresses: Vec<Ipv4Addr>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// The IPv6 address it advertises; none until it has published one.
+    pub address_v6: Option<Ipv6Net>,
+    /// The cluster that it is a route reflector of (RFC 4456 §7).
+    pub reflector_cluster: Option<Ipv4Addr>,
 }
 
 impl From<&Node> for ClusterNode {
@@ -52,6 +61,9 @@ impl From<&Node> for ClusterNode {
             as_number: node.as_number(),
             tunnel_address: node.tunnel_address(),
             addresses: node.ipv4_addresses().collect(),
+            labels: node.metadata.labels.clone(),
+            address_v6: node.advertised_address_v6(),
+            reflector_cluster: node.reflector_cluster(),
         }
     }
 }
@@ -80,12 +92,13 @@ impl Cluster {
                 name,
                 block.spec.allocations.iter().flatten().count(),
             ),
-            Object::BgpConfiguration(bgp) if name == CLUSTER_WIDE => {
-                let changed = self.bgp != bgp.spec;
-                self.bgp = bgp.spec.clone();
-                changed
-            }
-            Object::BgpConfiguration(_) | Object::IpamHandle(_) | Object::IpamConfig(_) => false,
+            Object::BgpConfiguration(_)
+            | Object::BgpPeer(_)
+            | Object::BgpFilter(_)
+            | Object::Secret(_)
+            | Object::Service(_)
+            | Object::EndpointSlice(_) => self.bgp.upsert(object),
+            Object::IpamHandle(_) | Object::IpamConfig(_) => false,
         }
     }
 
@@ -96,12 +109,13 @@ impl Cluster {
             Kind::IpPool => self.pools.remove(&key.name).is_some(),
             Kind::BlockAffinity => self.affinities.remove(&key.name).is_some(),
             Kind::IpamBlock => self.blocks.remove(&key.name).is_some(),
-            Kind::BgpConfiguration if key.name == CLUSTER_WIDE => {
-                let changed = self.bgp != BgpConfigurationSpec::default();
-                self.bgp = BgpConfigurationSpec::default();
-                changed
-            }
-            Kind::BgpConfiguration | Kind::IpamHandle | Kind::IpamConfig => false,
+            Kind::BgpConfiguration
+            | Kind::BgpPeer
+            | Kind::BgpFilter
+            | Kind::Secret
+            | Kind::Service
+            | Kind::EndpointSlice => self.bgp.remove(key),
+            Kind::IpamHandle | Kind::IpamConfig => false,
         }
     }
 
@@ -154,19 +168,22 @@ impl Cluster {
     /// The AS number of nodes that have none of their own.
     #[must_use]
     pub fn default_as_number(&self) -> Asn {
-        self.bgp.as_number.and_then(Asn::new).unwrap_or(DEFAULT_AS_NUMBER)
+        let number = self.bgp.configuration().as_number;
+        number
+            .and_then(|number| Asn::new(number.0))
+            .unwrap_or(DEFAULT_AS_NUMBER)
     }
 
-    /// The TCP port of the speakers, where the cluster names one.
+    /// The settings of the speakers, their peers and filters.
     #[must_use]
-    pub fn listen_port(&self) -> Option<u16> {
-        self.bgp.listen_port.filter(|port| *port != 0)
+    pub fn bgp(&self) -> &BgpResources {
+        &self.bgp
     }
 
     /// Whether every node peers with every other.
     #[must_use]
     pub fn is_full_mesh(&self) -> bool {
-        self.bgp.node_to_node_mesh_enabled.unwrap_or(true)
+        self.bgp.configuration().node_to_node_mesh_enabled.unwrap_or(true)
     }
 
     /// All pools, by name.
@@ -211,7 +228,7 @@ impl Cluster {
     }
 }
 
-fn replace<T: PartialEq>(map: &mut BTreeMap<String, T>, name: String, value: T) -> bool {
+fn replace<K: Ord, T: PartialEq>(map: &mut BTreeMap<K, T>, name: K, value: T) -> bool {
     let changed = map.get(&name) != Some(&value);
     map.insert(name, value);
     changed
