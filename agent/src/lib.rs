@@ -22,4 +22,5 @@ pub mod reconcile;
 pub mod selector;
 pub mod speaker;
 pub mod status;
+mod table;
 pub mod withdrawal;
