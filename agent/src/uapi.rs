@@ -133,12 +133,7 @@ fn write_address<T: Copy>(storage: &mut libc::sockaddr_storage, address: T) {
     unsafe { std::ptr::from_mut(storage).cast::<T>().write(address) }
 }
 
-fn set_option<T>(
-    socket: &impl AsFd,
-    level: libc::c_int,
-    name: libc::c_int,
-    value: &T,
-) -> io::Result<()> {
+fn set_option<T>(socket: &impl AsFd, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
     let length = libc::socklen_t::try_from(size_of::<T>()).map_err(io::Error::other)?;
     // SAFETY: the descriptor is open as long as it is borrowed, and the kernel only reads, `length` octets at most, of a
     // value that lives until it returns.
@@ -151,7 +146,11 @@ fn set_option<T>(
             length,
         )
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 #[cfg(test)]
@@ -180,7 +179,12 @@ mod tests {
         for wrong in [&[b'x'; MD5_KEY_MAX + 1][..], &[]] {
             assert_eq!(set(wrong).unwrap_err().kind(), io::ErrorKind::InvalidInput);
         }
-        let v6 = set_md5_key(&listener, SocketFamily::V4, Ipv6Addr::LOCALHOST.into(), Some(b"x"));
+        let v6 = set_md5_key(
+            &listener,
+            SocketFamily::V4,
+            Ipv6Addr::LOCALHOST.into(),
+            Some(b"x"),
+        );
         assert_eq!(v6.unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 

@@ -110,7 +110,7 @@ fn every_source_imports_only_what_it_may() {
 }
 
 #[test]
-fn unsafe_code_is_in_one_file() {
+fn what_the_compiler_cannot_check_is_in_one_file() {
     const ALLOWED_IN: &str = "agent/src/uapi.rs";
     // The compiler denies it wherever nobody names the lint.
     let lint = ["unsafe", "code"].join("_");
