@@ -8,6 +8,7 @@ mod bgp_peer;
 mod block_affinity;
 mod endpoint_slice;
 mod ip_pool;
+mod ip_reservation;
 mod ipam_block;
 mod ipam_config;
 mod ipam_handle;
@@ -38,6 +39,7 @@ pub use bgp_peer::{
 pub use block_affinity::BlockAffinity;
 pub use endpoint_slice::{Endpoint, EndpointConditions, EndpointSlice, SERVICE_NAME_LABEL};
 pub use ip_pool::{EncapsulationMode, IpPool, IpPoolSpec};
+pub use ip_reservation::{IpReservation, IpReservationSpec};
 pub use ipam_block::IpamBlock;
 pub use ipam_config::{IpamConfig, IpamConfigSpec};
 pub use ipam_handle::IpamHandle;
@@ -87,6 +89,8 @@ pub enum Kind {
     Node,
     /// A range of pod addresses.
     IpPool,
+    /// Addresses that are not given out unless somebody asks for them by name.
+    IpReservation,
     /// Settings of the BGP speakers.
     BgpConfiguration,
     /// A block of addresses of a pool, and who has each.
@@ -111,9 +115,10 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order in which a datastore reads them.
-    pub const ALL: [Kind; 12] = [
+    pub const ALL: [Kind; 13] = [
         Kind::Node,
         Kind::IpPool,
+        Kind::IpReservation,
         Kind::BgpConfiguration,
         Kind::BgpFilter,
         Kind::BgpPeer,
@@ -132,6 +137,7 @@ impl Kind {
         match self {
             Kind::Node => "Node",
             Kind::IpPool => "IPPool",
+            Kind::IpReservation => "IPReservation",
             Kind::BgpConfiguration => "BGPConfiguration",
             Kind::IpamBlock => "IPAMBlock",
             Kind::BlockAffinity => "BlockAffinity",
@@ -161,6 +167,7 @@ impl Kind {
         match self {
             Kind::Node => "nodes",
             Kind::IpPool => "ippools",
+            Kind::IpReservation => "ipreservations",
             Kind::BgpConfiguration => "bgpconfigurations",
             Kind::IpamBlock => "ipamblocks",
             Kind::BlockAffinity => "blockaffinities",
@@ -181,6 +188,7 @@ impl Kind {
             Kind::Service | Kind::EndpointSlice | Kind::Secret => true,
             Kind::Node
             | Kind::IpPool
+            | Kind::IpReservation
             | Kind::BgpConfiguration
             | Kind::BgpPeer
             | Kind::BgpFilter
@@ -372,6 +380,7 @@ macro_rules! objects {
 objects! {
     Node => Node,
     IpPool => IpPool,
+    IpReservation => IpReservation,
     BgpConfiguration => BgpConfiguration,
     IpamBlock => IpamBlock,
     BlockAffinity => BlockAffinity,

@@ -7,6 +7,7 @@ use std::fmt;
 
 use ipnet::IpNet;
 
+use super::ip_reservation::range;
 use super::{EncapsulationMode, IpPoolSpec, Object};
 
 /// Longest name of an object (Kubernetes' limit for a DNS subdomain).
@@ -50,6 +51,7 @@ impl Object {
             Object::BgpConfiguration(bgp) => bgp::configuration(&bgp.spec),
             Object::BgpPeer(peer) => bgp::peer(&peer.spec),
             Object::BgpFilter(filter) => bgp::filter(&filter.spec),
+            Object::IpReservation(reservation) => check_reserved(&reservation.spec.reserved_cidrs),
             Object::IpamBlock(block) => check_range("spec.cidr", block.spec.cidr),
             Object::BlockAffinity(affinity) => check_range("spec.cidr", affinity.spec.cidr),
             Object::Secret(_) | Object::Service(_) | Object::EndpointSlice(_) => {
@@ -122,6 +124,16 @@ fn check_pool(pool: &IpPoolSpec) -> Result<(), FieldError> {
     Ok(())
 }
 
+fn check_reserved(entries: &[String]) -> Result<(), FieldError> {
+    match entries.iter().find(|entry| range(entry).is_none()) {
+        Some(entry) => {
+            let allowed = "ranges such as 10.0.0.0/28 and addresses are allowed";
+            Err(FieldError::new("spec.reservedCIDRs", entry, allowed))
+        }
+        None => Ok(()),
+    }
+}
+
 fn check_range(field: impl Into<Cow<'static, str>>, range: IpNet) -> Result<(), FieldError> {
     if range != range.trunc() {
         let allowed = format!("bits beyond the prefix are set, write {}", range.trunc());
@@ -187,6 +199,11 @@ mod tests {
                 "IPPool",
                 r#"{"cidr":"fd00::/64","ipipMode":"Always"}"#,
                 "spec.ipipMode is Always: an IPv6 pool allows only Never",
+            ),
+            (
+                "IPReservation",
+                r#"{"reservedCIDRs":["10.0.0.0/28","10.0.0"]}"#,
+                "spec.reservedCIDRs is 10.0.0: ranges such as 10.0.0.0/28 and addresses are allowed",
             ),
             (
                 "BGPConfiguration",

@@ -71,13 +71,19 @@ impl Services {
         if self.slices.get(&place) == Some(&short) {
             return false;
         }
-        self.remove_slice(&place);
+        let mattered = self.remove_slice(&place);
         self.of_service
             .entry(short.service.clone())
             .or_default()
             .insert(place.clone());
+        let matters = self.matters(&short.service);
         self.slices.insert(place, short);
-        true
+        mattered || matters
+    }
+
+    /// Whether it matters on which nodes a service is. Endpoints of the others come and go all the time.
+    fn matters(&self, service: &Place) -> bool {
+        self.services.get(service).is_some_and(|service| service.local)
     }
 
     pub(super) fn remove_slice(&mut self, place: &Place) -> bool {
@@ -90,7 +96,7 @@ impl Services {
                 self.of_service.remove(&slice.service);
             }
         }
-        true
+        self.matters(&slice.service)
     }
 
     /// All services that have addresses, by namespace and name.

@@ -284,9 +284,11 @@ pub fn kept(object: &Object, node: &str) -> Option<Object> {
         | Object::BlockAffinity(_)
         | Object::IpamBlock(_) => object.clone(),
         // A password is written nowhere: a session that needs one waits for the datastore.
-        Object::Service(_) | Object::Secret(_) | Object::IpamHandle(_) | Object::IpamConfig(_) => {
-            return None;
-        }
+        Object::Service(_)
+        | Object::Secret(_)
+        | Object::IpReservation(_)
+        | Object::IpamHandle(_)
+        | Object::IpamConfig(_) => return None,
     };
     let metadata = kept.metadata_mut();
     // Revisions and times change without a meaning here, and would be written each time.
