@@ -312,6 +312,11 @@ impl Session {
         restart.is_some_and(|restart| restart.notification)
     }
 
+    /// Whether an event would leave Established.
+    pub(crate) fn would_end(&self, event: Event) -> bool {
+        fsm::step(self.state, event).next != State::Established
+    }
+
     /// Lets an event act. The effects go to `transport`, those for the routes into the result.
     pub(crate) fn apply(
         &mut self,
