@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use culvert_bgp::id::{Asn, Prefix};
 use culvert_bgp::speaker::PeerConfig;
+use ipnet::Ipv4Net;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -15,9 +16,10 @@ use tracing::{debug, error, info, warn};
 use super::AgentError;
 use super::fights::Fights;
 use super::intake::{Outlets, Remarks};
+use super::renumbering::Renumbering;
 use super::report::{self, Observation};
 use super::sources::SourceCheck;
-use crate::api::{EncapsulationMode, Key, Kind};
+use crate::api::{EncapsulationMode, Key, Kind, Object};
 use crate::claims::Needs;
 use crate::cluster::{Cluster, SharedAddress};
 use crate::dataplane::{Dataplane, DataplaneError, Netlink};
@@ -53,6 +55,15 @@ enum Wake {
     Dump,
 }
 
+/// Why the loop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// It was told to.
+    Stopped,
+    /// This node is known by another address from now on.
+    Renumbered(Ipv4Net),
+}
+
 /// What is known, what should be, and whom to tell.
 pub(super) struct EventLoop {
     settings: Settings,
@@ -81,6 +92,7 @@ pub(super) struct EventLoop {
     /// The changes that the kernel refused, and why.
     failures: Vec<(Change, DataplaneError)>,
     fights: Fights,
+    renumbering: Renumbering,
     retry: Option<Instant>,
     retry_wait: Duration,
 
@@ -101,6 +113,7 @@ impl EventLoop {
     pub(super) fn new(
         settings: Settings,
         asn: Asn,
+        renumbering: Renumbering,
         actual: Actual,
         dataplane: Netlink,
         speaker: Running,
@@ -131,6 +144,7 @@ impl EventLoop {
             pod_mtu: 0,
             failures: Vec::new(),
             fights: Fights::default(),
+            renumbering,
             retry: None,
             retry_wait: RETRY.0,
             dataplane,
@@ -145,23 +159,24 @@ impl EventLoop {
         }
     }
 
-    /// Runs until `stop`, or until something that the agent cannot run without is gone.
+    /// Runs until `stop`, until this node has another address, or until something that the agent cannot run without is gone.
     pub(super) async fn run(
         mut self,
         intake: Outlets,
         mut kernel_events: mpsc::Receiver<KernelEvent>,
         stop: &CancellationToken,
-    ) -> Result<(), AgentError> {
+    ) -> Result<Ended, AgentError> {
         let Outlets {
             mut updates,
             mut remarks,
         } = intake;
         let gone = |task| AgentError::TaskEnded { task };
-        loop {
+        let ended = loop {
             let (retry_due, status_due) = (at(self.retry), at(self.status_due));
+            let renumbering_due = at(self.renumbering.due());
             let (sources_due, fight_due) = (at(self.sources.due()), at(self.fights.deadline()));
             let wake = tokio::select! {
-                () = stop.cancelled() => break,
+                () = stop.cancelled() => break Ended::Stopped,
                 update = updates.recv() => {
                     self.take_updates(update.ok_or(gone("watch of the datastore"))?, &mut updates)
                 }
@@ -191,6 +206,10 @@ impl EventLoop {
                     self.publish_status();
                     continue;
                 }
+                () = renumbering_due => match self.renumbering.settled(Instant::now()) {
+                    Some(address) => break Ended::Renumbered(address),
+                    None => continue,
+                },
             };
             self.must_dump |= wake == Wake::Dump;
             if self.must_dump && wake >= Wake::Plan {
@@ -202,9 +221,9 @@ impl EventLoop {
             }
             self.status_due
                 .get_or_insert_with(|| Instant::now() + STATUS_INTERVAL);
-        }
+        };
         self.stop_speaker().await;
-        Ok(())
+        Ok(ended)
     }
 
     /// Takes in an update and all that wait behind it.
@@ -234,6 +253,12 @@ impl EventLoop {
 
     /// Whether the update changes what should be.
     fn take_update(&mut self, update: Update) -> bool {
+        if let Update::Upsert(object) = &update
+            && let Object::Node(node) = object.as_ref()
+            && node.metadata.name == self.settings.node
+        {
+            self.renumbering.take(node);
+        }
         let (changed, key) = match update {
             Update::Upsert(object) => (self.cluster.upsert(&object), object.key()),
             Update::Delete(key) => (self.cluster.remove(&key), key),
@@ -294,6 +319,8 @@ impl EventLoop {
         if !self.in_sync {
             return;
         }
+        self.renumbering
+            .observe(self.settings.address, &self.actual, &self.cluster, Instant::now());
         let known = Known {
             cluster: &self.cluster,
             learned: &self.learned,
@@ -331,6 +358,7 @@ impl EventLoop {
             let now = Needs {
                 block,
                 tunnel_address,
+                address_is_gone: self.renumbering.is_gone(),
                 ..*needs
             };
             let changed = *needs != now;
@@ -540,6 +568,7 @@ impl EventLoop {
             rejected: &self.rejected,
             failures: &self.failures,
             fights: &self.fights,
+            renumbering: &self.renumbering,
             pod_mtu: self.pod_mtu,
             peers: &self.speaker.peers.borrow(),
             sources: &self.sources,

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 
 use super::fights::Fights;
 use super::intake::Remarks;
+use super::renumbering::Renumbering;
 use super::sources::SourceCheck;
 use crate::cluster::Cluster;
 use crate::dataplane::DataplaneError;
@@ -38,6 +39,7 @@ pub(super) struct Observation<'a> {
     pub(super) rejected: &'a [Rejected],
     pub(super) failures: &'a [(Change, DataplaneError)],
     pub(super) fights: &'a Fights,
+    pub(super) renumbering: &'a Renumbering,
     pub(super) pod_mtu: u32,
     pub(super) peers: &'a [Session],
     pub(super) sources: &'a SourceCheck,
@@ -86,7 +88,13 @@ pub(super) fn status(known: &Observation<'_>) -> AgentStatus {
         }),
         pod_mtu: known.pod_mtu,
         withdrawals_held: known.remarks.held,
-        problems: known.remarks.node.iter().cloned().collect(),
+        problems: known
+            .remarks
+            .node
+            .iter()
+            .chain(known.renumbering.problem())
+            .cloned()
+            .collect(),
         converged: known.converged,
     }
 }
