@@ -29,7 +29,11 @@ pub(crate) fn carries(lab: &mut Lab) -> Result<(), Failed> {
 /// Pings once, and looks at the packets between the nodes.
 fn looks_right(lab: &Lab, from: &Pod, to: &Pod) -> Result<(), Failed> {
     let (near, far) = (lab.node(from.node), lab.node(to.node));
-    let capture = Capture::start(&near.namespace, "eth0", "ip proto 4 or icmp")?;
+    let capture = Capture::start(
+        &near.namespace,
+        lab.layout().device(near.number),
+        "ip proto 4 or icmp",
+    )?;
     ping(&from.namespace, to.address)?;
     let request = capture.wait_for("the request", |p| p.inner() == Some((from.address, to.address)))?;
     let reply = capture.wait_for("the reply", |p| p.inner() == Some((to.address, from.address)))?;
