@@ -40,6 +40,8 @@ fn undo(
 /// The agent puts its route back at once, ten times; then it says who undoes it, and is slow from then on. When the other
 /// stops, the route comes back.
 pub(crate) fn over_a_route(lab: &mut Lab) -> Result<(), Failed> {
+    // What was repaired before on this cluster does not count.
+    begin_anew(lab)?;
     let block = lab.node(2).blocks()?.swap_remove(0);
     let ours = lab.route(1, 2, &block);
     let theirs = format!("{block} via {} dev tunl0 proto bird onlink", lab.node(3).address);
@@ -69,7 +71,12 @@ pub(crate) fn over_a_route(lab: &mut Lab) -> Result<(), Failed> {
     )?;
     println!("  {} times undone", blows.load(Ordering::Relaxed));
     ping(&lab.pod("n1p1").namespace, lab.pod("n2p1").address)?;
-    // A new run knows of no fight: what follows on this cluster is repaired at once.
+    // What follows on this cluster is repaired at once.
+    begin_anew(lab)
+}
+
+/// A new run of the agent knows of no fight and no repairs.
+fn begin_anew(lab: &mut Lab) -> Result<(), Failed> {
     lab.agent(1).terminate()?;
     lab.start_agent(1)?;
     lab.wait_for_sessions()?;
