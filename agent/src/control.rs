@@ -217,6 +217,7 @@ fn settings_of(config: &Config, identity: &Identity) -> Settings {
         address: identity.address.addr(),
         protocol: route_protocol(config),
         tunnel_mtu: config.tunnel.mtu.map(Ranged::get),
+        path_mtu_discovery: config.tunnel.path_mtu_discovery,
         pin_table: routes.source_pin.0.then_some(routes.pin_table.get()),
     }
 }

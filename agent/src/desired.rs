@@ -39,6 +39,8 @@ pub struct Settings {
     pub protocol: u8,
     /// MTU of the tunnel device in bytes; none for that of the link with the advertised address, less 20.
     pub tunnel_mtu: Option<u32>,
+    /// Whether the tunnel device sets DF in every outer header; none to leave that as it is.
+    pub path_mtu_discovery: Option<bool>,
     /// The table for the routes that give encapsulated packets the advertised address as their source; none to leave the
     /// source to the kernel.
     pub pin_table: Option<u32>,
@@ -182,6 +184,7 @@ pub fn plan(settings: &Settings, known: Known<'_>) -> Plan {
         name: TUNNEL_DEVICE.to_owned(),
         mtu: tunnel_mtu,
         address: own.and_then(|node| node.tunnel_address),
+        path_mtu_discovery: settings.path_mtu_discovery,
     });
     let pod_mtu = if tunnelled {
         tunnel_mtu

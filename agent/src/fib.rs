@@ -328,6 +328,8 @@ pub struct Link {
     pub mtu: u32,
     /// The kernel's name of its kind (`ipip`, `veth`, `bridge`…); none for a physical one.
     pub kind: Option<String>,
+    /// Of an ipip link whether it sets DF in every outer header (`pmtudisc`); none for other links.
+    pub path_mtu_discovery: Option<bool>,
 }
 
 /// An address of this host.
@@ -395,6 +397,8 @@ pub struct Tunnel {
     pub mtu: u32,
     /// The only address that the device should have, as a /32. None leaves its addresses alone.
     pub address: Option<Ipv4Addr>,
+    /// Whether it should set DF in every outer header (`pmtudisc`). None leaves that as it is.
+    pub path_mtu_discovery: Option<bool>,
 }
 
 /// What the kernel should hold.
@@ -428,6 +432,15 @@ pub enum Change {
         link: u32,
         /// Bytes.
         mtu: u32,
+    },
+    /// Set whether an ipip link sets DF in every outer header (`pmtudisc`).
+    SetPathMtuDiscovery {
+        /// Interface index.
+        link: u32,
+        /// Interface name.
+        name: String,
+        /// `pmtudisc` or `nopmtudisc`.
+        on: bool,
     },
     /// Set a link down.
     SetLinkDown {

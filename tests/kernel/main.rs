@@ -78,12 +78,13 @@ enum Needs {
 
 /// All trials that need no packet filter; those on the same layout one after the other.
 #[rustfmt::skip]
-const TRIALS: [(Layout, &str, Act); 38] = [
+const TRIALS: [(Layout, &str, Act); 39] = [
     (DIRECT, "direct_mode_carries_pod_traffic_without_tunnels", encapsulation::carries),
     (CROSS_SUBNET, "crosssubnet_mode_tunnels_between_subnets_only", encapsulation::carries),
     (CROSS_SUBNET, "a_pool_whose_ipip_mode_changes_loses_no_packet_across_subnets", pools::modes_across_subnets),
     (IPIP, "ipip_mode_tunnels_between_all_nodes", encapsulation::carries),
     (IPIP, "routes_look_as_an_operator_of_calico_expects", encapsulation::looks_like_calico),
+    (IPIP, "path_mtu_discovery_of_the_tunnel_is_as_configured", encapsulation::path_mtu_discovery),
     (IPIP, "a_new_pod_is_reachable_and_a_deleted_one_leaves_nothing", pods::come_and_go),
     (IPIP, "a_wrong_next_hop_put_in_by_hand_is_repaired", hands::wrong_next_hop),
     (IPIP, "deleted_routes_come_back", hands::deleted_routes),

@@ -183,7 +183,9 @@ fn subject(change: &Change, actual: &Actual) -> String {
         Change::ReplaceRoute(route) | Change::DeleteRoute(route) => named(route, actual),
         Change::AddRule(rule) | Change::DeleteRule(rule) => format!("rule {rule}"),
         Change::EnableForwarding => "net.ipv4.ip_forward".to_owned(),
-        Change::CreateTunnel { name } | Change::LoosenReversePath { name } => name.clone(),
+        Change::CreateTunnel { name }
+        | Change::LoosenReversePath { name }
+        | Change::SetPathMtuDiscovery { name, .. } => name.clone(),
         Change::SetLink { link: index, .. } | Change::SetLinkDown { link: index } => link(index),
         Change::AddAddress(address) | Change::DeleteAddress(address) => {
             format!("{} on {}", address.net, link(&address.link))

@@ -190,6 +190,7 @@ mod tests {
             address: ADVERTISED,
             protocol: 86,
             tunnel_mtu: None,
+            path_mtu_discovery: None,
             pin_table: Some(886),
         }
     }
@@ -202,6 +203,7 @@ mod tests {
             running: true,
             mtu: 1500,
             kind: None,
+            path_mtu_discovery: None,
         };
         let at = |link, address: Ipv4Addr| Address {
             link,

@@ -14,6 +14,7 @@ fn settings() -> Settings {
         address: "172.18.0.11".parse().unwrap(),
         protocol: 86,
         tunnel_mtu: None,
+        path_mtu_discovery: None,
         pin_table: None,
     }
 }
@@ -26,6 +27,7 @@ fn link(index: u32, name: &str, mtu: u32) -> Link {
         running: true,
         mtu,
         kind: None,
+        path_mtu_discovery: None,
     }
 }
 

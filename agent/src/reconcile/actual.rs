@@ -109,6 +109,11 @@ impl Actual {
                     link.mtu = *mtu;
                 }
             }
+            Change::SetPathMtuDiscovery { link, on, .. } => {
+                if let Some(link) = self.links.get_mut(link) {
+                    link.path_mtu_discovery = Some(*on);
+                }
+            }
             Change::AddRule(rule) => {
                 self.rules.insert(*rule);
             }
