@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::block::{Block, size_of};
+use crate::block::{Block, address_of, size_of};
 use crate::name;
 
 /// What is wrong with a block. Such a block is left as it is, and nothing is taken from it or given back to it.
@@ -185,14 +185,4 @@ fn unallocated(block: &Block) -> Result<(), BlockFault> {
         }
     }
     Ok(())
-}
-
-/// The address of an ordinal; the block's first for one that lies outside.
-pub(crate) fn address_of(cidr: IpNet, ordinal: usize) -> IpAddr {
-    let first = cidr.network();
-    u128::try_from(ordinal)
-        .ok()
-        .and_then(|o| crate::pool::number(first).checked_add(o))
-        .and_then(|n| crate::pool::address(crate::pool::Family::of(cidr), n))
-        .unwrap_or(first)
 }

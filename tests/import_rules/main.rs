@@ -51,10 +51,13 @@ fn the_pure_crates_depend_on_values_alone() {
         Vec::<&str>::new(),
         "culvert-bgp"
     );
-    // Unknown fields are kept as JSON values; Calico shortens long names by SHA-256.
+    // Unknown fields are kept as JSON values; Calico shortens long names by SHA-256 and labels by SHA3-256.
     let ipam = dependencies(&metadata, "culvert-ipam");
     assert_eq!(
-        beyond(&ipam, &["ipnet", "serde", "serde_json", "sha2", "thiserror"]),
+        beyond(
+            &ipam,
+            &["ipnet", "serde", "serde_json", "sha2", "sha3", "thiserror"]
+        ),
         Vec::<&str>::new(),
         "culvert-ipam"
     );

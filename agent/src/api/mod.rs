@@ -5,6 +5,7 @@
 mod bgp_configuration;
 mod block_affinity;
 mod ip_pool;
+mod ip_reservation;
 mod ipam_block;
 mod ipam_config;
 mod ipam_handle;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use bgp_configuration::{BgpConfiguration, BgpConfigurationSpec};
 pub use block_affinity::BlockAffinity;
 pub use ip_pool::{EncapsulationMode, IpPool, IpPoolSpec};
+pub use ip_reservation::{IpReservation, IpReservationSpec};
 pub use ipam_block::IpamBlock;
 pub use ipam_config::{IpamConfig, IpamConfigSpec};
 pub use ipam_handle::IpamHandle;
@@ -50,6 +52,8 @@ pub enum Kind {
     Node,
     /// A range of pod addresses.
     IpPool,
+    /// Addresses that are not given out unless somebody asks for them by name.
+    IpReservation,
     /// Settings of the BGP speakers.
     BgpConfiguration,
     /// A block of addresses of a pool, and who has each.
@@ -64,9 +68,10 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order in which a datastore reads them.
-    pub const ALL: [Kind; 7] = [
+    pub const ALL: [Kind; 8] = [
         Kind::Node,
         Kind::IpPool,
+        Kind::IpReservation,
         Kind::BgpConfiguration,
         Kind::IpamConfig,
         Kind::BlockAffinity,
@@ -80,6 +85,7 @@ impl Kind {
         match self {
             Kind::Node => "Node",
             Kind::IpPool => "IPPool",
+            Kind::IpReservation => "IPReservation",
             Kind::BgpConfiguration => "BGPConfiguration",
             Kind::IpamBlock => "IPAMBlock",
             Kind::BlockAffinity => "BlockAffinity",
@@ -103,6 +109,7 @@ impl Kind {
         match self {
             Kind::Node => "nodes",
             Kind::IpPool => "ippools",
+            Kind::IpReservation => "ipreservations",
             Kind::BgpConfiguration => "bgpconfigurations",
             Kind::IpamBlock => "ipamblocks",
             Kind::BlockAffinity => "blockaffinities",
@@ -273,6 +280,7 @@ macro_rules! objects {
 objects! {
     Node => Node,
     IpPool => IpPool,
+    IpReservation => IpReservation,
     BgpConfiguration => BgpConfiguration,
     IpamBlock => IpamBlock,
     BlockAffinity => BlockAffinity,

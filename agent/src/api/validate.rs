@@ -4,6 +4,7 @@ use std::fmt;
 
 use ipnet::IpNet;
 
+use super::ip_reservation::range;
 use super::{EncapsulationMode, IpPoolSpec, Object};
 
 /// Longest name of an object (Kubernetes' limit for a DNS subdomain).
@@ -46,6 +47,7 @@ impl Object {
                 check_not_zero("spec.asNumber", spec.as_number, "1 to 4294967295")?;
                 check_not_zero("spec.listenPort", spec.listen_port.map(u32::from), "1 to 65535")
             }
+            Object::IpReservation(reservation) => check_reserved(&reservation.spec.reserved_cidrs),
             Object::IpamBlock(block) => check_range("spec.cidr", block.spec.cidr),
             Object::BlockAffinity(affinity) => check_range("spec.cidr", affinity.spec.cidr),
             Object::Node(_) | Object::IpamHandle(_) | Object::IpamConfig(_) => Ok(()),
@@ -103,6 +105,16 @@ fn check_pool(pool: &IpPoolSpec) -> Result<(), FieldError> {
         ));
     }
     Ok(())
+}
+
+fn check_reserved(entries: &[String]) -> Result<(), FieldError> {
+    match entries.iter().find(|entry| range(entry).is_none()) {
+        Some(entry) => {
+            let allowed = "ranges such as 10.0.0.0/28 and addresses are allowed";
+            Err(FieldError::new("spec.reservedCIDRs", entry, allowed))
+        }
+        None => Ok(()),
+    }
 }
 
 fn check_range(field: &'static str, range: IpNet) -> Result<(), FieldError> {
@@ -177,6 +189,11 @@ mod tests {
                 "IPPool",
                 r#"{"cidr":"fd00::/64","ipipMode":"Always"}"#,
                 "spec.ipipMode is Always: an IPv6 pool allows only Never",
+            ),
+            (
+                "IPReservation",
+                r#"{"reservedCIDRs":["10.0.0.0/28","10.0.0"]}"#,
+                "spec.reservedCIDRs is 10.0.0: ranges such as 10.0.0.0/28 and addresses are allowed",
             ),
             (
                 "BGPConfiguration",

@@ -53,14 +53,21 @@ impl Renumbering {
         self.node = Some(node.clone());
     }
 
-    /// Looks which address should take the place of `ours`, if that is gone.
-    pub(super) fn observe(&mut self, ours: Ipv4Addr, actual: &Actual, cluster: &Cluster, now: Instant) {
-        self.gone = actual.link_with_address(IpAddr::V4(ours)).is_none();
+    /// Looks which address should take the place of `ours`, if that is gone; whether it went, or came back, just now.
+    pub(super) fn observe(
+        &mut self,
+        ours: Ipv4Addr,
+        actual: &Actual,
+        cluster: &Cluster,
+        now: Instant,
+    ) -> bool {
+        let gone = actual.link_with_address(IpAddr::V4(ours)).is_none();
+        let changed = std::mem::replace(&mut self.gone, gone) != gone;
         self.problem = None;
         let node = self.node.as_ref().filter(|_| self.gone);
         let Some(node) = node else {
             self.next = None;
-            return;
+            return changed;
         };
         let kernel = Snapshot {
             links: actual.links().cloned().collect(),
@@ -96,6 +103,7 @@ impl Renumbering {
                 ));
             }
         }
+        changed
     }
 
     /// When the answer has stood for long enough.

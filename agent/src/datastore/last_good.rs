@@ -262,7 +262,7 @@ pub fn kept(object: &Object, node: &str) -> Option<Object> {
         Object::IpPool(_) | Object::BgpConfiguration(_) | Object::BlockAffinity(_) | Object::IpamBlock(_) => {
             object.clone()
         }
-        Object::IpamHandle(_) | Object::IpamConfig(_) => return None,
+        Object::IpReservation(_) | Object::IpamHandle(_) | Object::IpamConfig(_) => return None,
     };
     let metadata = kept.metadata_mut();
     // Revisions and times change without a meaning here, and would be written each time.

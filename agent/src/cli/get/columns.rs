@@ -19,6 +19,7 @@ pub(super) fn header(kind: Kind, wide: bool) -> &'static [&'static str] {
             "SELECTOR",
             "ASSIGNMENTMODE",
         ],
+        (Kind::IpReservation, _) => &["NAME", "CIDRS"],
         (Kind::Node, true) => &["NAME", "ASN", "IPV4", "IPV6"],
         (Kind::BgpConfiguration, _) => &["NAME", "LOGSEVERITY", "MESHENABLED", "ASNUMBER"],
         (Kind::IpamBlock, false) => &["NAME", "CIDR", "AFFINITY", "IN USE", "FREE"],
@@ -38,6 +39,7 @@ pub(super) fn row(object: &Object, wide: bool, cluster: &Cluster) -> Vec<String>
     let mut cells = vec![object.metadata().name.clone()];
     match object {
         Object::IpPool(pool) => cells.extend(pool_cells(&pool.spec, wide)),
+        Object::IpReservation(reservation) => cells.push(reservation.spec.reserved_cidrs.join(",")),
         Object::Node(node) if wide => cells.extend(node_cells(node, cluster)),
         Object::BgpConfiguration(bgp) => {
             let bgp = &bgp.spec;
