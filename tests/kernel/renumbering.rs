@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use harness::capture::Capture;
-use harness::ping::ping;
+use harness::ping::{PingTrain, ping};
 use harness::{Lab, wait_for};
 use libtest_mimic::Failed;
 
@@ -14,18 +14,40 @@ use crate::ensure;
 /// whole, and begins anew; the others hear of it. A few seconds are what is promised; a guest on a busy machine gets more.
 const MAY_BE_LOST: usize = 1500;
 
-/// The Node object and then the NIC get another address, and later the former one again. The agent says what it waits for
-/// while it has both, and then takes the change by itself: no process ends, nothing is lost between the others, and all
-/// is as it was under the other address.
+/// A node gets another address, and later the former one again: first in the Node object and then on the NIC, then the
+/// other way round. The agent says what it waits for, and then takes the change by itself: no process ends, nothing is lost
+/// between the others, and all is as it was under the other address.
 pub(crate) fn on_purpose(lab: &mut Lab) -> Result<(), Failed> {
     let old = lab.node(1).address;
     let [a, b, c, d] = old.octets();
     let new = Ipv4Addr::new(a, b, c, d.saturating_add(100));
     let process = lab.node(1).agent.pid();
     let beside = train(lab, "n3p1", "n2p1")?;
-    for (from, to) in [(old, new), (new, old)] {
-        change(lab, from, to)?;
-    }
+
+    let through = train(lab, "n1p1", "n2p1")?;
+    lab.set_internal_ip(1, old, new)?;
+    status(
+        lab,
+        &format!("it takes the new one as soon as this host has it and no longer has {old}"),
+    )?;
+    lab.node(1).namespace.ip(&format!("addr add {new}/32 dev eth0"))?;
+    through.wait_for_more(WAGONS)?;
+    ensure(lab.node(1).agent.status()?.address == Some(old), || {
+        format!("{old} is given up although the host still has it")
+    })?;
+    lab.node(1).namespace.ip(&format!("addr del {new}/32 dev eth0"))?;
+    replace(lab, old, new)?;
+    settled(lab, through, new)?;
+
+    let through = train(lab, "n1p1", "n2p1")?;
+    replace(lab, new, old)?;
+    status(
+        lab,
+        &format!("this node's address {new} is gone, and no other takes its place"),
+    )?;
+    lab.set_internal_ip(1, new, old)?;
+    settled(lab, through, old)?;
+
     ensure(lab.node(1).agent.pid() == process, || {
         "another process".to_owned()
     })?;
@@ -34,26 +56,17 @@ pub(crate) fn on_purpose(lab: &mut Lab) -> Result<(), Failed> {
     arrived(beside, 0)
 }
 
-fn change(lab: &mut Lab, from: Ipv4Addr, to: Ipv4Addr) -> Result<(), Failed> {
-    let node = lab.node(1).namespace.clone();
-    let through = train(lab, "n1p1", "n2p1")?;
-    lab.set_internal_ip(1, from, to)?;
-    status(
-        lab,
-        &format!("it takes the new one as soon as this host has it and no longer has {from}"),
-    )?;
-    through.wait_for_more(WAGONS)?;
-    node.ip(&format!("addr add {to}/32 dev eth0"))?;
-    through.wait_for_more(WAGONS)?;
-    ensure(lab.node(1).agent.status()?.address == Some(from), || {
-        format!("{from} is given up although the host still has it")
-    })?;
-    // By hand as by a host's configuration: the one, then the other.
-    node.ip(&format!("addr del {to}/32 dev eth0"))?;
+/// The NIC gets another address, as from a host's configuration: one is gone before the other is there.
+fn replace(lab: &Lab, from: Ipv4Addr, to: Ipv4Addr) -> Result<(), Failed> {
+    let node = &lab.node(1).namespace;
     node.ip(&format!("addr del {from}/24 dev eth0"))?;
     node.ip(&format!("addr add {to}/24 dev eth0"))?;
     node.ip(&format!("route replace default via {}", lab.layout().router(1)))?;
+    Ok(())
+}
 
+/// Waits until all know node 1 by this address, and looks at the packets.
+fn settled(lab: &mut Lab, through: PingTrain, to: Ipv4Addr) -> Result<(), Failed> {
     let blocks = lab.node(1).blocks()?;
     for other in lab.nodes().filter(|other| other.number != 1) {
         let wanted: Vec<_> = blocks
@@ -77,7 +90,6 @@ fn change(lab: &mut Lab, from: Ipv4Addr, to: Ipv4Addr) -> Result<(), Failed> {
     outer_source(lab, to)?;
     ping(&lab.pod("n3p1").namespace, lab.pod("n1p1").address)?;
     through.wait_for_more(WAGONS)?;
-    println!("  from {from} to {to}:");
     arrived(through, MAY_BE_LOST)
 }
 
