@@ -23,5 +23,5 @@ pub mod selector;
 pub mod speaker;
 pub mod status;
 mod table;
-mod uapi;
+pub mod uapi;
 pub mod withdrawal;

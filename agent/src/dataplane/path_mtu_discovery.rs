@@ -4,8 +4,6 @@
 //! refuses every change of parameters to the fallback device, which `tunl0` is wherever the ipip module made it
 //! (net/ipv4/ip_tunnel.c, `ip_tunnel_changelink`: EINVAL).
 
-use std::os::fd::AsFd;
-
 use socket2::{Domain, Socket, Type};
 
 use super::DataplaneError;
@@ -15,7 +13,7 @@ use crate::uapi;
 pub(super) fn set(name: &str, on: bool) -> Result<(), DataplaneError> {
     let failed = |source| DataplaneError::new(words(name, on), source);
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).map_err(failed)?;
-    uapi::set_path_mtu_discovery(socket.as_fd(), name, on).map_err(failed)
+    uapi::set_path_mtu_discovery(&socket, name, on).map_err(failed)
 }
 
 /// What [`set`] does, as `ip` is told to.
