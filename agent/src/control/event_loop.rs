@@ -15,6 +15,7 @@ use tracing::{debug, error, info, warn};
 use super::AgentError;
 use super::fights::Fights;
 use super::intake::{Outlets, Remarks};
+use super::pool_modes::PoolModes;
 use super::report::{self, Observation};
 use super::sources::SourceCheck;
 use crate::api::{EncapsulationMode, Key, Kind};
@@ -82,6 +83,7 @@ pub(super) struct EventLoop {
     unpinned: Vec<Unpinned>,
     sources: SourceCheck,
     shared_addresses: Vec<SharedAddress>,
+    pool_modes: PoolModes,
     /// The changes that the kernel refused, and why.
     failures: Vec<(Change, DataplaneError)>,
     fights: Fights,
@@ -137,6 +139,7 @@ impl EventLoop {
             unpinned: Vec::new(),
             sources: SourceCheck::default(),
             shared_addresses: Vec::new(),
+            pool_modes: PoolModes::default(),
             failures: Vec::new(),
             fights: Fights::default(),
             retry: None,
@@ -316,6 +319,10 @@ impl EventLoop {
             self.note_unpinned();
             self.sources.ask_about(&self.planner.plan().tunnelled_to);
             self.note_shared_addresses();
+            let address = IpAddr::V4(self.settings.address);
+            for words in self.pool_modes.note(&self.cluster, address, &self.actual) {
+                warn!("{words}");
+            }
             self.state_needs();
             self.firewall
                 .want(&self.settings.node, self.settings.address, &self.cluster);

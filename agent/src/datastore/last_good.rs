@@ -256,7 +256,14 @@ pub fn kept(object: &Object, node: &str) -> Option<Object> {
             short.status.addresses.clone_from(&full.status.addresses);
             Object::Node(short)
         }
-        Object::IpamBlock(block) if block.spec.affinity.as_deref() != Some(&format!("host:{node}")) => {
+        // Those of the node, and those in which it has an address.
+        Object::IpamBlock(block)
+            if !block.spec.is_of_node(node)
+                && !block
+                    .spec
+                    .taken()
+                    .any(|taken| taken.attribute.value("node") == Some(node)) =>
+        {
             return None;
         }
         Object::IpPool(_) | Object::BgpConfiguration(_) | Object::BlockAffinity(_) | Object::IpamBlock(_) => {
