@@ -410,11 +410,7 @@ fn described(object: &Object) -> Option<(String, String, Spec)> {
             }
             Spec::Block(o.spec.clone())
         }
-        Object::Node(_)
-        | Object::IpPool(_)
-        | Object::IpReservation(_)
-        | Object::BgpConfiguration(_)
-        | Object::IpamConfig(_) => return None,
+        _ => return None,
     };
     let metadata = object.metadata();
     let revision = metadata.resource_version.clone().unwrap_or_default();

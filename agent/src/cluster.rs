@@ -3,6 +3,9 @@
 //! Pure: the same objects in any order give the same [`Cluster`]. What is not needed of an object is not kept, so that
 //! the memory of a node grows with the number of others, not with the number of their pods.
 
+mod bgp;
+mod services;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -10,12 +13,12 @@ use std::sync::Arc;
 use culvert_bgp::id::Asn;
 use culvert_ipam::affinity::{Affinity, AffinityState};
 use culvert_ipam::block::Block;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::api::{BgpConfigurationSpec, IpPoolSpec, Key, Kind, Node, Object};
+use crate::api::{IpPoolSpec, Key, Kind, Node, Object};
 
-/// The name of the cluster-wide BGPConfiguration.
-const CLUSTER_WIDE: &str = "default";
+pub use bgp::BgpResources;
+pub use services::{ServiceAddresses, Services};
 
 /// The AS number of a cluster that names none, as Calico has it.
 const DEFAULT_AS_NUMBER: Asn = match Asn::new(64_512) {
@@ -33,7 +36,7 @@ pub struct Cluster {
     blocks: BTreeMap<String, usize>,
     /// The addresses in each block that another node has than the block's own, with that node's name; there are few.
     lent: BTreeMap<String, BTreeSet<(String, IpAddr)>>,
-    bgp: BgpConfigurationSpec,
+    bgp: BgpResources,
 }
 
 /// What a change of an object changes; each includes those before it.
@@ -44,7 +47,7 @@ pub enum ClusterChange {
     Nothing,
     /// How many addresses are in use.
     Usage,
-    /// Whose a block is, or is about to be; or which addresses in it another node has.
+    /// What a node advertises: whose a block is, or is about to be; which addresses in it another node has; services.
     Blocks,
     /// Anything: nodes, pools, how they speak BGP.
     Everything,
@@ -67,6 +70,12 @@ pub struct ClusterNode {
     pub tunnel_address: Option<Ipv4Addr>,
     /// The IPv4 addresses that its status names, advertised or not.
     pub addresses: Vec<Ipv4Addr>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// The IPv6 address it advertises; none until it has published one.
+    pub address_v6: Option<Ipv6Net>,
+    /// The cluster that it is a route reflector of (RFC 4456 §7).
+    pub reflector_cluster: Option<Ipv4Addr>,
 }
 
 impl From<&Node> for ClusterNode {
@@ -76,6 +85,9 @@ impl From<&Node> for ClusterNode {
             as_number: node.as_number(),
             tunnel_address: node.tunnel_address(),
             addresses: node.ipv4_addresses().collect(),
+            labels: node.metadata.labels.clone(),
+            address_v6: node.advertised_address_v6(),
+            reflector_cluster: node.reflector_cluster(),
         }
     }
 }
@@ -113,15 +125,15 @@ impl Cluster {
                 let usage = ClusterChange::Usage.or_nothing(used);
                 usage.max(ClusterChange::Blocks.or_nothing(lent))
             }
-            Object::BgpConfiguration(bgp) if name == CLUSTER_WIDE => {
-                let changed = self.bgp != bgp.spec;
-                self.bgp = bgp.spec.clone();
-                ClusterChange::Everything.or_nothing(changed)
+            Object::BgpConfiguration(_) | Object::BgpPeer(_) | Object::BgpFilter(_) | Object::Secret(_) => {
+                ClusterChange::Everything.or_nothing(self.bgp.upsert(object))
             }
-            Object::BgpConfiguration(_)
-            | Object::IpReservation(_)
-            | Object::IpamHandle(_)
-            | Object::IpamConfig(_) => ClusterChange::Nothing,
+            Object::Service(_) | Object::EndpointSlice(_) => {
+                ClusterChange::Blocks.or_nothing(self.bgp.upsert(object))
+            }
+            Object::IpReservation(_) | Object::IpamHandle(_) | Object::IpamConfig(_) => {
+                ClusterChange::Nothing
+            }
         }
     }
 
@@ -136,14 +148,11 @@ impl Cluster {
                 let usage = ClusterChange::Usage.or_nothing(self.blocks.remove(name).is_some());
                 usage.max(ClusterChange::Blocks.or_nothing(self.lent.remove(name).is_some()))
             }
-            Kind::BgpConfiguration if key.name == CLUSTER_WIDE => {
-                let changed = self.bgp != BgpConfigurationSpec::default();
-                self.bgp = BgpConfigurationSpec::default();
-                ClusterChange::Everything.or_nothing(changed)
+            Kind::BgpConfiguration | Kind::BgpPeer | Kind::BgpFilter | Kind::Secret => {
+                ClusterChange::Everything.or_nothing(self.bgp.remove(key))
             }
-            Kind::BgpConfiguration | Kind::IpReservation | Kind::IpamHandle | Kind::IpamConfig => {
-                ClusterChange::Nothing
-            }
+            Kind::Service | Kind::EndpointSlice => ClusterChange::Blocks.or_nothing(self.bgp.remove(key)),
+            Kind::IpReservation | Kind::IpamHandle | Kind::IpamConfig => ClusterChange::Nothing,
         }
     }
 
@@ -196,19 +205,22 @@ impl Cluster {
     /// The AS number of nodes that have none of their own.
     #[must_use]
     pub fn default_as_number(&self) -> Asn {
-        self.bgp.as_number.and_then(Asn::new).unwrap_or(DEFAULT_AS_NUMBER)
+        let number = self.bgp.configuration().as_number;
+        number
+            .and_then(|number| Asn::new(number.0))
+            .unwrap_or(DEFAULT_AS_NUMBER)
     }
 
-    /// The TCP port of the speakers, where the cluster names one.
+    /// The settings of the speakers, their peers and filters.
     #[must_use]
-    pub fn listen_port(&self) -> Option<u16> {
-        self.bgp.listen_port.filter(|port| *port != 0)
+    pub fn bgp(&self) -> &BgpResources {
+        &self.bgp
     }
 
     /// Whether every node peers with every other.
     #[must_use]
     pub fn is_full_mesh(&self) -> bool {
-        self.bgp.node_to_node_mesh_enabled.unwrap_or(true)
+        self.bgp.configuration().node_to_node_mesh_enabled.unwrap_or(true)
     }
 
     /// All pools, by name.
@@ -340,7 +352,7 @@ fn lent(block: &Block) -> BTreeSet<(String, IpAddr)> {
     borrowed.collect()
 }
 
-fn replace<T: PartialEq>(map: &mut BTreeMap<String, T>, name: String, value: T) -> bool {
+fn replace<K: Ord, T: PartialEq>(map: &mut BTreeMap<K, T>, name: K, value: T) -> bool {
     let changed = map.get(&name) != Some(&value);
     map.insert(name, value);
     changed

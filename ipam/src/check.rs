@@ -1,4 +1,7 @@
-//! Whether a block's parts agree with each other.
+//! Whether a block's parts agree with each other ([`block()`]), and whether the objects of a cluster do ([`cluster()`]).
+
+mod cluster;
+mod finding;
 
 use std::net::IpAddr;
 
@@ -6,6 +9,9 @@ use ipnet::IpNet;
 
 use crate::block::{Block, address_of, size_of};
 use crate::name;
+
+pub use cluster::{Problem, cluster};
+pub use finding::Finding;
 
 /// What is wrong with a block. Such a block is left as it is, and nothing is taken from it or given back to it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

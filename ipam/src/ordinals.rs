@@ -178,7 +178,8 @@ impl Ordinals {
         self.drop_unused_attributes();
     }
 
-    fn drop_unused_attributes(&mut self) {
+    /// Drops the attributes to which no ordinal refers.
+    pub(crate) fn drop_unused_attributes(&mut self) {
         let block = &mut self.0;
         let used: BTreeSet<i64> = block.allocations.iter().flatten().copied().collect();
         let renumbered: BTreeMap<i64, i64> = used.iter().copied().zip(0_i64..).collect();

@@ -112,6 +112,30 @@ fn every_source_imports_only_what_it_may() {
     assert!(broken.is_empty(), "\n{}", broken.join("\n"));
 }
 
+#[test]
+fn what_the_compiler_cannot_check_is_in_one_file() {
+    const ALLOWED_IN: &str = "agent/src/uapi.rs";
+    // The compiler denies it wherever nobody names the lint.
+    let lint = ["unsafe", "code"].join("_");
+    let workspace = std::fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    assert!(workspace.contains(&format!("\n{lint} = \"deny\"\n")));
+    for package in &metadata().packages {
+        let manifest = std::fs::read_to_string(&package.manifest_path).unwrap();
+        assert!(
+            manifest.contains("[lints]\nworkspace = true"),
+            "{} does not take the lints of the workspace",
+            package.name
+        );
+    }
+    let mut sources = Vec::new();
+    collect(&root(), &mut sources);
+    let naming = sources
+        .iter()
+        .filter(|path| std::fs::read_to_string(path).unwrap().contains(&lint));
+    let naming: Vec<_> = naming.map(|path| path.strip_prefix(root()).unwrap()).collect();
+    assert_eq!(naming, [Path::new(ALLOWED_IN)]);
+}
+
 /// All Rust sources below a folder.
 fn collect(folder: &Path, sources: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).unwrap().flatten() {

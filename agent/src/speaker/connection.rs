@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_bgp::id::ConnectionId;
@@ -48,7 +49,7 @@ pub(super) enum SocketEvent {
 /// An open connection. When it is dropped its reader ends at once, and its writer after what is queued.
 #[derive(Debug)]
 pub(super) struct Connection {
-    queue: mpsc::Sender<Vec<u8>>,
+    queue: mpsc::Sender<Arc<Vec<u8>>>,
     reader: JoinHandle<()>,
     writer: Option<JoinHandle<()>>,
 }
@@ -71,7 +72,7 @@ impl Connection {
     }
 
     /// Queues a message; false when the queue is full.
-    pub(super) fn send(&self, bytes: Vec<u8>) -> bool {
+    pub(super) fn send(&self, bytes: Arc<Vec<u8>>) -> bool {
         !matches!(
             self.queue.try_send(bytes),
             Err(mpsc::error::TrySendError::Full(_))
@@ -124,7 +125,7 @@ async fn read(id: ConnectionId, mut stream: OwnedReadHalf, events: mpsc::Sender<
 async fn write(
     id: ConnectionId,
     mut stream: OwnedWriteHalf,
-    mut queued: mpsc::Receiver<Vec<u8>>,
+    mut queued: mpsc::Receiver<Arc<Vec<u8>>>,
     events: mpsc::Sender<SocketEvent>,
 ) {
     while let Some(bytes) = queued.recv().await {
