@@ -8,6 +8,7 @@ mod event_loop;
 mod fights;
 mod identity;
 mod intake;
+mod pool_modes;
 mod renumbering;
 mod report;
 mod sources;

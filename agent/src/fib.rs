@@ -354,8 +354,8 @@ pub struct Snapshot {
     pub rules: Vec<Rule>,
     /// Whether the kernel forwards IPv4 packets (`net.ipv4.ip_forward`).
     pub forwarding: bool,
-    /// The ipip links that drop a packet whose source they would not be the way to (RFC 3704 §2.2, strict reverse path
-    /// forwarding), by their index: those where the greater of `rp_filter` of the link and of all links is 1.
+    /// The ipip links, and those with an IPv4 address, that drop a packet whose source they would not be the way to (RFC 3704 §2.2, strict
+    /// reverse path forwarding), by their index: those where the greater of `rp_filter` of the link and of all links is 1.
     pub strict: BTreeSet<u32>,
 }
 

@@ -2,6 +2,7 @@
 //! (`tests/run` brings a kernel that has it).
 
 mod bird;
+mod borrowed;
 mod cluster;
 mod continuity;
 mod encapsulation;
@@ -78,7 +79,7 @@ enum Needs {
 
 /// All trials that need no packet filter; those on the same layout one after the other.
 #[rustfmt::skip]
-const TRIALS: [(Layout, &str, Act); 39] = [
+const TRIALS: [(Layout, &str, Act); 40] = [
     (DIRECT, "direct_mode_carries_pod_traffic_without_tunnels", encapsulation::carries),
     (CROSS_SUBNET, "crosssubnet_mode_tunnels_between_subnets_only", encapsulation::carries),
     (CROSS_SUBNET, "a_pool_whose_ipip_mode_changes_loses_no_packet_across_subnets", pools::modes_across_subnets),
@@ -99,6 +100,7 @@ const TRIALS: [(Layout, &str, Act); 39] = [
     (IPIP, "a_pool_whose_ipip_mode_changes_loses_no_packet", pools::modes),
     (IPIP, "a_pool_that_is_disabled_keeps_its_routes", pools::disabled),
     (IPIP, "a_pool_that_is_not_exported_is_withdrawn_and_comes_back", pools::not_exported),
+    (IPIP, "an_address_borrowed_from_another_nodes_block_is_reached_from_everywhere", borrowed::reached),
     (IPIP, "an_agent_restarted_twice_in_a_row_loses_no_packet", continuity::twice),
     (IPIP, "an_upgraded_agent_loses_no_packet", continuity::upgraded),
     (IPIP, "a_datastore_that_is_away_for_a_while_costs_no_packet", continuity::datastore_away),

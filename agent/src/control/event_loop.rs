@@ -16,6 +16,7 @@ use tracing::{debug, error, info, warn};
 use super::AgentError;
 use super::fights::Fights;
 use super::intake::{Outlets, Remarks};
+use super::pool_modes::PoolModes;
 use super::renumbering::Renumbering;
 use super::report::{self, Observation};
 use super::sources::SourceCheck;
@@ -93,6 +94,7 @@ pub(super) struct EventLoop {
     unpinned: Vec<Unpinned>,
     sources: SourceCheck,
     shared_addresses: Vec<SharedAddress>,
+    pool_modes: PoolModes,
     /// The changes that the kernel refused, and why.
     failures: Vec<(Change, DataplaneError)>,
     fights: Fights,
@@ -150,6 +152,7 @@ impl EventLoop {
             unpinned: Vec::new(),
             sources: SourceCheck::default(),
             shared_addresses: Vec::new(),
+            pool_modes: PoolModes::default(),
             failures: Vec::new(),
             fights: Fights::default(),
             renumbering,
@@ -348,6 +351,10 @@ impl EventLoop {
             self.note_unpinned();
             self.sources.ask_about(&self.planner.plan().tunnelled_to);
             self.note_shared_addresses();
+            let address = IpAddr::V4(self.settings.address);
+            for words in self.pool_modes.note(&self.cluster, address, &self.actual) {
+                warn!("{words}");
+            }
             self.state_needs();
             self.firewall
                 .want(&self.settings.node, self.settings.address, &self.cluster);

@@ -1,5 +1,8 @@
 //! Tables: what is known, and what should be.
 
+mod borrowed;
+mod multipath;
+
 use super::*;
 use crate::api::{BlockAffinity, IpPool, Node, Object, annotation};
 use crate::fib::{Address, Link, NextHop, Route, RouteKind, Snapshot};

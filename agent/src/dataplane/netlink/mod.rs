@@ -11,7 +11,7 @@ pub(super) mod nftables;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use async_trait::async_trait;
@@ -151,9 +151,17 @@ impl Dataplane for Netlink {
             .await
             .map_err(|why| interrupted("dump the rules", why))?;
         let links: Vec<Link> = links.iter().filter_map(decode::link).collect();
-        let tunnels = links.iter().filter(|link| link.kind.as_deref() == Some("ipip"));
+        // Links of pods have none, and there are many of them.
+        let with_ipv4: BTreeSet<u32> = addresses
+            .iter()
+            .filter(|address| address.net.addr().is_ipv4())
+            .map(|address| address.link)
+            .collect();
+        let others = links
+            .iter()
+            .filter(|link| link.kind.as_deref() == Some("ipip") || with_ipv4.contains(&link.index));
         let switches = || {
-            let strict = tunnels.filter(|link| sysctl::is_strict(&link.name));
+            let strict = others.filter(|link| sysctl::is_strict(&link.name));
             Ok((sysctl::forwarding()?, strict.map(|link| link.index).collect()))
         };
         let (forwarding, strict) = self

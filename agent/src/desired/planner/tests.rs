@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::*;
-use crate::api::{BgpConfiguration, BlockAffinity, IpPool, Key, Kind, Node, Object, annotation};
+use crate::api::{BgpConfiguration, BlockAffinity, IpPool, IpamBlock, Key, Kind, Node, Object, annotation};
 use crate::cluster::Cluster;
 use crate::desired::{Learned, plan};
 use crate::fib::{Address, Change, KernelEvent, NextHop, Snapshot};
@@ -99,12 +99,25 @@ fn some_object() -> impl Strategy<Value = Object> {
         }
         Object::BlockAffinity(BlockAffinity::new(affinity_name(n, block), spec))
     });
+    let block = (select(&PREFIXES[..2]), 0usize..3, 0usize..3).prop_map(|(cidr, owner, holder)| {
+        let name = block_name(cidr);
+        let yaml = format!(
+            "metadata: {{name: {name}}}\nspec: {{cidr: {cidr}, affinity: 'host:node{owner}', allocations: [null, 0], \
+             attributes: [{{handle_id: h, secondary: {{node: node{holder}}}}}]}}"
+        );
+        let block: IpamBlock = serde_yaml::from_str(&yaml).unwrap();
+        Object::IpamBlock(block)
+    });
     let bgp = any::<bool>().prop_map(|mesh| {
         let yaml = format!("metadata: {{name: default}}\nspec: {{nodeToNodeMeshEnabled: {mesh}}}");
         let bgp: BgpConfiguration = serde_yaml::from_str(&yaml).unwrap();
         Object::BgpConfiguration(bgp)
     });
-    prop_oneof![4 => node, 3 => pool, 3 => affinity, 1 => bgp]
+    prop_oneof![4 => node, 3 => pool, 3 => affinity, 2 => block, 1 => bgp]
+}
+
+fn block_name(cidr: &str) -> String {
+    cidr.replace(['.', '/'], "-")
 }
 
 fn affinity_name(node: usize, block: &str) -> String {
@@ -115,6 +128,7 @@ fn some_key() -> impl Strategy<Value = Key> {
     prop_oneof![
         (0usize..5).prop_map(|n| Key::new(Kind::Node, format!("node{n}"))),
         select(vec!["a", "b", "c"]).prop_map(|name| Key::new(Kind::IpPool, name)),
+        select(&PREFIXES[..2]).prop_map(|cidr| Key::new(Kind::IpamBlock, block_name(cidr))),
         (0usize..2, select(&PREFIXES[..4]))
             .prop_map(|(n, block)| Key::new(Kind::BlockAffinity, affinity_name(n, block))),
     ]
