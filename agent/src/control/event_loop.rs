@@ -19,16 +19,14 @@ use super::intake::{Outlets, Remarks};
 use super::pool_modes::PoolModes;
 use super::renumbering::Renumbering;
 use super::report::{self, Observation};
-use super::sources::SourceCheck;
+use super::sources::{SourceCheck, touches_sources};
 use crate::api::{EncapsulationMode, Key, Kind, Object};
 use crate::claims::Needs;
 use crate::cluster::{Cluster, ClusterChange, SharedAddress};
 use crate::dataplane::{Dataplane, DataplaneError, Netlink};
 use crate::datastore::Update;
-use crate::desired::{
-    Changed, Known, Learned, Plan, Planner, Rejected, Rejection, Settings, Unpinned, Updated,
-};
-use crate::fib::{Change, KernelEvent, MAIN_TABLE, Route, RouteKey, Rule, protocol_name};
+use crate::desired::{Changed, Known, Learned, Plan, Planner, Settings, Unpinned, Updated};
+use crate::fib::{Change, KernelEvent, Route, RouteKey, Rule, protocol_name};
 use crate::firewall;
 use crate::metrics::Metrics;
 use crate::reconcile::{Actual, Difference, Observed, Ours, Removal, taken_over_from};
@@ -40,9 +38,6 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 
 /// The status is told at most this often: putting it together looks at every peer.
 const STATUS_INTERVAL: Duration = Duration::from_millis(100);
-
-/// So many destinations that are not installed are named at once in the log.
-const TOLD_AT_ONCE: usize = 20;
 
 /// How long the connections may take to close when the agent stops.
 const STOP_TIMEOUT: Duration = Duration::from_millis(500);
@@ -346,7 +341,7 @@ impl EventLoop {
             self.state_needs();
         }
         let updated = self.plan();
-        note_rejected(&updated.rejected);
+        report::say_rejected(&updated.rejected);
         if updated.beyond_routes {
             self.note_unpinned();
             self.sources.ask_about(&self.planner.plan().tunnelled_to);
@@ -618,30 +613,6 @@ impl EventLoop {
         if self.speaker.commands.send(Command::Stop { done }).await.is_ok() {
             let _ = timeout(STOP_TIMEOUT, stopped).await;
         }
-    }
-}
-
-/// Says of each destination that it is not installed, and why.
-fn note_rejected(new: &[Rejected]) {
-    let (passing, lasting): (Vec<_>, Vec<_>) = new.iter().partition(|new| new.reason == Rejection::NoTunnel);
-    for new in passing {
-        debug!(prefix = %new.prefix, reason = %new.reason, "destination not installed");
-    }
-    for new in lasting.iter().take(TOLD_AT_ONCE) {
-        warn!(prefix = %new.prefix, reason = %new.reason, "destination not installed");
-    }
-    // A peer decides how many there are; the log is not its to fill.
-    if let Some(more @ 1..) = lasting.len().checked_sub(TOLD_AT_ONCE) {
-        warn!(more, "further destinations not installed");
-    }
-}
-
-/// Whether the kernel may choose another source for encapsulated packets after this.
-fn touches_sources(change: &Change) -> bool {
-    match change {
-        Change::AddRule(_) | Change::DeleteRule(_) => true,
-        Change::ReplaceRoute(route) | Change::DeleteRoute(route) => route.key.table != MAIN_TABLE,
-        _ => false,
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 use culvert_bgp::id::Asn;
 use culvert_bgp::speaker::PeerStatus as Session;
 use jiff::Timestamp;
+use tracing::{debug, warn};
 
 use super::fights::Fights;
 use super::intake::Remarks;
@@ -14,7 +15,7 @@ use super::renumbering::Renumbering;
 use super::sources::SourceCheck;
 use crate::cluster::Cluster;
 use crate::dataplane::DataplaneError;
-use crate::desired::{Plan, Settings};
+use crate::desired::{Plan, Rejected, Rejection, Settings};
 use crate::fib::{Change, Route, protocol_name};
 use crate::reconcile::{Actual, Difference, overshadowing};
 use crate::status::{
@@ -24,6 +25,9 @@ use crate::status::{
 
 /// So many problems of one kind the status names.
 const PROBLEMS_TOLD: usize = 100;
+
+/// So many destinations that are not installed are named at once in the log.
+const TOLD_AT_ONCE: usize = 20;
 
 /// What the loop knows.
 pub(super) struct Observation<'a> {
@@ -169,6 +173,21 @@ fn first(problems: impl Iterator<Item = RouteProblem>, count: usize) -> Vec<Rout
         });
     }
     told
+}
+
+/// Says of each destination that it is not installed, and why.
+pub(super) fn say_rejected(new: &[Rejected]) {
+    let (passing, lasting): (Vec<_>, Vec<_>) = new.iter().partition(|new| new.reason == Rejection::NoTunnel);
+    for new in passing {
+        debug!(prefix = %new.prefix, reason = %new.reason, "destination not installed");
+    }
+    for new in lasting.iter().take(TOLD_AT_ONCE) {
+        warn!(prefix = %new.prefix, reason = %new.reason, "destination not installed");
+    }
+    // A peer decides how many there are; the log is not its to fill.
+    if let Some(more @ 1..) = lasting.len().checked_sub(TOLD_AT_ONCE) {
+        warn!(more, "further destinations not installed");
+    }
 }
 
 /// What a change is about.

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::desired::{PIN_PRIORITY, Settings};
-use crate::fib::RouteKey;
+use crate::fib::{Change, MAIN_TABLE, RouteKey};
 use crate::reconcile::Actual;
 use crate::status::SourceMismatch;
 
@@ -173,6 +173,15 @@ fn cure(settings: &Settings, actual: &Actual, peer: Ipv4Addr) -> String {
     format!(
         "the kernel does not follow table {table}; look in `ip rule` for one before {PIN_PRIORITY} that takes protocol 4"
     )
+}
+
+/// Whether the kernel may choose another source for encapsulated packets after this.
+pub(super) fn touches_sources(change: &Change) -> bool {
+    match change {
+        Change::AddRule(_) | Change::DeleteRule(_) => true,
+        Change::ReplaceRoute(route) | Change::DeleteRoute(route) => route.key.table != MAIN_TABLE,
+        _ => false,
+    }
 }
 
 #[cfg(test)]
