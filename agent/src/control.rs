@@ -40,6 +40,7 @@ use crate::firewall;
 use crate::http::{self, Confirmations};
 use crate::metrics::Metrics;
 use crate::node::{self, AddressError, Missing};
+use crate::peering::Speaking;
 use crate::reconcile::{Actual, Ours, Removal, diff};
 use crate::speaker::{self, Endpoint, SpeakerError};
 use crate::status::AgentStatus;
@@ -169,6 +170,12 @@ fn settings_of(config: &Config, identity: &Identity) -> Settings {
     Settings {
         node: config.node_name.as_str().to_owned(),
         address: identity.address.addr(),
+        speaking: Speaking {
+            asn: identity.asn,
+            address_v6: identity.address_v6,
+            port: identity.port,
+            secret_namespace: config.bgp.secret_namespace.clone(),
+        },
         protocol: route_protocol(config),
         tunnel_mtu: config.tunnel.mtu.map(Ranged::get),
         pin_table: routes.source_pin.0.then_some(routes.pin_table.get()),
@@ -275,6 +282,7 @@ fn start_speaker(
         restarted,
         // Nodes must not jitter in step: their addresses differ, and so do their starts.
         seed: u64::from(u32::from(identity.address.addr())) ^ u64::from(std::process::id()).rotate_left(32),
+        local_address_v6: identity.address_v6,
         ..SpeakerConfig::new(identity.asn, identity.router_id, identity.address.addr())
     };
     speaker::start(

@@ -1,5 +1,7 @@
 //! How this node is known to the others, found once at the start.
 
+use std::net::Ipv6Addr;
+
 use culvert_bgp::id::{Asn, RouterId};
 use ipnet::{IpNet, Ipv4Net};
 use tokio::time::{Instant, timeout_at};
@@ -13,9 +15,7 @@ use crate::datastore::last_good::LastGoodCopy;
 use crate::datastore::{self, Datastore, DatastoreError};
 use crate::fib::Snapshot;
 use crate::node::{self, Announcement};
-
-/// The port of BGP (RFC 4271 §8.2.1.5, IANA).
-const BGP_PORT: u16 = 179;
+use crate::peering::BGP_PORT;
 
 /// How this node is known to the others.
 pub(super) struct Identity {
@@ -26,6 +26,8 @@ pub(super) struct Identity {
     /// The AS number that the configuration gives it for its own.
     pub(super) own_asn: Option<Asn>,
     pub(super) port: u16,
+    /// The IPv6 address that its Node object advertises.
+    pub(super) address_v6: Option<Ipv6Addr>,
 }
 
 /// The objects that it rests on.
@@ -151,6 +153,7 @@ impl Identity {
             asn,
             own_asn,
             port,
+            address_v6: node.advertised_address_v6().map(|net| net.addr()),
         })
     }
 }

@@ -188,6 +188,7 @@ mod tests {
         Settings {
             node: "node4".into(),
             address: ADVERTISED,
+            speaking: crate::peering::Speaking::default(),
             protocol: 86,
             tunnel_mtu: None,
             pin_table: Some(886),
