@@ -9,6 +9,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::{debug, error, warn};
 
+use culvert_ipam::pool::Family;
+
 use crate::allocation::{AllocationError, Allocator};
 use crate::api::Node;
 use crate::datastore::{self, Datastore, DatastoreError};
@@ -83,7 +85,7 @@ async fn claim(
         return Ok(());
     }
     if needs.block {
-        let blocks = allocator.ensure_block().await?;
+        let blocks = allocator.ensure_block(Family::V4).await?;
         debug!(?blocks, "this node's blocks");
     }
     let mut announcement = announcement.clone();
