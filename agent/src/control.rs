@@ -132,7 +132,7 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
     }
 
     let settings = settings_of(config, &identity);
-    let speaker = start_speaker(config, &identity, &kernel, settings.protocol)?;
+    let speaker = start_speaker(config, &identity, &kernel, settings.protocol, &metrics)?;
     let (needs, needs_reader) = watch::channel(Needs::default());
     let claims = tokio::spawn(claims::keep(
         Arc::clone(&store),
@@ -272,6 +272,7 @@ fn start_speaker(
     identity: &Identity,
     kernel: &Snapshot,
     protocol: u8,
+    metrics: &Metrics,
 ) -> Result<speaker::Running, SpeakerError> {
     // RFC 4724 §4.1: the routes of a former run are what "restarted" means to the peers.
     let restarted = kernel.routes.iter().any(|route| route.protocol == protocol);
@@ -287,10 +288,11 @@ fn start_speaker(
     };
     speaker::start(
         speaker,
-        Endpoint {
-            local_address: identity.address.addr(),
+        &Endpoint {
             port: identity.port,
+            listen: identity.listen.clone(),
         },
+        metrics.bgp_connections_refused.clone(),
     )
 }
 

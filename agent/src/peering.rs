@@ -230,7 +230,9 @@ pub fn peering(local: Local<'_>, cluster: &Cluster) -> Peering {
     peering
 }
 
-fn listen(local: Local<'_>, cluster: &Cluster) -> BTreeSet<IpAddr> {
+/// The addresses to listen on; empty for all. They are taken at the start.
+#[must_use]
+pub fn listen(local: Local<'_>, cluster: &Cluster) -> BTreeSet<IpAddr> {
     let mode = cluster.bgp().setting(local.node, |bgp| bgp.bind_mode);
     match mode.unwrap_or_default() {
         BindMode::None => BTreeSet::new(),

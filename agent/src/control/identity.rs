@@ -1,6 +1,7 @@
 //! How this node is known to the others, found once at the start.
 
-use std::net::Ipv6Addr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv6Addr};
 
 use culvert_bgp::id::{Asn, RouterId};
 use ipnet::{IpNet, Ipv4Net};
@@ -15,7 +16,7 @@ use crate::datastore::last_good::LastGoodCopy;
 use crate::datastore::{self, Datastore, DatastoreError};
 use crate::fib::Snapshot;
 use crate::node::{self, Announcement};
-use crate::peering::BGP_PORT;
+use crate::peering::{self, BGP_PORT, Local, Speaking};
 
 /// How this node is known to the others.
 pub(super) struct Identity {
@@ -28,6 +29,8 @@ pub(super) struct Identity {
     pub(super) port: u16,
     /// The IPv6 address that its Node object advertises.
     pub(super) address_v6: Option<Ipv6Addr>,
+    /// The addresses that its speaker listens on; empty for all.
+    pub(super) listen: BTreeSet<IpAddr>,
 }
 
 /// The objects that it rests on.
@@ -147,13 +150,26 @@ impl Identity {
             .and_then(|port| u16::try_from(port.get()).ok());
         let port = configured.or(cluster.bgp().listen_port(name)).unwrap_or(BGP_PORT);
         info!(%address, %asn, port, "this node");
+        let address_v6 = node.advertised_address_v6().map(|net| net.addr());
+        let speaking = Speaking {
+            asn,
+            address_v6,
+            port,
+            ..Speaking::default()
+        };
+        let local = Local {
+            node: name,
+            address: address.addr(),
+            speaking: &speaking,
+        };
         Ok(Self {
             address,
             router_id,
             asn,
             own_asn,
             port,
-            address_v6: node.advertised_address_v6().map(|net| net.addr()),
+            address_v6,
+            listen: peering::listen(local, &cluster),
         })
     }
 }
