@@ -199,6 +199,7 @@ fn plan() {
         speaking: culvert_agent::peering::Speaking::default(),
         protocol: OURS.protocol,
         tunnel_mtu: None,
+        path_mtu_discovery: None,
         pin_table: None,
     };
     let cluster = cluster();
@@ -329,6 +330,7 @@ fn kernel() -> Snapshot {
         running: true,
         mtu,
         kind: kind.map(str::to_owned),
+        path_mtu_discovery: None,
     };
     Snapshot {
         links: vec![link(2, "eth0", None, 1500), link(3, "tunl0", Some("ipip"), 1480)],

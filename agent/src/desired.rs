@@ -3,6 +3,7 @@
 //! Pure, and without history: the same cluster, routes learned and underlay give the same answer, however they came
 //! about. What cannot be right is left out and named in [`Plan::rejected`]; it never holds back the rest.
 
+mod multipath;
 mod path_mtu;
 mod planner;
 mod underlay;
@@ -42,6 +43,8 @@ pub struct Settings {
     pub protocol: u8,
     /// MTU of the tunnel device in bytes; none for that of the link with the advertised address, less 20.
     pub tunnel_mtu: Option<u32>,
+    /// Whether the tunnel device sets DF in every outer header; none to leave that as it is.
+    pub path_mtu_discovery: Option<bool>,
     /// The table for the routes that give encapsulated packets the advertised address as their source; none to leave the
     /// source to the kernel.
     pub pin_table: Option<u32>,
@@ -119,6 +122,15 @@ pub enum Rejection {
         /// Who said so.
         peer: IpAddr,
     },
+    /// It is the address of a pod of this node, or of something else that a link of this host leads to.
+    #[error(
+        "a link of this host leads to that address, as to a pod's: it has just moved here, or two pods have it; \
+         look at what {peer} advertises"
+    )]
+    OnThisHost {
+        /// Who said so.
+        peer: IpAddr,
+    },
     /// The pool asks for VXLAN.
     #[error("its pool {pool} has vxlanMode {mode:?}, which Culvert does not do; use ipipMode")]
     Vxlan {
@@ -132,6 +144,14 @@ pub enum Rejection {
     Unreachable {
         /// The next hop.
         next_hop: IpAddr,
+    },
+    /// The NIC that leads there is down.
+    #[error("{link}, through which its next hop {next_hop} is reached, is down; set it up")]
+    LinkDown {
+        /// The next hop.
+        next_hop: IpAddr,
+        /// The link's name.
+        link: String,
     },
     /// The tunnel device is not there, or down; the same turn sees to that.
     #[error("the tunnel device {TUNNEL_DEVICE} is not up yet")]
@@ -149,10 +169,15 @@ impl Rejection {
     /// A control plane that blinks never withdraws forwarding.
     fn may_pass(&self) -> bool {
         match self {
-            Self::NoPool { .. } | Self::Unreachable { .. } | Self::NoTunnel | Self::AddressGone { .. } => {
-                true
-            }
-            Self::NextHopInPool { .. } | Self::NextHopUnknown { .. } | Self::Vxlan { .. } => false,
+            Self::NoPool { .. }
+            | Self::Unreachable { .. }
+            | Self::LinkDown { .. }
+            | Self::NoTunnel
+            | Self::AddressGone { .. } => true,
+            Self::NextHopInPool { .. }
+            | Self::NextHopUnknown { .. }
+            | Self::OnThisHost { .. }
+            | Self::Vxlan { .. } => false,
         }
     }
 }

@@ -1,5 +1,8 @@
 //! Tables: what is known, and what should be.
 
+mod borrowed;
+mod multipath;
+
 use super::*;
 use crate::api::{BlockAffinity, IpPool, Node, Object, annotation};
 use crate::fib::{Address, Link, NextHop, Route, RouteKind, Snapshot};
@@ -15,6 +18,7 @@ fn settings() -> Settings {
         speaking: Speaking::default(),
         protocol: 86,
         tunnel_mtu: None,
+        path_mtu_discovery: None,
         pin_table: None,
     }
 }
@@ -27,6 +31,7 @@ fn link(index: u32, name: &str, mtu: u32) -> Link {
         running: true,
         mtu,
         kind: None,
+        path_mtu_discovery: None,
     }
 }
 

@@ -13,17 +13,19 @@ use crate::cluster::{Cluster, ServiceAddresses};
 /// The label of nodes that take no packets for services from outside.
 pub const EXCLUDE_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 
-/// What this node originates. None of it is a route of the kernel's for that: a blackhole for the addresses of services
+/// What this node originates: its blocks, each address that its pods have in a block that is not its own, and services. None of it is a route of the kernel's for that: a blackhole for the addresses of services
 /// would take packets away from the proxy that answers for them.
 #[must_use]
 pub fn exports(local: Local<'_>, cluster: &Cluster) -> BTreeSet<Prefix> {
+    let blocks: Vec<IpNet> = cluster.blocks_of(local.node).collect();
+    // Packets to a single address go to its node, whoever has the block: the most specific route counts. Within a block of
+    // our own that is the block's route, as Calico has it.
+    let is_elsewhere = |address: &IpAddr| !blocks.iter().any(|block| block.contains(address));
+    let borrowed = cluster.borrowed_by(local.node).filter(is_elsewhere);
     // A block whose pool is gone is still advertised: its pods are still there.
-    let exported = |block: &IpNet| cluster.pool_of(block).is_none_or(|pool| !pool.disable_bgp_export);
-    let mut exports: BTreeSet<Prefix> = cluster
-        .blocks_of(local.node)
-        .filter(exported)
-        .map(Prefix::new)
-        .collect();
+    let exported = |net: &IpNet| cluster.pool_of(net).is_none_or(|pool| !pool.disable_bgp_export);
+    let all = blocks.iter().copied().chain(borrowed.map(IpNet::from));
+    let mut exports: BTreeSet<Prefix> = all.filter(exported).map(Prefix::new).collect();
     let own = cluster.node(local.node);
     if !own.is_some_and(|node| node.labels.contains_key(EXCLUDE_LABEL)) {
         exports.extend(services(local, cluster).map(Prefix::new));

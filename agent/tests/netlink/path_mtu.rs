@@ -52,6 +52,7 @@ async fn converge(netlink: &Netlink) -> Vec<Change> {
         speaking: culvert_agent::peering::Speaking::default(),
         protocol: OURS.protocol,
         tunnel_mtu: None,
+        path_mtu_discovery: None,
         pin_table: Some(886),
     };
     let (cluster, learned) = (cluster(), learned());
