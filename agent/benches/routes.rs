@@ -196,6 +196,7 @@ fn plan() {
     let settings = Settings {
         node: "node0".to_owned(),
         address: Ipv4Addr::new(172, 18, 0, 1),
+        speaking: culvert_agent::peering::Speaking::default(),
         protocol: OURS.protocol,
         tunnel_mtu: None,
         path_mtu_discovery: None,

@@ -21,7 +21,7 @@ pub use bgp::BgpResources;
 pub use services::{ServiceAddresses, Services};
 
 /// The AS number of a cluster that names none, as Calico has it.
-const DEFAULT_AS_NUMBER: Asn = match Asn::new(64_512) {
+pub(crate) const DEFAULT_AS_NUMBER: Asn = match Asn::new(64_512) {
     Some(asn) => asn,
     None => unreachable!(),
 };

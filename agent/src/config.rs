@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_yaml::Value;
 
-use crate::api::AdvertisedAddress;
+use crate::api::{AdvertisedAddress, DEFAULT_NAMESPACE};
 use crate::filter::UnknownTunnelPeers;
 use crate::logging::{Format, Level};
 
@@ -101,6 +101,8 @@ pub struct BgpConfig {
     pub connect_retry: Ranged<1, 3_600>,
     /// Seconds for which peers are asked to keep this node's routes while its agent restarts, 0 to 4095. Default: 120.
     pub restart_time: Ranged<0, 4_095>,
+    /// The namespace of the Secrets with the passwords of peers. Default: `default`.
+    pub secret_namespace: String,
 }
 
 /// Metrics and health.
@@ -206,6 +208,7 @@ impl Default for BgpConfig {
             hold_time: HoldSeconds::default(),
             connect_retry: const { Ranged::new(5) },
             restart_time: const { Ranged::new(120) },
+            secret_namespace: DEFAULT_NAMESPACE.to_owned(),
         }
     }
 }
@@ -279,6 +282,10 @@ const VARIABLES: &[Variable] = &[
     Variable {
         path: &["bgp", "restartTime"],
         text: false,
+    },
+    Variable {
+        path: &["bgp", "secretNamespace"],
+        text: true,
     },
     Variable {
         path: &["socket"],

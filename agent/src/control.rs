@@ -42,6 +42,7 @@ use crate::firewall;
 use crate::http::{self, Confirmations};
 use crate::metrics::Metrics;
 use crate::node::{self, AddressError, Missing};
+use crate::peering::Speaking;
 use crate::reconcile::{Actual, Ours, Removal, diff};
 use crate::speaker::{self, Endpoint, SpeakerError};
 use crate::status::AgentStatus;
@@ -179,7 +180,7 @@ impl Agent<'_> {
         }
 
         let settings = settings_of(config, &identity);
-        let speaker = start_speaker(config, &identity, &kernel, settings.protocol)?;
+        let speaker = start_speaker(config, &identity, &kernel, settings.protocol, &self.metrics)?;
         let (needs, needs_reader) = watch::channel(Needs::default());
         let allocator = self.allocator.clone();
         let claims = tokio::spawn(claims::keep(store, allocator, node, announcement, needs_reader));
@@ -216,6 +217,12 @@ fn settings_of(config: &Config, identity: &Identity) -> Settings {
     Settings {
         node: config.node_name.as_str().to_owned(),
         address: identity.address.addr(),
+        speaking: Speaking {
+            asn: identity.asn,
+            address_v6: identity.address_v6,
+            port: identity.port,
+            secret_namespace: config.bgp.secret_namespace.clone(),
+        },
         protocol: route_protocol(config),
         tunnel_mtu: config.tunnel.mtu.map(Ranged::get),
         path_mtu_discovery: config.tunnel.path_mtu_discovery,
@@ -313,6 +320,7 @@ fn start_speaker(
     identity: &Identity,
     kernel: &Snapshot,
     protocol: u8,
+    metrics: &Metrics,
 ) -> Result<speaker::Running, SpeakerError> {
     // RFC 4724 §4.1: the routes of a former run are what "restarted" means to the peers.
     let restarted = kernel.routes.iter().any(|route| route.protocol == protocol);
@@ -323,14 +331,16 @@ fn start_speaker(
         restarted,
         // Nodes must not jitter in step: their addresses differ, and so do their starts.
         seed: u64::from(u32::from(identity.address.addr())) ^ u64::from(std::process::id()).rotate_left(32),
+        local_address_v6: identity.address_v6,
         ..SpeakerConfig::new(identity.asn, identity.router_id, identity.address.addr())
     };
     speaker::start(
         speaker,
-        Endpoint {
-            local_address: identity.address.addr(),
+        &Endpoint {
             port: identity.port,
+            listen: identity.listen.clone(),
         },
+        metrics.bgp_connections_refused.clone(),
     )
 }
 

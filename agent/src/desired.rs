@@ -13,12 +13,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use culvert_bgp::id::{NextHop as BgpNextHop, Prefix};
-use culvert_bgp::speaker::PeerConfig;
 use ipnet::IpNet;
 
 use crate::api::EncapsulationMode;
 use crate::cluster::Cluster;
 use crate::fib::{Desired, MAIN_TABLE, RouteKey};
+use crate::peering::{Local, Peering, Speaking};
 use crate::reconcile::Actual;
 
 pub use planner::{Changed, Planner, Updated};
@@ -37,6 +37,8 @@ pub struct Settings {
     pub node: String,
     /// The address this node is known by.
     pub address: Ipv4Addr,
+    /// How it takes part in BGP.
+    pub speaking: Speaking,
     /// The protocol number of our routes.
     pub protocol: u8,
     /// MTU of the tunnel device in bytes; none for that of the link with the advertised address, less 20.
@@ -48,6 +50,18 @@ pub struct Settings {
     pub pin_table: Option<u32>,
 }
 
+impl Settings {
+    /// This node, as it takes part in BGP.
+    #[must_use]
+    pub fn local(&self) -> Local<'_> {
+        Local {
+            node: &self.node,
+            address: self.address,
+            speaking: &self.speaking,
+        }
+    }
+}
+
 /// Destinations learned from the peers, with their best next hops.
 pub type Learned = BTreeMap<Prefix, Vec<BgpNextHop>>;
 
@@ -56,8 +70,8 @@ pub type Learned = BTreeMap<Prefix, Vec<BgpNextHop>>;
 pub struct Plan {
     /// What the kernel should hold.
     pub desired: Desired,
-    /// The speaker's peers.
-    pub peers: BTreeMap<IpAddr, PeerConfig>,
+    /// With whom the speaker speaks, and how.
+    pub peering: Peering,
     /// The destinations this node originates.
     pub exports: BTreeSet<Prefix>,
     /// The largest packet a pod may send, in bytes.
@@ -198,35 +212,6 @@ fn key_of(prefix: IpNet) -> RouteKey {
         prefix,
         metric: 0,
     }
-}
-
-/// Every other node, in a full mesh.
-fn peers(settings: &Settings, cluster: &Cluster) -> BTreeMap<IpAddr, PeerConfig> {
-    if !cluster.is_full_mesh() {
-        return BTreeMap::new();
-    }
-    let others = cluster
-        .nodes_by_address()
-        .into_iter()
-        .filter(|(address, name)| *name != settings.node && *address != IpAddr::V4(settings.address));
-    let with_config = others.filter_map(|(address, name)| {
-        let asn = cluster.as_number(cluster.node(name)?);
-        Some((address, PeerConfig::new(address, asn)))
-    });
-    with_config.collect()
-}
-
-/// This node's blocks, and each address that its pods have in a block that is not its own; but those of pools that say
-/// otherwise. A block whose pool is gone is still advertised: its pods are still there.
-fn exports(settings: &Settings, cluster: &Cluster) -> BTreeSet<Prefix> {
-    let blocks: Vec<IpNet> = cluster.blocks_of(&settings.node).collect();
-    // Packets to a single address go to its node, whoever has the block: the most specific route counts. Within a block of
-    // our own that is the block's route, as Calico has it.
-    let is_elsewhere = |address: &IpAddr| !blocks.iter().any(|block| block.contains(address));
-    let borrowed = cluster.borrowed_by(&settings.node).filter(is_elsewhere);
-    let exported = |net: &IpNet| cluster.pool_of(net).is_none_or(|pool| !pool.disable_bgp_export);
-    let all = blocks.iter().copied().chain(borrowed.map(IpNet::from));
-    all.filter(exported).map(Prefix::new).collect()
 }
 
 #[cfg(test)]

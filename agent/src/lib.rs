@@ -18,6 +18,7 @@ pub mod http;
 pub mod logging;
 pub mod metrics;
 pub mod node;
+pub mod peering;
 pub mod reconcile;
 pub mod selector;
 pub mod speaker;

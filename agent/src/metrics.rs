@@ -41,6 +41,8 @@ metrics! {
     bgp_sessions: IntGaugeVec = "culvert_bgp_sessions" by "state";
     /// Changes of state of all BGP sessions.
     bgp_session_transitions: IntCounter = "culvert_bgp_session_transitions_total";
+    /// BGP connections refused, since they came from addresses that are no peers'.
+    bgp_connections_refused: IntCounter = "culvert_bgp_connections_refused_total";
     /// Routes that should be in the kernel.
     routes_desired: IntGauge = "culvert_routes_desired";
     /// Routes that should be in the kernel and are.
@@ -148,6 +150,8 @@ mod tests {
             .map(str::to_owned)
             .collect();
         let expected = "\
+# HELP culvert_bgp_connections_refused_total BGP connections refused, since they came from addresses that are no peers'.
+# TYPE culvert_bgp_connections_refused_total counter
 # HELP culvert_bgp_session_transitions_total Changes of state of all BGP sessions.
 # TYPE culvert_bgp_session_transitions_total counter
 # HELP culvert_bgp_sessions BGP sessions in each state of RFC 4271.

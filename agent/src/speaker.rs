@@ -6,23 +6,28 @@
 //! of changes to one destination costs its reader one.
 
 mod connection;
+mod md5;
+mod strangers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use culvert_bgp::id::{ConnectionId, NextHop, Prefix};
 use culvert_bgp::speaker::{
     Input, Output, PeerConfig, PeerStatus, SessionChange, Speaker, SpeakerConfig, TransportError,
 };
-use tokio::net::TcpListener;
+use prometheus::IntCounter;
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
-use connection::{Connection, SocketEvent};
+use crate::uapi::SocketFamily;
+use connection::{Connection, Listener, SocketEvent};
+use strangers::Strangers;
 
 /// Events of sockets that wait for the owner; a full channel stops the reading of all connections.
 const SOCKET_EVENTS: usize = 1024;
@@ -33,10 +38,10 @@ const STATUS_INTERVAL: Duration = Duration::from_millis(100);
 /// Where the speaker lives.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
-    /// The address to dial from: the one this node is known by.
-    pub local_address: Ipv4Addr,
-    /// The TCP port to listen on and to dial.
+    /// The TCP port to listen on.
     pub port: u16,
+    /// The addresses to listen on; empty for all.
+    pub listen: BTreeSet<IpAddr>,
 }
 
 /// What the speaker is told.
@@ -101,26 +106,32 @@ pub enum SpeakerError {
 ///
 /// # Errors
 /// When the port cannot be listened on.
-pub fn start(config: SpeakerConfig, endpoint: Endpoint) -> Result<Running, SpeakerError> {
+pub fn start(
+    config: SpeakerConfig,
+    endpoint: &Endpoint,
+    refused: IntCounter,
+) -> Result<Running, SpeakerError> {
     let port = endpoint.port;
-    let listener = connection::listen(port).map_err(|source| SpeakerError::Listen { port, source })?;
+    let listeners =
+        connection::listen(&endpoint.listen, port).map_err(|source| SpeakerError::Listen { port, source })?;
     let (commands, command_queue) = mpsc::channel(16);
     let (news_queue, news) = mpsc::channel(1);
     let (statuses, peers) = watch::channel(Vec::new());
     let (events, event_queue) = mpsc::channel(SOCKET_EVENTS);
     let driver = Driver {
         speaker: Speaker::new(config, Instant::now().into_std()),
-        endpoint,
+        listeners,
         known: None,
         connections: BTreeMap::new(),
         dials: BTreeMap::new(),
+        unheard: BTreeSet::new(),
         events,
         news: News::default(),
         statuses,
         status_changed: true,
-        refused: 0,
+        strangers: Strangers::new(refused),
     };
-    tokio::spawn(driver.run(listener, command_queue, event_queue, news_queue));
+    tokio::spawn(driver.run(command_queue, event_queue, news_queue));
     info!(port, "listening for BGP");
     Ok(Running {
         commands,
@@ -131,26 +142,26 @@ pub fn start(config: SpeakerConfig, endpoint: Endpoint) -> Result<Running, Speak
 
 struct Driver {
     speaker: Speaker,
-    endpoint: Endpoint,
-    /// The addresses that may connect; none until they are known. Until then connections wait in the backlog: a peer
+    listeners: Vec<Listener>,
+    /// The terms of those who may connect, by their addresses; none until they are known. Until then connections wait in the backlog: a peer
     /// that is refused comes back seconds later.
-    known: Option<BTreeSet<IpAddr>>,
+    known: Option<BTreeMap<IpAddr, PeerConfig>>,
     connections: BTreeMap<ConnectionId, Connection>,
     dials: BTreeMap<ConnectionId, JoinHandle<()>>,
+    /// Connections to peers that have not said anything yet.
+    unheard: BTreeSet<ConnectionId>,
     events: mpsc::Sender<SocketEvent>,
     /// What has not been heard yet.
     news: News,
     statuses: watch::Sender<Vec<PeerStatus>>,
     /// Something that `statuses` tells has changed.
     status_changed: bool,
-    /// Connections from addresses that are no peers'.
-    refused: u64,
+    strangers: Strangers,
 }
 
 impl Driver {
     async fn run(
         mut self,
-        listener: TcpListener,
         mut commands: mpsc::Receiver<Command>,
         mut events: mpsc::Receiver<SocketEvent>,
         news: mpsc::Sender<News>,
@@ -164,6 +175,8 @@ impl Driver {
                     None => future::pending().await,
                 }
             };
+            let pause_until = self.strangers.pause_until();
+            let may_accept = self.known.is_some() && !self.strangers.is_paused();
             tokio::select! {
                 command = commands.recv() => match command {
                     Some(Command::Stop { done }) => return self.stop(done).await,
@@ -171,7 +184,8 @@ impl Driver {
                     None => return,
                 },
                 Some(event) = events.recv() => self.take(event),
-                accepted = listener.accept(), if self.known.is_some() => self.accept(accepted),
+                () = sleep_until(pause_until), if self.strangers.is_paused() => self.strangers.go_on(),
+                (family, accepted) = accept_any(&self.listeners), if may_accept => self.accept(family, accepted),
                 () = timer => self.tell(Input::Timer),
                 permit = news.reserve(), if !self.news.is_empty() => match permit {
                     Ok(permit) => permit.send(std::mem::take(&mut self.news)),
@@ -189,7 +203,8 @@ impl Driver {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Peers(peers) => {
-                self.known = Some(peers.keys().copied().collect());
+                self.set_passwords(&peers);
+                self.known = Some(peers.clone());
                 self.status_changed = true;
                 self.tell(Input::Peers(peers));
             }
@@ -208,21 +223,50 @@ impl Driver {
         let _ = done.send(());
     }
 
-    fn accept(&mut self, accepted: std::io::Result<(tokio::net::TcpStream, SocketAddr)>) {
+    /// Gives the listeners the passwords of the peers. One that the kernel does not take is named; its peer is then
+    /// refused by the peer's own kernel, and nobody else is harmed.
+    fn set_passwords(&self, peers: &BTreeMap<IpAddr, PeerConfig>) {
+        let none = BTreeMap::new();
+        let before = self.known.as_ref().unwrap_or(&none);
+        let of = |peers: &BTreeMap<IpAddr, PeerConfig>, peer: &IpAddr| {
+            peers.get(peer).and_then(|config| config.password.clone())
+        };
+        let all: BTreeSet<&IpAddr> = before.keys().chain(peers.keys()).collect();
+        for peer in all {
+            let password = of(peers, peer);
+            if of(before, peer) == password {
+                continue;
+            }
+            for listener in &self.listeners {
+                if let Err(error) = listener.set_password(*peer, password.as_ref()) {
+                    warn!(
+                        %peer, %error,
+                        "the kernel does not take the password: raise net.core.optmem_max if it is out of memory"
+                    );
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self, family: SocketFamily, accepted: std::io::Result<(TcpStream, SocketAddr)>) {
         let (stream, from) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 warn!(%error, "a connection could not be accepted");
+                // Without a free descriptor, the same error would come again at once, for ever.
+                self.strangers.pause();
                 return;
             }
         };
         let peer = from.ip().to_canonical();
-        if !self.known.as_ref().is_some_and(|known| known.contains(&peer)) {
-            // Closed before a byte is read; counted, and written only now and then: anybody can do this to us.
-            self.refused += 1;
-            if self.refused.is_power_of_two() {
-                warn!(%peer, count = self.refused, "refused a BGP connection from an address that no node advertises");
-            }
+        let Some(config) = self.known.as_ref().and_then(|known| known.get(&peer)) else {
+            self.strangers.refuse(peer);
+            return;
+        };
+        if let Some(hops) = config.ttl_security
+            && let Err(error) = connection::check_ttl(&stream, family, hops)
+        {
+            warn!(%peer, %error, "the TTL of a connection cannot be checked: it is closed");
             return;
         }
         let id = self.speaker.next_connection();
@@ -237,12 +281,14 @@ impl Driver {
             SocketEvent::Dialled { id, stream } => {
                 // A dial that was given up in the meantime has nobody waiting for it.
                 if self.dials.remove(&id).is_some() {
+                    self.unheard.insert(id);
                     self.connections
                         .insert(id, Connection::spawn(id, stream, self.events.clone()));
                     self.tell(Input::Dialled { connection: id });
                 }
             }
             SocketEvent::Received { id, bytes } => {
+                self.unheard.remove(&id);
                 if self.connections.contains_key(&id) {
                     self.tell(Input::Received {
                         connection: id,
@@ -256,6 +302,13 @@ impl Driver {
 
     fn lost(&mut self, id: ConnectionId, error: TransportError) {
         let dialling = self.dials.remove(&id).is_some();
+        // Who accepts a connection and closes it at once has no peer at the address that it came from.
+        let error = match error {
+            TransportError::Ended | TransportError::Reset if self.unheard.remove(&id) => {
+                TransportError::NotWelcome
+            }
+            other => other,
+        };
         let connected = self.connections.remove(&id).is_some();
         if dialling || connected {
             self.tell(Input::Closed {
@@ -296,8 +349,11 @@ impl Driver {
     fn carry_out(&mut self, output: Output) -> Option<ConnectionId> {
         match output {
             Output::Dial { connection, peer } => {
-                let dial = connection::dial(connection, peer, &self.endpoint, self.events.clone());
-                self.dials.insert(connection, tokio::spawn(dial));
+                // Nobody is dialled who was not told of; were it so, the speaker would come back to it by its own timer.
+                if let Some(config) = self.known.as_ref().and_then(|known| known.get(&peer)) {
+                    let dial = connection::dial(connection, config, self.events.clone());
+                    self.dials.insert(connection, tokio::spawn(dial));
+                }
             }
             Output::Send { connection, bytes } => {
                 let full = self.connections.get(&connection).is_some_and(|c| !c.send(bytes));
@@ -306,6 +362,7 @@ impl Driver {
             Output::Close { connection } => {
                 // A connection that is dropped still writes what is queued, a NOTIFICATION for one.
                 self.connections.remove(&connection);
+                self.unheard.remove(&connection);
                 if let Some(dial) = self.dials.remove(&connection) {
                     dial.abort();
                 }
@@ -324,6 +381,14 @@ impl Driver {
         }
         None
     }
+}
+
+/// The next connection of any listener.
+async fn accept_any(listeners: &[Listener]) -> (SocketFamily, std::io::Result<(TcpStream, SocketAddr)>) {
+    let each = listeners
+        .iter()
+        .map(|listener| Box::pin(async move { (listener.family, listener.socket.accept().await) }));
+    futures_util::future::select_all(each).await.0
 }
 
 #[cfg(test)]

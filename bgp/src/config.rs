@@ -98,6 +98,8 @@ pub struct PeerConfig {
     pub import: Option<Arc<Policy>>,
     /// What is let out; as `import`.
     pub export: Option<Arc<Policy>>,
+    /// For the driver: the TCP port to dial; the usual one where it is not given.
+    pub port: Option<u16>,
     /// For the driver: the address to connect from.
     pub source: Option<IpAddr>,
     /// For the driver: the most hops that the peer is away (RFC 5082); `None` leaves the TTL alone.
@@ -127,6 +129,7 @@ impl PeerConfig {
             long_lived_stale_time: 0,
             import: None,
             export: None,
+            port: None,
             source: None,
             ttl_security: None,
             password: None,
@@ -152,7 +155,12 @@ impl PeerConfig {
             (
                 (config.asn, config.local_asn, config.hold_time),
                 (config.restart_time, config.long_lived_stale_time),
-                (config.source, config.ttl_security, config.password.clone()),
+                (
+                    config.port,
+                    config.source,
+                    config.ttl_security,
+                    config.password.clone(),
+                ),
                 config
                     .families
                     .iter()

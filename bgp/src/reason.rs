@@ -25,6 +25,31 @@ pub enum TransportError {
     /// The peer closed without a NOTIFICATION.
     #[error("peer closed the connection without a NOTIFICATION")]
     Ended,
+    /// The peer closed before it said anything.
+    #[error(
+        "peer closed the connection before its OPEN: it likely expects this node at another address, or not at all"
+    )]
+    NotWelcome,
+    /// No answer, while the kernel refused segments with another signature than expected (RFC 2385 §3).
+    #[error(
+        "connection timed out, and the kernel refuses segments with a wrong MD5 signature: the passwords likely differ"
+    )]
+    Md5Differs,
+    /// No answer, while the kernel refused segments without a signature (RFC 2385 §3).
+    #[error(
+        "connection timed out, and the kernel refuses segments without an MD5 signature: the peer likely has no password"
+    )]
+    Md5Missing,
+    /// No answer, while the kernel refused segments with a signature (RFC 2385 §3).
+    #[error(
+        "connection timed out, and the kernel refuses segments with an MD5 signature: the peer likely has a password, this node none"
+    )]
+    Md5Unexpected,
+    /// The peer's password cannot be given to the kernel.
+    #[error(
+        "the kernel does not take the MD5 password ({0}): raise net.core.optmem_max if it is out of memory"
+    )]
+    Md5Refused(io::ErrorKind),
     /// The peer takes in less than it is sent.
     #[error("peer does not take in what we send: the send queue is full")]
     SendQueueFull,

@@ -20,6 +20,7 @@ const PURE_MODULES: &[&str] = &[
     "agent/src/cluster",
     "agent/src/desired",
     "agent/src/filter.rs",
+    "agent/src/peering",
     "agent/src/reconcile",
     "agent/src/selector",
 ];

@@ -412,13 +412,13 @@ impl EventLoop {
     /// Tells the speaker what changed for it. Should it be gone, the loop notices by itself.
     async fn tell_speaker(&mut self) {
         let plan: &Plan = self.planner.plan();
-        if self.told_peers.as_ref() != Some(&plan.peers) {
+        if self.told_peers.as_ref() != Some(&plan.peering.peers) {
             let _ = self
                 .speaker
                 .commands
-                .send(Command::Peers(plan.peers.clone()))
+                .send(Command::Peers(plan.peering.peers.clone()))
                 .await;
-            self.told_peers = Some(plan.peers.clone());
+            self.told_peers = Some(plan.peering.peers.clone());
         }
         if self.told_exports.as_ref() != Some(&plan.exports) {
             let _ = self

@@ -1,5 +1,8 @@
 //! How this node is known to the others, found once at the start.
 
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv6Addr};
+
 use culvert_bgp::id::{Asn, RouterId};
 use ipnet::{IpNet, Ipv4Net};
 use tokio::time::{Instant, timeout_at};
@@ -13,9 +16,7 @@ use crate::datastore::last_good::LastGoodCopy;
 use crate::datastore::{self, Datastore, DatastoreError};
 use crate::fib::Snapshot;
 use crate::node::{self, Announcement};
-
-/// The port of BGP (RFC 4271 §8.2.1.5, IANA).
-const BGP_PORT: u16 = 179;
+use crate::peering::{self, BGP_PORT, Local, Speaking};
 
 /// How this node is known to the others.
 pub(super) struct Identity {
@@ -26,6 +27,10 @@ pub(super) struct Identity {
     /// The AS number that the configuration gives it for its own.
     pub(super) own_asn: Option<Asn>,
     pub(super) port: u16,
+    /// The IPv6 address that its Node object advertises.
+    pub(super) address_v6: Option<Ipv6Addr>,
+    /// The addresses that its speaker listens on; empty for all.
+    pub(super) listen: BTreeSet<IpAddr>,
 }
 
 /// The objects that it rests on.
@@ -145,12 +150,26 @@ impl Identity {
             .and_then(|port| u16::try_from(port.get()).ok());
         let port = configured.or(cluster.bgp().listen_port(name)).unwrap_or(BGP_PORT);
         info!(%address, %asn, port, "this node");
+        let address_v6 = node.advertised_address_v6().map(|net| net.addr());
+        let speaking = Speaking {
+            asn,
+            address_v6,
+            port,
+            ..Speaking::default()
+        };
+        let local = Local {
+            node: name,
+            address: address.addr(),
+            speaking: &speaking,
+        };
         Ok(Self {
             address,
             router_id,
             asn,
             own_asn,
             port,
+            address_v6,
+            listen: peering::listen(local, &cluster),
         })
     }
 }

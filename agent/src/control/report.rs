@@ -17,6 +17,7 @@ use crate::cluster::Cluster;
 use crate::dataplane::DataplaneError;
 use crate::desired::{Plan, Rejected, Rejection, Settings};
 use crate::fib::{Change, Route, protocol_name};
+use crate::peering::OriginKind;
 use crate::reconcile::{Actual, Difference, overshadowing};
 use crate::status::{
     AgentStatus, DatastoreStatus, FirewallStatus, PeerStatus, PeerType, RouteProblem, RouteStatus,
@@ -67,7 +68,7 @@ pub(super) fn status(known: &Observation<'_>) -> AgentStatus {
         peers: known
             .peers
             .iter()
-            .map(|session| peer(session, &nodes, known.sources))
+            .map(|session| peer(session, &nodes, known))
             .collect(),
         routes: routes(known),
         sources: SourceStatus {
@@ -97,18 +98,27 @@ pub(super) fn status(known: &Observation<'_>) -> AgentStatus {
             .iter()
             .chain(known.renumbering.problem())
             .cloned()
+            .chain(known.plan.peering.problems.iter().map(ToString::to_string))
             .collect(),
         converged: known.converged,
     }
 }
 
-fn peer(session: &Session, nodes: &BTreeMap<IpAddr, &str>, sources: &SourceCheck) -> PeerStatus {
+fn peer(session: &Session, nodes: &BTreeMap<IpAddr, &str>, known: &Observation<'_>) -> PeerStatus {
+    let origin = known.plan.peering.origins.get(&session.peer);
     // The speaker counts from an origin of its own; people want the time of day.
     let age = Instant::now().saturating_duration_since(session.since);
     PeerStatus {
         address: session.peer,
-        node: nodes.get(&session.peer).map(|name| (*name).to_owned()),
-        r#type: PeerType::Mesh,
+        node: nodes
+            .get(&session.peer)
+            .map(|name| (*name).to_owned())
+            .or_else(|| origin.and_then(|origin| origin.node.clone())),
+        r#type: match origin.map(|origin| origin.kind) {
+            Some(OriginKind::Node) => PeerType::Node,
+            Some(OriginKind::Global) => PeerType::Global,
+            Some(OriginKind::Mesh) | None => PeerType::Mesh,
+        },
         state: session.state.to_string(),
         since: Timestamp::now().checked_sub(age).unwrap_or(Timestamp::UNIX_EPOCH),
         reason: session.reason.as_ref().map(ToString::to_string),
@@ -116,7 +126,7 @@ fn peer(session: &Session, nodes: &BTreeMap<IpAddr, &str>, sources: &SourceCheck
         prefixes_sent: session.prefixes_sent,
         established_count: session.established_count,
         stale: session.stale > 0,
-        outer_source: sources.source_to(session.peer),
+        outer_source: known.sources.source_to(session.peer),
     }
 }
 

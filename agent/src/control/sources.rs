@@ -197,6 +197,7 @@ mod tests {
         Settings {
             node: "node4".into(),
             address: ADVERTISED,
+            speaking: crate::peering::Speaking::default(),
             protocol: 86,
             tunnel_mtu: None,
             path_mtu_discovery: None,

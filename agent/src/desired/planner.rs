@@ -14,12 +14,11 @@ use ipnet::IpNet;
 use super::multipath::equal_shares;
 use super::underlay::{self, Underlay};
 use super::ways::Ways;
-use super::{
-    IPIP_OVERHEAD, Known, Plan, Rejected, Rejection, Settings, TUNNEL_DEVICE, exports, key_of, peers,
-};
+use super::{IPIP_OVERHEAD, Known, Plan, Rejected, Rejection, Settings, TUNNEL_DEVICE, key_of};
 use crate::api::EncapsulationMode;
 use crate::cluster::ClusterChange;
 use crate::fib::{Desired, Link, MAIN_TABLE, Route, RouteKey, RouteKind, SCOPE_UNIVERSE, Tunnel};
+use crate::peering::{exports, is_service_range, peering};
 use crate::reconcile::{Actual, Touched};
 
 /// What may have changed since the plan was last brought up to date.
@@ -140,7 +139,7 @@ impl Planner {
             let now = known.cluster.blocks_of(&self.settings.node).collect();
             let before = mem::replace(&mut self.own_blocks, now);
             prefixes.extend(self.own_blocks.symmetric_difference(&before));
-            self.plan.exports = exports(&self.settings, known.cluster);
+            self.plan.exports = exports(self.settings.local(), known.cluster);
             updated.beyond_routes = true;
         }
         for prefix in prefixes {
@@ -171,8 +170,10 @@ impl Planner {
         let mut ways = Vec::new();
         let mut source = None;
         let mut mtu: Option<u32> = None;
+        // This node answers for services itself: what others say of them is no way to go, and no fault either.
+        let is_service = best.is_some() && is_service_range(known.cluster, &prefix);
         let is_here = best.is_some() && self.is_on_this_host(known.actual, &key);
-        for hop in best.into_iter().flatten() {
+        for hop in best.into_iter().flatten().filter(|_| !is_service) {
             let way = if is_here {
                 Err(Rejection::OnThisHost { peer: hop.peer })
             } else {
@@ -242,8 +243,8 @@ fn frame(settings: &Settings, known: Known<'_>) -> Plan {
             forwarding: true,
             ..Desired::default()
         },
-        peers: peers(settings, known.cluster),
-        exports: exports(settings, known.cluster),
+        peering: peering(settings.local(), known.cluster),
+        exports: exports(settings.local(), known.cluster),
         pod_mtu: tunnel_mtu.saturating_add(overhead),
         ..Plan::default()
     }

@@ -15,6 +15,7 @@ fn settings() -> Settings {
     Settings {
         node: "node1".to_owned(),
         address: "172.18.0.11".parse().unwrap(),
+        speaking: Speaking::default(),
         protocol: 86,
         tunnel_mtu: None,
         path_mtu_discovery: None,
@@ -288,6 +289,7 @@ fn the_peers_are_the_other_nodes_with_an_address_each_with_its_own_as_number() {
     cluster.upsert(&Object::Node(Node::named("node5")));
     let plan = plan_of(&cluster, &Learned::new(), kernel());
     let peers: Vec<_> = plan
+        .peering
         .peers
         .values()
         .map(|p| (p.address.to_string(), p.asn.get()))

@@ -1,13 +1,16 @@
 //! One TCP connection: dialled or accepted, read and written by a task of its own.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use culvert_bgp::config::{Password, PeerConfig};
 use culvert_bgp::id::ConnectionId;
 use culvert_bgp::speaker::TransportError;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -15,7 +18,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::Endpoint;
+use super::md5::Refused;
+use crate::peering::BGP_PORT;
+use crate::uapi::{SocketFamily, set_least_ttl, set_md5_key};
 
 /// As many nodes may dial at once, after a power cut for one; a refused SYN would cost them seconds.
 const BACKLOG: i32 = 4096;
@@ -56,7 +61,7 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) fn spawn(id: ConnectionId, stream: TcpStream, events: mpsc::Sender<SocketEvent>) -> Self {
-        let socket = socket2::SockRef::from(&stream);
+        let socket = SockRef::from(&stream);
         // Neither is worth a connection: without them it is a little slower.
         let _ = socket.set_tcp_nodelay(true);
         let _ = socket.set_tos_v4(TOS_INTERNETWORK_CONTROL);
@@ -148,61 +153,143 @@ async fn write(
     let _ = stream.shutdown().await;
 }
 
-/// Dials `peer` from the address this node is known by; the answer is an event.
+/// Dials a peer on its terms; the answer is an event.
 pub(super) fn dial(
     id: ConnectionId,
-    peer: IpAddr,
-    endpoint: &Endpoint,
+    peer: &PeerConfig,
     events: mpsc::Sender<SocketEvent>,
 ) -> impl Future<Output = ()> + use<> {
-    let (from, to) = (endpoint.local_address, SocketAddr::new(peer, endpoint.port));
+    let to = SocketAddr::new(peer.address, peer.port.unwrap_or(BGP_PORT));
+    let socket = dialling_socket(peer);
     async move {
-        let connect = async {
-            let socket = if to.is_ipv4() {
-                TcpSocket::new_v4()?
-            } else {
-                TcpSocket::new_v6()?
-            };
-            if to.is_ipv4() {
-                socket.bind(SocketAddr::from((from, 0)))?;
-            }
-            socket.connect(to).await
-        };
+        let before = Refused::now();
+        let connect = async { socket?.connect(to).await.map_err(|error| transport_error(&error)) };
         let event = match timeout(DIAL_TIMEOUT, connect).await {
             Ok(Ok(stream)) => SocketEvent::Dialled { id, stream },
-            Ok(Err(error)) => SocketEvent::Closed {
-                id,
-                error: transport_error(&error),
-            },
+            Ok(Err(error)) => SocketEvent::Closed { id, error },
             Err(_) => SocketEvent::Closed {
                 id,
-                error: TransportError::TimedOut,
+                error: before.explain(Refused::now()),
             },
         };
         let _ = events.send(event).await;
     }
 }
 
-/// Listens on all addresses of both families, as BIRD does unless it is told otherwise; on those of IPv4 where the
-/// kernel has no IPv6.
-pub(super) fn listen(port: u16) -> io::Result<TcpListener> {
+fn dialling_socket(peer: &PeerConfig) -> Result<TcpSocket, TransportError> {
+    let family = SocketFamily::of(peer.address);
+    let domain = match family {
+        SocketFamily::V4 => Domain::IPV4,
+        SocketFamily::V6 => Domain::IPV6,
+    };
+    let io = |error: io::Error| transport_error(&error);
+    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP)).map_err(io)?;
+    socket.set_nonblocking(true).map_err(io)?;
+    if let Some(source) = peer.source {
+        socket.bind(&SocketAddr::new(source, 0).into()).map_err(io)?;
+    }
+    if let Some(password) = &peer.password {
+        let refused = |error: io::Error| TransportError::Md5Refused(error.kind());
+        set_md5_key(&socket, family, peer.address, Some(password.expose().as_bytes())).map_err(refused)?;
+    }
+    if let Some(hops) = peer.ttl_security {
+        check_ttl(&socket, family, hops).map_err(io)?;
+    }
+    Ok(TcpSocket::from_std_stream(socket.into()))
+}
+
+/// RFC 5082 §3: sends with the highest TTL, and takes only what has come over `hops` hops at most.
+pub(super) fn check_ttl(socket: &impl AsFd, family: SocketFamily, hops: u8) -> io::Result<()> {
+    send_far(SockRef::from(&socket.as_fd()), family)?;
+    set_least_ttl(socket, family, u8::MAX.saturating_sub(hops.saturating_sub(1)))
+}
+
+/// Sends with the highest TTL.
+fn send_far(socket: SockRef<'_>, family: SocketFamily) -> io::Result<()> {
+    match family {
+        SocketFamily::V4 => socket.set_ttl_v4(u8::MAX.into()),
+        SocketFamily::V6 => {
+            // A connection of IPv4 may be on a socket of IPv6.
+            let _ = socket.set_ttl_v4(u8::MAX.into());
+            socket.set_unicast_hops_v6(u8::MAX.into())
+        }
+    }
+}
+
+/// A socket that peers connect to.
+#[derive(Debug)]
+pub(super) struct Listener {
+    pub(super) socket: TcpListener,
+    pub(super) family: SocketFamily,
+    /// Whether it takes connections over IPv4, over IPv6.
+    takes: (bool, bool),
+}
+
+impl Listener {
+    /// Signs what goes to `peer`, and takes nothing from it that is not signed; without a password, no longer.
+    pub(super) fn set_password(&self, peer: IpAddr, password: Option<&Password>) -> io::Result<()> {
+        let takes = if peer.is_ipv4() {
+            self.takes.0
+        } else {
+            self.takes.1
+        };
+        if !takes {
+            return Ok(());
+        }
+        let key = password.map(|password| password.expose().as_bytes());
+        set_md5_key(&self.socket, self.family, peer, key)
+    }
+}
+
+/// Listens on these addresses. Without any: on all of both families, as BIRD does unless it is told otherwise; on those of
+/// IPv4 where the kernel has no IPv6.
+pub(super) fn listen(addresses: &BTreeSet<IpAddr>, port: u16) -> io::Result<Vec<Listener>> {
+    if !addresses.is_empty() {
+        let each = addresses.iter().map(|address| {
+            let family = SocketFamily::of(*address);
+            let domain = Domain::for_address(SocketAddr::new(*address, port));
+            let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+            let takes = (address.is_ipv4(), address.is_ipv6());
+            listening(&socket, SocketAddr::new(*address, port), family, takes)
+        });
+        return each.collect();
+    }
     let both = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)).and_then(|socket| {
         socket.set_only_v6(false)?;
-        Ok((socket, SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))))
+        Ok(socket)
     });
-    let (socket, address) = match both {
-        Ok(both) => both,
+    let listener = match both {
+        Ok(socket) => {
+            let all = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+            listening(&socket, all, SocketFamily::V6, (true, true))?
+        }
         Err(_) => {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-            (socket, SocketAddr::from(([0, 0, 0, 0], port)))
+            let all = SocketAddr::from(([0, 0, 0, 0], port));
+            listening(&socket, all, SocketFamily::V4, (true, false))?
         }
     };
+    Ok(vec![listener])
+}
+
+fn listening(
+    socket: &Socket,
+    address: SocketAddr,
+    family: SocketFamily,
+    takes: (bool, bool),
+) -> io::Result<Listener> {
     // The port may still be held by connections of an agent that has just ended.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
+    // A peer that checks it (RFC 5082) does so from the first answer on.
+    send_far(SockRef::from(socket), family)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(Listener {
+        socket: TcpListener::from_std(socket.try_clone()?.into())?,
+        family,
+        takes,
+    })
 }
 
 fn transport_error(error: &io::Error) -> TransportError {

@@ -2,12 +2,14 @@
 
 use std::net::Ipv4Addr;
 
+use culvert_bgp::config::Password;
 use culvert_bgp::id::{Asn, RouterId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use super::*;
+use crate::uapi::set_md5_key;
 
 /// Far more than anything here takes.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -26,6 +28,11 @@ fn config() -> SpeakerConfig {
 
 /// A speaker on a free port that knows one peer.
 async fn started() -> (Running, u16) {
+    started_with(|_| {}).await
+}
+
+/// The same, on other terms.
+async fn started_with(change: impl FnOnce(&mut PeerConfig)) -> (Running, u16) {
     let free = std::net::TcpListener::bind(("127.0.0.1", 0))
         .unwrap()
         .local_addr()
@@ -33,13 +40,15 @@ async fn started() -> (Running, u16) {
         .port();
     let running = start(
         config(),
-        Endpoint {
-            local_address: LOCAL,
+        &Endpoint {
             port: free,
+            listen: BTreeSet::new(),
         },
+        IntCounter::new("refused", "them").unwrap(),
     )
     .unwrap();
-    let peer = PeerConfig::new(IpAddr::V4(PEER), Asn::new(64_512).unwrap());
+    let mut peer = PeerConfig::new(IpAddr::V4(PEER), Asn::new(64_512).unwrap());
+    change(&mut peer);
     running
         .commands
         .send(Command::Peers([(peer.address, peer)].into()))
@@ -137,10 +146,11 @@ async fn a_port_that_is_taken_is_named() {
     let port = taken.local_addr().unwrap().port();
     let error = start(
         config(),
-        Endpoint {
-            local_address: LOCAL,
+        &Endpoint {
             port,
+            listen: BTreeSet::new(),
         },
+        IntCounter::new("refused", "them").unwrap(),
     )
     .expect_err("taken")
     .to_string();
@@ -148,4 +158,94 @@ async fn a_port_that_is_taken_is_named() {
         error.contains(&format!("port {port}")) && error.contains("bgp.listenPort"),
         "{error}"
     );
+}
+
+/// A socket at the peer's address, with this key for the speaker's.
+fn peer_socket(key: Option<&str>) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((PEER, 0).into()).unwrap();
+    if let Some(key) = key {
+        let to = IpAddr::V4(LOCAL);
+        set_md5_key(&socket, SocketFamily::V4, to, Some(key.as_bytes())).unwrap();
+    }
+    socket
+}
+
+/// Waits until the kernel tells for what reason it refuses segments, and sees that the connection did not come about.
+async fn refused_for(key: Option<&str>, port: u16, reason: TransportError) {
+    let before = md5::Refused::now();
+    let connect = tokio::spawn(peer_socket(key).connect((LOCAL, port).into()));
+    let told = async {
+        while before.explain(md5::Refused::now()) != reason {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LIMIT, told).await.unwrap();
+    assert!(!connect.is_finished(), "{reason}");
+    connect.abort();
+}
+
+#[tokio::test]
+async fn only_a_peer_with_the_same_password_is_answered_and_the_kernel_tells_why_another_is_not() {
+    // RFC 2385 §2 (test).
+    let (running, port) = started_with(|peer| peer.password = Some(Password::new("one"))).await;
+    let connect = peer_socket(Some("one")).connect((LOCAL, port).into());
+    let mut known = timeout(LIMIT, connect).await.unwrap().unwrap();
+    let mut header = [0; 19];
+    timeout(LIMIT, known.read_exact(&mut header))
+        .await
+        .unwrap()
+        .unwrap();
+    refused_for(Some("two"), port, TransportError::Md5Differs).await;
+    refused_for(None, port, TransportError::Md5Missing).await;
+
+    let open = PeerConfig::new(IpAddr::V4(PEER), Asn::new(64_513).unwrap());
+    let command = Command::Peers([(open.address, open)].into());
+    running.commands.send(command).await.unwrap();
+    let mut peers = running.peers.clone();
+    let changed = peers.wait_for(|peers| peers.iter().any(|peer| peer.asn.get() == 64_513));
+    timeout(LIMIT, changed).await.unwrap().unwrap();
+    refused_for(Some("one"), port, TransportError::Md5Unexpected).await;
+}
+
+/// How many segments the kernel has dropped for their TTL.
+fn dropped_for_ttl() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/net/netstat").unwrap();
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, numbers) = (lines.next().unwrap(), lines.next().unwrap());
+    let mut both = names.split_whitespace().zip(numbers.split_whitespace());
+    let (_, number) = both.find(|(name, _)| *name == "TCPMinTTLDrop").unwrap();
+    number.parse().unwrap()
+}
+
+#[tokio::test]
+async fn what_a_peer_sends_from_farther_than_it_may_be_is_dropped() {
+    // RFC 5082 §3 (test).
+    let (_running, port) = started_with(|peer| peer.ttl_security = Some(1)).await;
+    for (ttl, is_heard) in [(255, true), (254, false)] {
+        let socket = peer_socket(None);
+        socket2::SockRef::from(&socket).set_ttl_v4(ttl).unwrap();
+        let connect = socket.connect((LOCAL, port).into());
+        let mut stream = timeout(LIMIT, connect).await.unwrap().unwrap();
+        // Its OPEN says that the speaker has the connection, and its terms.
+        let mut header = [0; 19];
+        timeout(LIMIT, stream.read_exact(&mut header))
+            .await
+            .unwrap()
+            .unwrap();
+        let before = dropped_for_ttl();
+        stream.write_all(&[0; 19]).await.unwrap();
+        if is_heard {
+            // No header of BGP: the speaker says so and closes.
+            let mut bytes = Vec::new();
+            let _ = timeout(LIMIT, stream.read_to_end(&mut bytes)).await.unwrap();
+        } else {
+            let dropped = async {
+                while dropped_for_ttl() == before {
+                    tokio::task::yield_now().await;
+                }
+            };
+            timeout(LIMIT, dropped).await.unwrap();
+        }
+    }
 }

@@ -49,6 +49,7 @@ async fn converge(netlink: &Netlink) -> Vec<Change> {
     let settings = Settings {
         node: "node1".into(),
         address: "172.18.0.1".parse().unwrap(),
+        speaking: culvert_agent::peering::Speaking::default(),
         protocol: OURS.protocol,
         tunnel_mtu: None,
         path_mtu_discovery: None,

@@ -63,6 +63,7 @@ fn settings(pin_table: Option<u32>) -> Settings {
     Settings {
         node: "node0".to_owned(),
         address: [172, 18, 0, 11].into(),
+        speaking: crate::peering::Speaking::default(),
         protocol: OURS.protocol,
         tunnel_mtu: None,
         path_mtu_discovery: None,
@@ -389,7 +390,7 @@ proptest! {
             prop_assert_eq!(&updated.keys, &keys_that_differ(&before.desired, &anew.desired));
             prop_assert_eq!(&updated.rejected, &newly_rejected(&before.rejected, &anew.rejected));
             if !updated.beyond_routes {
-                prop_assert_eq!((&before.peers, &before.exports), (&anew.peers, &anew.exports));
+                prop_assert_eq!((&before.peering, &before.exports), (&anew.peering, &anew.exports));
                 prop_assert_eq!((&before.tunnelled_to, &before.unpinned), (&anew.tunnelled_to, &anew.unpinned));
             }
             let written = mem::take(&mut world.written);

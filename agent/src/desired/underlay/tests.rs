@@ -84,6 +84,7 @@ fn settings(address: &str) -> Settings {
     Settings {
         node: "node4".to_owned(),
         address: address.parse().unwrap(),
+        speaking: crate::peering::Speaking::default(),
         protocol: OURS,
         tunnel_mtu: None,
         path_mtu_discovery: None,
