@@ -64,11 +64,21 @@ impl Pair {
             agent,
         };
         pair.wire()?;
-        let path = datastore.join("cluster.yaml");
-        fs::create_dir_all(&datastore)
-            .and_then(|()| fs::write(&path, manifests))
-            .map_err(LabError::io(format!("write {}", path.display())))?;
+        fs::create_dir_all(&datastore).map_err(LabError::io(format!("make {}", datastore.display())))?;
+        pair.configure(manifests)?;
         Ok(pair)
+    }
+
+    /// Writes the manifests of the agent's datastore anew: whole, by a rename, as an editor does.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn configure(&self, manifests: &str) -> Result<(), LabError> {
+        let folder = self.record.folder().join("datastore");
+        let beside = folder.join(".cluster.yaml.edited");
+        fs::write(&beside, manifests)
+            .and_then(|()| fs::rename(&beside, folder.join("cluster.yaml")))
+            .map_err(LabError::io(format!("write {}", beside.display())))
     }
 
     fn wire(&self) -> Result<(), LabError> {

@@ -32,6 +32,8 @@ pub struct Status {
 struct Peer {
     address: String,
     state: String,
+    #[serde(default, rename = "establishedCount")]
+    established_count: u64,
 }
 
 /// How many routes there should be, and how many there are.
@@ -62,6 +64,15 @@ impl Status {
         self.peers
             .iter()
             .map(|p| (p.address.as_str(), p.state.as_str()))
+            .collect()
+    }
+
+    /// How often the session with each peer has come up, by the peer's address.
+    #[must_use]
+    pub fn established_counts(&self) -> BTreeMap<&str, u64> {
+        self.peers
+            .iter()
+            .map(|p| (p.address.as_str(), p.established_count))
             .collect()
     }
 

@@ -27,7 +27,7 @@ pub(crate) const THEIR_BLOCK_6: &str = "fd65:c8::/122";
 /// The community that it puts on its routes, where it is asked to.
 pub(crate) const THEIR_COMMUNITY: (u16, u16) = (64512, 7);
 
-/// What a daemon is told of the session: all else is as it comes out of the box.
+/// What both are told of the session: all else is as it comes out of the box.
 #[derive(Clone, Debug)]
 pub(crate) struct Terms {
     /// The agent's AS.
@@ -40,6 +40,8 @@ pub(crate) struct Terms {
     pub(crate) ipv6: bool,
     /// TCP MD5 (RFC 2385).
     pub(crate) password: Option<&'static str>,
+    /// The password of the agent, where that is another one.
+    pub(crate) our_password: Option<&'static str>,
     /// GTSM (RFC 5082): packets must come from the next hop itself.
     pub(crate) ttl_security: bool,
     /// Graceful restart (RFC 4724).
@@ -48,8 +50,10 @@ pub(crate) struct Terms {
     pub(crate) reflects: bool,
     /// ADD-PATH (RFC 7911), both ways.
     pub(crate) add_path: bool,
-    /// Its routes carry [`THEIR_COMMUNITY`].
+    /// The daemon's routes carry [`THEIR_COMMUNITY`], and the agent's one of their own.
     pub(crate) community: bool,
+    /// The agent rejects routes with that community.
+    pub(crate) rejects_community: bool,
 }
 
 impl Default for Terms {
@@ -60,11 +64,13 @@ impl Default for Terms {
             over_ipv6: false,
             ipv6: false,
             password: None,
+            our_password: None,
             ttl_security: false,
             graceful_restart: true,
             reflects: false,
             add_path: false,
             community: false,
+            rejects_community: false,
         }
     }
 }

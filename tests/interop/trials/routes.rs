@@ -1,0 +1,71 @@
+//! Routes, and what becomes of them while one of the two restarts.
+
+use harness::wait_for;
+use libtest_mimic::Failed;
+
+use super::session::{PATIENCE, Session};
+use crate::daemon::THEIR_BLOCK;
+
+/// Both have each other's block, and the daemon's goes and comes when it says so.
+pub(super) fn exchanged(session: &mut Session) -> Result<(), Failed> {
+    session.wait_until_up()?;
+    let learned = session.wait_until_learned()?;
+    crate::ensure(
+        learned.next_hop == session.terms.our_address().to_string(),
+        || format!("the daemon has our block with {learned:?}"),
+    )?;
+    session.wait_until_installed(true)?;
+    session.peer.announce(false)?;
+    session.wait_until_installed(false)?;
+    session.peer.announce(true)?;
+    Ok(session.wait_until_installed(true)?)
+}
+
+/// The daemon asks for all routes once more, and has the same afterwards.
+pub(super) fn refreshed(session: &mut Session) -> Result<(), Failed> {
+    session.wait_until_up()?;
+    let before = session.wait_until_learned()?;
+    session.peer.refresh()?;
+    // The session stands, and what is sent again is the same.
+    session.wait_until_up()?;
+    let after = session.wait_until_learned()?;
+    crate::ensure(before == after, || format!("{before:?} became {after:?}"))
+}
+
+/// The daemon dies and comes back: the route to its block is never gone from the agent's kernel.
+pub(super) fn it_restarts(session: &mut Session) -> Result<(), Failed> {
+    session.wait_until_up()?;
+    session.wait_until_installed(true)?;
+    let watch = session.pair.watch_routes()?;
+    session.peer.crash(&session.pair)?;
+    session.wait_until_up()?;
+    session.wait_until_learned()?;
+    let events = watch.end()?;
+    let deleted = events
+        .iter()
+        .find(|line| line.starts_with("Deleted") && line.contains(THEIR_BLOCK));
+    crate::ensure(deleted.is_none(), || {
+        format!("the route was withdrawn: {deleted:?}")
+    })?;
+    Ok(session.wait_until_installed(true)?)
+}
+
+/// The agent dies and comes back: the daemon has its block all the time.
+pub(super) fn agent_restarts(session: &mut Session) -> Result<(), Failed> {
+    session.wait_until_up()?;
+    session.wait_until_learned()?;
+    let block = session.our_block()?;
+    session.pair.agent.kill()?;
+    wait_for("the daemon to notice", PATIENCE, || match session.peer.state() {
+        Ok(Err(_)) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })?;
+    let kept = session.peer.learned()?;
+    crate::ensure(kept.contains_key(&block), || {
+        format!("the daemon is left with {kept:?}")
+    })?;
+    session.pair.start_agent()?;
+    session.wait_until_up()?;
+    session.wait_until_learned()?;
+    Ok(())
+}
