@@ -200,12 +200,12 @@ fn dialling_socket(peer: &PeerConfig) -> Result<TcpSocket, TransportError> {
 
 /// RFC 5082 §3: sends with the highest TTL, and takes only what has come over `hops` hops at most.
 pub(super) fn check_ttl(socket: &impl AsFd, family: SocketFamily, hops: u8) -> io::Result<()> {
-    send_far(SockRef::from(&socket.as_fd()), family)?;
+    send_far(&SockRef::from(&socket.as_fd()), family)?;
     set_least_ttl(socket, family, u8::MAX.saturating_sub(hops.saturating_sub(1)))
 }
 
 /// Sends with the highest TTL.
-fn send_far(socket: SockRef<'_>, family: SocketFamily) -> io::Result<()> {
+fn send_far(socket: &SockRef<'_>, family: SocketFamily) -> io::Result<()> {
     match family {
         SocketFamily::V4 => socket.set_ttl_v4(u8::MAX.into()),
         SocketFamily::V6 => {
@@ -282,7 +282,7 @@ fn listening(
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     // A peer that checks it (RFC 5082) does so from the first answer on.
-    send_far(SockRef::from(socket), family)?;
+    send_far(&SockRef::from(socket), family)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(Listener {
