@@ -8,6 +8,7 @@
 mod connection;
 mod md5;
 mod strangers;
+mod unanswered;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future;
@@ -28,6 +29,7 @@ use tracing::{debug, info, warn};
 use crate::uapi::SocketFamily;
 use connection::{Connection, Listener, SocketEvent};
 use strangers::Strangers;
+use unanswered::Unanswered;
 
 /// Events of sockets that wait for the owner; a full channel stops the reading of all connections.
 const SOCKET_EVENTS: usize = 1024;
@@ -125,6 +127,7 @@ pub fn start(
         connections: BTreeMap::new(),
         dials: BTreeMap::new(),
         unheard: BTreeSet::new(),
+        unanswered: Unanswered::default(),
         events,
         news: News::default(),
         statuses,
@@ -150,6 +153,7 @@ struct Driver {
     dials: BTreeMap<ConnectionId, JoinHandle<()>>,
     /// Connections to peers that have not said anything yet.
     unheard: BTreeSet<ConnectionId>,
+    unanswered: Unanswered,
     events: mpsc::Sender<SocketEvent>,
     /// What has not been heard yet.
     news: News,
@@ -192,18 +196,29 @@ impl Driver {
                     Err(_) => return,
                 },
                 () = sleep_until(status_due), if self.status_changed => {
-                    self.statuses.send_replace(self.speaker.peers().collect());
-                    self.status_changed = false;
+                    self.tell_statuses();
                     status_due = Instant::now() + STATUS_INTERVAL;
                 }
             }
         }
     }
 
+    fn tell_statuses(&mut self) {
+        let mut statuses: Vec<_> = self.speaker.peers().collect();
+        if let Some(known) = &self.known {
+            self.unanswered.explain(&mut statuses, known);
+        }
+        self.statuses.send_replace(statuses);
+        self.status_changed = false;
+    }
+
     fn obey(&mut self, command: Command) {
         match command {
             Command::Peers(peers) => {
                 self.set_passwords(&peers);
+                if let Some(known) = &self.known {
+                    self.unanswered.forget_changed(known, &peers);
+                }
                 self.known = Some(peers.clone());
                 self.status_changed = true;
                 self.tell(Input::Peers(peers));
@@ -349,6 +364,9 @@ impl Driver {
     fn carry_out(&mut self, output: Output) -> Option<ConnectionId> {
         match output {
             Output::Dial { connection, peer } => {
+                // A new attempt is the only sign that one before it got no answer.
+                self.status_changed = true;
+                self.unanswered.dialling(peer);
                 // Nobody is dialled who was not told of; were it so, the speaker would come back to it by its own timer.
                 if let Some(config) = self.known.as_ref().and_then(|known| known.get(&peer)) {
                     let dial = connection::dial(connection, config, self.events.clone());

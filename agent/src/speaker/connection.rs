@@ -18,7 +18,6 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::md5::Refused;
 use crate::peering::BGP_PORT;
 use crate::uapi::{SocketFamily, set_least_ttl, set_md5_key};
 
@@ -162,14 +161,13 @@ pub(super) fn dial(
     let to = SocketAddr::new(peer.address, peer.port.unwrap_or(BGP_PORT));
     let socket = dialling_socket(peer);
     async move {
-        let before = Refused::now();
         let connect = async { socket?.connect(to).await.map_err(|error| transport_error(&error)) };
         let event = match timeout(DIAL_TIMEOUT, connect).await {
             Ok(Ok(stream)) => SocketEvent::Dialled { id, stream },
             Ok(Err(error)) => SocketEvent::Closed { id, error },
             Err(_) => SocketEvent::Closed {
                 id,
-                error: before.explain(Refused::now()),
+                error: TransportError::TimedOut,
             },
         };
         let _ = events.send(event).await;

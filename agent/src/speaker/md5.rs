@@ -42,13 +42,14 @@ impl Refused {
         }
     }
 
-    /// What an attempt to connect has likely failed for, that got no answer while this became `now`.
-    pub(super) fn explain(self, now: Self) -> TransportError {
-        if now.differs > self.differs {
+    /// What attempts to connect to a peer, with a password or without, have likely failed for that got no answer while
+    /// this became `now`.
+    pub(super) fn explain(self, now: Self, has_password: bool) -> TransportError {
+        if has_password && now.differs > self.differs {
             TransportError::Md5Differs
-        } else if now.missing > self.missing {
+        } else if has_password && now.missing > self.missing {
             TransportError::Md5Missing
-        } else if now.unexpected > self.unexpected {
+        } else if !has_password && now.unexpected > self.unexpected {
             TransportError::Md5Unexpected
         } else {
             TransportError::TimedOut
@@ -81,14 +82,19 @@ mod tests {
             missing: 5,
             unexpected: 5,
         };
-        let after = |change: fn(&mut Refused)| {
+        let after = |has_password, change: fn(&mut Refused)| {
             let mut now = before;
             change(&mut now);
-            before.explain(now)
+            before.explain(now, has_password)
         };
-        assert_eq!(after(|_| {}), TransportError::TimedOut);
-        assert_eq!(after(|now| now.differs = 6), TransportError::Md5Differs);
-        assert_eq!(after(|now| now.missing = 6), TransportError::Md5Missing);
-        assert_eq!(after(|now| now.unexpected = 6), TransportError::Md5Unexpected);
+        assert_eq!(after(true, |_| {}), TransportError::TimedOut);
+        assert_eq!(after(true, |now| now.differs = 6), TransportError::Md5Differs);
+        assert_eq!(after(true, |now| now.missing = 6), TransportError::Md5Missing);
+        assert_eq!(after(true, |now| now.unexpected = 6), TransportError::TimedOut);
+        assert_eq!(
+            after(false, |now| now.unexpected = 6),
+            TransportError::Md5Unexpected
+        );
+        assert_eq!(after(false, |now| now.differs = 6), TransportError::TimedOut);
     }
 }

@@ -176,7 +176,7 @@ async fn refused_for(key: Option<&str>, port: u16, reason: TransportError) {
     let before = md5::Refused::now();
     let connect = tokio::spawn(peer_socket(key).connect((LOCAL, port).into()));
     let told = async {
-        while before.explain(md5::Refused::now()) != reason {
+        while before.explain(md5::Refused::now(), reason != TransportError::Md5Unexpected) != reason {
             tokio::task::yield_now().await;
         }
     };
@@ -206,6 +206,24 @@ async fn only_a_peer_with_the_same_password_is_answered_and_the_kernel_tells_why
     let changed = peers.wait_for(|peers| peers.iter().any(|peer| peer.asn.get() == 64_513));
     timeout(LIMIT, changed).await.unwrap().unwrap();
     refused_for(Some("one"), port, TransportError::Md5Unexpected).await;
+}
+
+#[tokio::test]
+async fn attempts_that_get_no_answer_are_told_of_with_what_the_kernel_refused_meanwhile() {
+    let listening = peer_socket(Some("two"));
+    let port = listening.local_addr().unwrap().port();
+    let _listener = listening.listen(1).unwrap();
+    let (running, _) = started_with(|peer| {
+        peer.password = Some(Password::new("one"));
+        peer.port = Some(port);
+        // Shorter than an attempt: the next one begins while the first has not failed.
+        peer.connect_retry = Some(Duration::from_secs(2));
+    })
+    .await;
+    let mut peers = running.peers.clone();
+    let wanted = Some(TransportError::Md5Differs.into());
+    let told = peers.wait_for(|peers| peers.iter().any(|peer| peer.reason == wanted));
+    timeout(LIMIT, told).await.unwrap().unwrap();
 }
 
 /// How many segments the kernel has dropped for their TTL.
