@@ -13,7 +13,7 @@ use crate::id::{ConnectionId, Prefix};
 use crate::policy::import::Rejection;
 use crate::reason::Reason;
 use crate::rib::decision::{Candidate, Neighbour};
-use crate::session::{Cause, Fate};
+use crate::session::{Cause, Fate, Session};
 use crate::transport::Transport;
 use crate::wire;
 use crate::wire::message::{Family, Nlri, Notification, PathAttributes, Update};
@@ -162,6 +162,9 @@ impl Speaker {
             let encoded = Encoded::new(&group.all(address, None), negotiated);
             peer.send(&encoded, &mut self.transport);
         }
+        if peer.established().is_some_and(Session::has_restarted) {
+            self.no_longer_awaited(address);
+        }
     }
 
     /// What the peer is told, or how, may have changed: it is told the difference.
@@ -214,11 +217,32 @@ impl Speaker {
         }
     }
 
+    /// RFC 4724 §4.1: whether what is to be told depends on what peers have not told yet, after a restart. In a mesh it
+    /// does not: each node tells its own routes.
+    fn defers(&self) -> bool {
+        let passed_on = |peer: &Peer| !peer.internal || peer.config.reflector_client.is_some();
+        !self.awaited.is_empty() && self.peers.values().any(passed_on)
+    }
+
+    /// A peer has told all, or has restarted itself, so that it waits for us (RFC 4724 §4.1), or is gone.
+    pub(super) fn no_longer_awaited(&mut self, address: IpAddr) {
+        if self.awaited.remove(&address) && self.awaited.is_empty() {
+            self.tell_all_end_of_rib();
+        }
+    }
+
+    /// Tells every peer that has not been told yet.
+    pub(super) fn tell_all_end_of_rib(&mut self) {
+        for address in self.peers.keys().copied().collect::<Vec<_>>() {
+            self.tell_end_of_rib(address);
+        }
+    }
+
     /// RFC 4724 §2, §4.1: End-of-RIB, after the initial routes. Not before it is known what those are: an early one
     /// would let the peers remove the routes that they kept for us.
     pub(super) fn tell_end_of_rib(&mut self, address: IpAddr) {
         let due = |peer: &Peer| !peer.end_of_rib_sent && peer.group.is_some();
-        if self.exports.is_none() || !self.peers.get(&address).is_some_and(due) {
+        if self.exports.is_none() || self.defers() || !self.peers.get(&address).is_some_and(due) {
             return;
         }
         self.flush();
