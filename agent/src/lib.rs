@@ -15,6 +15,7 @@ pub mod fib;
 pub mod filter;
 pub mod firewall;
 pub mod http;
+pub mod inventory;
 pub mod logging;
 pub mod metrics;
 pub mod node;

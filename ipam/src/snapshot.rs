@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::affinity::Affinity;
-use crate::allocator::{Request, Write};
+use crate::allocator::{Held, Key, Request, Write};
 use crate::block::{Attribute, Block, Owner};
 use crate::handle::Handle;
 use crate::limits::Limits;
@@ -212,4 +212,30 @@ pub enum Action {
     Request(Request),
     /// To be written by compare-and-swap; when it is refused, look again.
     Write(Write),
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Action::Request(Request::Release(release)) => match &release.what {
+                Held::Handle(handle) => write!(f, "release all addresses of handle {handle}"),
+                Held::Addresses(held) => {
+                    let addresses: Vec<String> = held.iter().map(|h| h.address.to_string()).collect();
+                    write!(f, "release {}", addresses.join(", "))
+                }
+            },
+            Action::Request(Request::Unclaim(unclaim)) => {
+                write!(f, "give up block {} of node {}", unclaim.block, unclaim.node)
+            }
+            Action::Request(Request::Claim(claim)) => write!(f, "claim a block for node {}", claim.node),
+            Action::Request(Request::Assign(assign)) => write!(f, "assign addresses to {}", assign.handle),
+            Action::Write(Write::Create { name, object }) => {
+                write!(f, "create {}", Key::new(object.kind(), name.clone()))
+            }
+            Action::Write(Write::Update { name, object, .. }) => {
+                write!(f, "rewrite {}", Key::new(object.kind(), name.clone()))
+            }
+            Action::Write(Write::Delete { key, .. }) => write!(f, "delete {key}"),
+        }
+    }
 }

@@ -10,6 +10,8 @@ use clap::Subcommand;
 
 use super::CliError;
 
+pub(super) use split::SplitError;
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Show how the pools are used, or who has an address.

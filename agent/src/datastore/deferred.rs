@@ -49,6 +49,10 @@ impl Datastore for Deferred {
         self.opened().await?.list(kind).await
     }
 
+    async fn list_whole(&self, kind: Kind) -> Result<Vec<Object>, DatastoreError> {
+        self.opened().await?.list_whole(kind).await
+    }
+
     async fn create(&self, object: Object) -> Result<Object, DatastoreError> {
         self.opened().await?.create(object).await
     }

@@ -24,6 +24,12 @@ pub trait Datastore: Send + Sync {
     /// When the store as a whole cannot be read.
     async fn list(&self, kind: Kind) -> Result<Vec<Object>, DatastoreError>;
 
+    /// All objects of a kind, by name.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or one of them cannot: for what must not mistake a broken object for one that is gone.
+    async fn list_whole(&self, kind: Kind) -> Result<Vec<Object>, DatastoreError>;
+
     /// Writes a new object and returns it with its revision.
     ///
     /// # Errors
@@ -131,5 +137,14 @@ pub async fn get<R: Resource>(store: &dyn Datastore, name: &str) -> Result<Optio
 /// Those of [`Datastore::list`].
 pub async fn list<R: Resource>(store: &dyn Datastore) -> Result<Vec<R>, DatastoreError> {
     let objects = store.list(R::KIND).await?;
+    Ok(objects.into_iter().filter_map(R::from_object).collect())
+}
+
+/// [`Datastore::list_whole`] for a type known beforehand.
+///
+/// # Errors
+/// Those of [`Datastore::list_whole`].
+pub async fn list_whole<R: Resource>(store: &dyn Datastore) -> Result<Vec<R>, DatastoreError> {
+    let objects = store.list_whole(R::KIND).await?;
     Ok(objects.into_iter().filter_map(R::from_object).collect())
 }

@@ -50,13 +50,21 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
         if let Some(path) = &arguments.output {
             Report::of(&problems).write(path)?;
         }
-        if arguments.fix { mend(store, &problems, arguments.yes).await } else { Ok(problems.len()) }
+        if arguments.fix {
+            mend(store, &problems, arguments.yes).await
+        } else {
+            Ok(problems.len())
+        }
     })?;
     match problems {
         0 => Ok(()),
         count => Err(CliError::Problems {
             count,
-            advice: if arguments.fix { "" } else { "; `culvert ipam check --fix` mends what can be proven" },
+            advice: if arguments.fix {
+                ""
+            } else {
+                "; `culvert ipam check --fix` mends what can be proven"
+            },
         }),
     }
 }
@@ -68,7 +76,11 @@ fn report(snapshot: &Snapshot, problems: &[Problem], arguments: &Arguments) -> S
     pools_and_users(&mut text, snapshot);
     nodes(&mut text, snapshot);
     let named = arguments.show_problem_ips;
-    let mut sections = Sections { text, problems, named };
+    let mut sections = Sections {
+        text,
+        problems,
+        named,
+    };
     sections.write(
         "Scanning for IPs that are allocated but not actually in use...",
         "IPs that are allocated in IPAM but not actually in use",
@@ -109,7 +121,11 @@ fn report(snapshot: &Snapshot, problems: &[Problem], arguments: &Arguments) -> S
     );
     // What calicoctl does not look at is always named: nobody would know where to look for it.
     sections.named = true;
-    sections.write("Checking who owns which block...", "problems with pools, settings and claims to blocks", is_of_claims);
+    sections.write(
+        "Checking who owns which block...",
+        "problems with pools, settings and claims to blocks",
+        is_of_claims,
+    );
     let mut text = sections.text;
     let _ = writeln!(text, "Check complete; found {} problems.", problems.len());
     text
@@ -169,12 +185,25 @@ impl Sections<'_> {
 
 fn blocks(text: &mut String, snapshot: &Snapshot, arguments: &Arguments) {
     let live: Vec<_> = snapshot.live_blocks().collect();
-    let _ = writeln!(text, "Loading all IPAM blocks...\nFound {} IPAM blocks.", live.len());
+    let _ = writeln!(
+        text,
+        "Loading all IPAM blocks...\nFound {} IPAM blocks.",
+        live.len()
+    );
     for stored in &live {
         let affinity = stored.spec.affinity.as_deref().unwrap_or("<none>");
-        let _ = writeln!(text, " IPAM block {} affinity={}:", stored.spec.cidr, printable(affinity));
+        let _ = writeln!(
+            text,
+            " IPAM block {} affinity={}:",
+            stored.spec.cidr,
+            printable(affinity)
+        );
     }
-    let _ = writeln!(text, "IPAM blocks record {} allocations.", snapshot.held().count());
+    let _ = writeln!(
+        text,
+        "IPAM blocks record {} allocations.",
+        snapshot.held().count()
+    );
     if arguments.show_all_ips {
         for held in snapshot.held() {
             let handle = held.attribute.handle_id.as_deref().unwrap_or("<none>");
@@ -195,8 +224,15 @@ fn pools_and_users(text: &mut String, snapshot: &Snapshot) {
     let _ = writeln!(text, "Loading all nodes.\nFound {tunnels} node tunnel IPs.\n");
     let missing = snapshot.missing();
     if missing.is_empty() {
-        let _ = writeln!(text, "Loading all workload endpoints.\nFound {workloads} workload IPs.");
-        let _ = writeln!(text, "Workloads and nodes are using {} IPs.\n", workloads + tunnels);
+        let _ = writeln!(
+            text,
+            "Loading all workload endpoints.\nFound {workloads} workload IPs."
+        );
+        let _ = writeln!(
+            text,
+            "Workloads and nodes are using {} IPs.\n",
+            workloads + tunnels
+        );
     } else {
         let missing: Vec<_> = missing.iter().map(ToString::to_string).collect();
         let _ = writeln!(
@@ -205,7 +241,11 @@ fn pools_and_users(text: &mut String, snapshot: &Snapshot) {
             missing.join(", ")
         );
     }
-    let _ = writeln!(text, "Loading all handles\nFound {} handles.\n", snapshot.live_handles().count());
+    let _ = writeln!(
+        text,
+        "Loading all handles\nFound {} handles.\n",
+        snapshot.live_handles().count()
+    );
 }
 
 /// The nodes with the most addresses.
@@ -216,7 +256,10 @@ fn nodes(text: &mut String, snapshot: &Snapshot) {
     }
     let mut sorted: Vec<_> = by_node.into_iter().collect();
     sorted.sort_by_key(|(node, count)| (std::cmp::Reverse(*count), *node));
-    let _ = writeln!(text, "Looking for top (up to {TOP_NODES}) nodes by allocations...");
+    let _ = writeln!(
+        text,
+        "Looking for top (up to {TOP_NODES}) nodes by allocations..."
+    );
     for (node, count) in sorted.iter().take(TOP_NODES) {
         let _ = writeln!(text, "  {} has {count} allocations", printable(node));
     }
@@ -256,6 +299,7 @@ async fn mend(store: Arc<dyn Datastore>, problems: &[Problem], unasked: bool) ->
         }
         mended += usize::from(done);
     }
+    allocator.close().await;
     super::super::print(&format!("Mended {mended} problems.\n"))?;
     Ok(problems.len() - mended)
 }
@@ -271,6 +315,8 @@ fn confirmed(count: usize) -> Result<bool, CliError> {
         .and_then(|()| output.flush())
         .map_err(CliError::Output)?;
     let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).map_err(CliError::Output)?;
+    std::io::stdin()
+        .read_line(&mut answer)
+        .map_err(CliError::Output)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }

@@ -43,7 +43,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
         let mut config = there.unwrap_or_else(|| IpamConfig::new(NAME, IpamConfigSpec::default()));
         let text = arguments.settings.apply(&mut config.spec);
         // Refused as a whole before anything is written: the datastore would take it.
-        allocation::limits(&config.spec).check().map_err(CliError::Limits)?;
+        allocation::limits(&config.spec)
+            .check()
+            .map_err(CliError::Limits)?;
         let object = config.into_object();
         if is_new {
             store.create(object).await?;

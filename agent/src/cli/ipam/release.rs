@@ -61,7 +61,9 @@ impl Report {
             }),
             _ => None,
         });
-        Self { leaked: leaked.collect() }
+        Self {
+            leaked: leaked.collect(),
+        }
     }
 
     pub(super) fn write(&self, path: &Path) -> Result<(), CliError> {
@@ -85,33 +87,39 @@ impl Report {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
+    let text = arguments.store.run(async |store| {
+        let allocator = Allocator::new(store, super::NOBODY.to_owned());
+        let text = release(&allocator, &arguments.what).await;
+        allocator.close().await;
+        text
+    })?;
+    super::super::print(&text)
+}
+
+async fn release(allocator: &Allocator, what: &What) -> Result<String, CliError> {
     let What {
         addresses,
         handle,
         from_report,
-    } = &arguments.what;
-    let text = arguments.store.run(async |store| {
-        let allocator = Allocator::new(store, super::NOBODY.to_owned());
-        if let Some(handle) = handle {
-            let released = allocator.release(handle).await?;
-            return Ok(format!("Released {} IPs of handle {handle}.\n", released.len()));
-        }
-        if let Some(path) = from_report {
-            return from(&allocator, Report::read(path)?).await;
-        }
-        let held = addresses.iter().map(|&address| HeldAddress {
-            address,
-            handle: None,
-            sequence_number: None,
-        });
-        let released = allocator.release_addresses(held.collect()).await?;
-        let line = |address: &IpAddr| match released.contains(address) {
-            true => format!("Successfully released IP address {address}\n"),
-            false => format!("IP address {address} is not assigned\n"),
-        };
-        Ok(addresses.iter().map(line).collect())
-    })?;
-    super::super::print(&text)
+    } = what;
+    if let Some(handle) = handle {
+        let released = allocator.release(handle).await?;
+        return Ok(format!("Released {} IPs of handle {handle}.\n", released.len()));
+    }
+    if let Some(path) = from_report {
+        return from(allocator, Report::read(path)?).await;
+    }
+    let held = addresses.iter().map(|&address| HeldAddress {
+        address,
+        handle: None,
+        sequence_number: None,
+    });
+    let released = allocator.release_addresses(held.collect()).await?;
+    let line = |address: &IpAddr| match released.contains(address) {
+        true => format!("Successfully released IP address {address}\n"),
+        false => format!("IP address {address} is not assigned\n"),
+    };
+    Ok(addresses.iter().map(line).collect())
 }
 
 /// One by one: what was taken anew since is somebody's, and holds back no other.

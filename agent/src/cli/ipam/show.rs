@@ -5,7 +5,6 @@ use std::net::IpAddr;
 
 use clap::Args;
 use comfy_table::{CellAlignment, Table};
-use culvert_ipam::allocator::Policy;
 use culvert_ipam::block::{Block, Owner};
 use culvert_ipam::forecast::{Forecast, Sample, Usage, forecast};
 use culvert_ipam::pool::Pool;
@@ -14,8 +13,6 @@ use culvert_ipam::timestamp::Timestamp;
 
 use super::super::CliError;
 use super::super::store::StoreArguments;
-use crate::allocation;
-use crate::datastore;
 use crate::inventory;
 use crate::table::{boxed, printable};
 
@@ -75,7 +72,11 @@ fn usage(snapshot: &Snapshot, with_blocks: bool) -> String {
         remarks += &outlook(pool, usage, snapshot).unwrap_or_default();
         let blocks = snapshot.live_blocks().map(|stored| &stored.spec);
         for block in blocks.filter(|block| with_blocks && pool.cidr().contains(&block.cidr)) {
-            table.add_row(row("Block", &block.cidr.to_string(), usage_of_block(block, snapshot)));
+            table.add_row(row(
+                "Block",
+                &block.cidr.to_string(),
+                usage_of_block(block, snapshot),
+            ));
         }
     }
     for wrong in snapshot.pools.wrong() {
@@ -157,7 +158,10 @@ fn outlook(pool: &Pool, usage: Usage, snapshot: &Snapshot) -> Option<String> {
         .zip(1..)
         .map(|(&at, in_use)| Sample { at, in_use })
         .collect();
-    let Forecast { per_day, seconds_left } = forecast(usage.free(), &samples)?;
+    let Forecast {
+        per_day,
+        seconds_left,
+    } = forecast(usage.free(), &samples)?;
     let left = seconds_left.filter(|left| *left < YEAR)?;
     Some(format!(
         "Pool {}: {} addresses are left; at the present rate ({per_day} a day) they last {}.\n",
@@ -198,7 +202,9 @@ fn holder(snapshot: &Snapshot, address: IpAddr) -> String {
 }
 
 fn attributes(title: &str, values: &BTreeMap<String, String>) -> String {
-    let lines = values.iter().map(|(key, value)| format!("  {}: {}\n", printable(key), printable(value)));
+    let lines = values
+        .iter()
+        .map(|(key, value)| format!("  {}: {}\n", printable(key), printable(value)));
     format!("{title}:\n{}", lines.collect::<String>())
 }
 

@@ -40,7 +40,9 @@ pub enum SplitError {
         number: u32,
     },
     /// The parts would be smaller than a block.
-    #[error("pool {pool} ({cidr}) cannot be split into {number}: each part would be smaller than a block (/{block_size})")]
+    #[error(
+        "pool {pool} ({cidr}) cannot be split into {number}: each part would be smaller than a block (/{block_size})"
+    )]
     TooSmall {
         /// The pool.
         pool: String,
@@ -83,7 +85,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
                 }
                 Some(there) if there.spec.cidr == part.spec.cidr => {}
                 Some(there) => {
-                    return Err(CliError::Split(SplitError::Taken {
+                    return Err(CliError::from(SplitError::Taken {
                         name: part.metadata.name.clone(),
                         found: there.spec.cidr,
                         cidr: part.spec.cidr,
@@ -93,7 +95,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
         }
         let revision = pool.metadata.resource_version.clone().unwrap_or_default();
         store.delete(&pool.key(), &revision).await?;
-        let lines = parts.iter().map(|part| format!("  {} {}\n", part.metadata.name, part.spec.cidr));
+        let lines = parts
+            .iter()
+            .map(|part| format!("  {} {}\n", part.metadata.name, part.spec.cidr));
         Ok(format!(
             "Successfully split IP pool {} into {} pools:\n{}",
             pool.metadata.name,
@@ -107,18 +111,20 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
 async fn find(store: &dyn Datastore, which: &Which) -> Result<IpPool, CliError> {
     if let Some(name) = &which.name {
         let key = Key::new(Kind::IpPool, name.clone());
-        return datastore::get::<IpPool>(store, name).await?.ok_or(CliError::NoObject { key });
+        return datastore::get::<IpPool>(store, name)
+            .await?
+            .ok_or(CliError::NoObject { key });
     }
     let cidr = which.cidr.unwrap_or_default();
     let pools = datastore::list::<IpPool>(store).await?;
     let found = pools.into_iter().find(|pool| pool.spec.cidr == cidr);
-    found.ok_or(CliError::Split(SplitError::NoPool { cidr }))
+    found.ok_or(CliError::from(SplitError::NoPool { cidr }))
 }
 
 /// The pools that a pool is split into: like it, but for name and range.
 fn parts(pool: &IpPool, number: u32) -> Result<Vec<IpPool>, CliError> {
     if number < 2 || !number.is_power_of_two() {
-        return Err(CliError::Split(SplitError::Number { number }));
+        return Err(SplitError::Number { number }.into());
     }
     let cidr = pool.spec.cidr;
     let default = if cidr.addr().is_ipv4() { 26 } else { 122 };
@@ -140,7 +146,7 @@ fn parts(pool: &IpPool, number: u32) -> Result<Vec<IpPool>, CliError> {
         part.metadata.annotations.clone_from(&pool.metadata.annotations);
         part
     };
-    Ok(subnets.map_err(CliError::Split)?.enumerate().map(part).collect())
+    Ok(subnets?.enumerate().map(part).collect())
 }
 
 #[cfg(test)]
@@ -148,7 +154,8 @@ mod tests {
     use super::*;
 
     fn pool(cidr: &str) -> IpPool {
-        let manifest = format!("{{metadata: {{name: p}}, spec: {{cidr: {cidr}, ipipMode: Always, later: 1}}}}");
+        let manifest =
+            format!("{{metadata: {{name: p}}, spec: {{cidr: {cidr}, ipipMode: Always, later: 1}}}}");
         serde_yaml::from_str(&manifest).unwrap()
     }
 
@@ -156,7 +163,15 @@ mod tests {
     fn the_parts_cover_the_pool_and_are_like_it() {
         let parts = parts(&pool("10.65.0.0/16"), 4).unwrap();
         let ranges: Vec<_> = parts.iter().map(|p| p.spec.cidr.to_string()).collect();
-        assert_eq!(ranges, ["10.65.0.0/18", "10.65.64.0/18", "10.65.128.0/18", "10.65.192.0/18"]);
+        assert_eq!(
+            ranges,
+            [
+                "10.65.0.0/18",
+                "10.65.64.0/18",
+                "10.65.128.0/18",
+                "10.65.192.0/18"
+            ]
+        );
         assert_eq!(parts[3].metadata.name, "split-p-3");
         assert_eq!(parts[3].spec.ipip_mode, pool("10.65.0.0/16").spec.ipip_mode);
         assert_eq!(parts[3].spec.unknown["later"], 1);
