@@ -8,6 +8,7 @@ use super::Speaker;
 use super::group::Encoded;
 use super::peer::Peer;
 use super::ribs::Ribs;
+use crate::config::PrefixLimit;
 use crate::fsm::Event;
 use crate::id::{ConnectionId, Prefix};
 use crate::policy::import::Rejection;
@@ -21,6 +22,9 @@ use crate::wire::notification::cease;
 
 /// The families whose routes there are.
 pub(super) const FAMILIES: [Family; 2] = [Family::IPV4_UNICAST, Family::IPV6_UNICAST];
+
+/// Octets of attributes beyond the usual that are taken from one peer.
+const MAX_EXCESS: usize = 256 << 20;
 
 /// RFC 4271 §9.1.1, §9.1.2: what import makes of a route of `peer`, put into Loc-RIB or taken out of it. A path that is
 /// excluded replaces the one before all the same.
@@ -39,6 +43,7 @@ pub(super) fn decide(
             let path = Candidate {
                 from: Arc::clone(from),
                 received_id: nlri.path_id,
+                path_id: 0,
                 attributes: if peer.import.has_policy() {
                     ribs.attributes.intern(&attributes)
                 } else {
@@ -76,6 +81,14 @@ impl Speaker {
             }
             let path = verdict.as_ref().map(|()| &attributes);
             for &nlri in routes {
+                if !peer.routes_in.has_room_for(nlri) {
+                    peer.rejected = peer.rejected.saturating_add(1);
+                    if peer.rejected.is_power_of_two() {
+                        let count = peer.rejected;
+                        tracing::warn!(peer = %address, route = %nlri, count, "too many paths to one destination");
+                    }
+                    continue;
+                }
                 peer.routes_in.announce(nlri, &attributes);
                 decide(peer, nlri, path, ribs, transport);
             }
@@ -92,6 +105,20 @@ impl Speaker {
         let Some(peer) = self.peers.get_mut(&address) else {
             return;
         };
+        // RFC 4486 §4: out of resources.
+        let got = peer.routes_in.excess();
+        if got > MAX_EXCESS {
+            peer.refuse_until(now + PrefixLimit::default().pause);
+            let limit = MAX_EXCESS;
+            let notification = Notification::cease(cease::OUT_OF_RESOURCES);
+            let cause = Cause::notify(
+                notification,
+                Reason::TooLargeAttributes { got, limit },
+                Fate::Drop,
+            );
+            self.apply(address, key, Event::AutomaticStop, cause);
+            return;
+        }
         for family in FAMILIES {
             let got = peer.routes_in.count(family);
             let Some(limit) = peer.config.families.get(&family).map(|of| of.limit) else {

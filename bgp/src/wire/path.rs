@@ -106,7 +106,7 @@ impl<'a> Gathered<'a> {
             recalled: Some(Arc::clone(&before.attributes)),
             ..Self::default()
         };
-        for attribute in parts.reach.iter().chain(&parts.unreach) {
+        for attribute in parts.multiprotocol.iter().flatten() {
             gathered.attribute(attribute, negotiated)?;
         }
         Ok(gathered)
