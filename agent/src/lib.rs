@@ -19,6 +19,8 @@ pub mod logging;
 pub mod metrics;
 pub mod node;
 pub mod reconcile;
+pub mod selector;
 pub mod speaker;
 pub mod status;
+mod table;
 pub mod withdrawal;

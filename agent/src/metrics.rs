@@ -63,6 +63,8 @@ metrics! {
     ipam_addresses_in_use: IntGauge = "culvert_ipam_addresses_in_use";
     /// Whether all of the datastore has been read, 0 or 1.
     datastore_in_sync: IntGauge = "culvert_datastore_in_sync";
+    /// Whether the datastore has a problem that the status names, such as being away, 0 or 1.
+    datastore_problem: IntGauge = "culvert_datastore_problem";
     /// Deletions in the datastore that are held, since too much would vanish at once.
     withdrawals_held: IntGauge = "culvert_withdrawals_held";
 }
@@ -91,6 +93,8 @@ impl Metrics {
         self.ipam_addresses_in_use.set(count(status.addresses_in_use));
         self.withdrawals_held.set(count(status.withdrawals_held));
         self.datastore_in_sync.set(i64::from(status.datastore.in_sync));
+        self.datastore_problem
+            .set(i64::from(status.datastore.problem.is_some()));
     }
 
     /// All metrics in the text format of Prometheus, version 0.0.4.
@@ -152,6 +156,8 @@ mod tests {
 # TYPE culvert_build_info gauge
 # HELP culvert_datastore_in_sync Whether all of the datastore has been read, 0 or 1.
 # TYPE culvert_datastore_in_sync gauge
+# HELP culvert_datastore_problem Whether the datastore has a problem that the status names, such as being away, 0 or 1.
+# TYPE culvert_datastore_problem gauge
 # HELP culvert_firewall_repairs_total Changes of the packet filter by somebody else that were put right.
 # TYPE culvert_firewall_repairs_total counter
 # HELP culvert_ipam_addresses_in_use Addresses in use in the blocks of this node.
@@ -211,7 +217,7 @@ mod tests {
         let status = AgentStatus {
             datastore: DatastoreStatus {
                 in_sync: true,
-                problem: None,
+                problem: Some("away".into()),
             },
             peers: vec![
                 peer("Established"),
@@ -242,6 +248,7 @@ mod tests {
             "culvert_ipam_blocks 1",
             "culvert_ipam_addresses_in_use 7",
             "culvert_datastore_in_sync 1",
+            "culvert_datastore_problem 1",
             "culvert_withdrawals_held 3",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");

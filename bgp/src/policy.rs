@@ -1,12 +1,15 @@
 //! What is let in and what is let out (RFC 4271 §9.1.1, §9.1.3, §9.2).
 
+pub mod filter;
+pub mod rule;
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use crate::id::Asn;
 use crate::rib::decision::DEFAULT_LOCAL_PREF;
 use crate::rib::loc::Best;
-use crate::wire::message::{AsPath, AsSegment, Origin, PathAttributes};
+use crate::wire::message::{AsSegment, PathAttributes};
 
 /// Why a path that a peer announced is not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -16,10 +19,10 @@ pub enum Rejection {
     AsLoop(Asn),
     /// RFC 4271 §6.3: the next hop is no address that a packet can be sent to.
     #[error("next hop {0} is no unicast address of a host")]
-    NextHopNotUnicast(Ipv4Addr),
+    NextHopNotUnicast(IpAddr),
     /// RFC 4271 §5.1.3: the next hop is this node.
     #[error("next hop {0} is our own address")]
-    NextHopOurs(Ipv4Addr),
+    NextHopOurs(IpAddr),
 }
 
 /// Whether a path that a peer announced may be used.
@@ -54,7 +57,10 @@ fn contains(segment: &AsSegment, asn: Asn) -> bool {
 }
 
 /// RFC 1122 §3.2.1.3: not "this network", loopback, multicast, reserved or broadcast.
-fn is_host(address: Ipv4Addr) -> bool {
+fn is_host(address: IpAddr) -> bool {
+    let IpAddr::V4(address) = address else {
+        return false;
+    };
     let first = address.octets()[0];
     first != 0 && first < 224 && !address.is_loopback()
 }
@@ -73,18 +79,10 @@ impl Export {
     #[must_use]
     pub fn new(asn: Asn, local_address: Ipv4Addr) -> Self {
         let originated = PathAttributes {
-            origin: Origin::Igp,
-            as_path: AsPath::default(),
-            // RFC 4271 §5.1.3: for a route that the speaker originates, its own address.
-            next_hop: local_address,
-            med: None,
             // RFC 4271 §5.1.5: to internal peers always, to external ones never.
             local_pref: Some(DEFAULT_LOCAL_PREF),
-            atomic_aggregate: false,
-            aggregator: None,
-            communities: Vec::new(),
-            large_communities: Vec::new(),
-            unknown: Vec::new(),
+            // RFC 4271 §5.1.3: for a route that the speaker originates, its own address.
+            ..PathAttributes::new(local_address.into())
         };
         let external = leave_as(&originated, asn, local_address);
         Self {
@@ -108,7 +106,7 @@ impl Export {
             (Best::Learned(path), true) => {
                 let mut attributes = PathAttributes::clone(&path.attributes);
                 attributes.local_pref = Some(attributes.local_pref.unwrap_or(DEFAULT_LOCAL_PREF));
-                attributes.next_hop = self.local_address;
+                attributes.next_hop = self.local_address.into();
                 Some(Arc::new(attributes))
             }
             (Best::Learned(path), false) => {
@@ -121,12 +119,8 @@ impl Export {
 /// RFC 4271 §5.1.2 (b): our AS in front; §5.1.4 and §5.1.5: neither MED of another AS nor LOCAL_PREF goes along.
 fn leave_as(attributes: &PathAttributes, asn: Asn, local_address: Ipv4Addr) -> PathAttributes {
     let mut out = attributes.clone();
-    match out.as_path.segments.first_mut() {
-        // RFC 4271 §5.1.2: a segment holds up to 255.
-        Some(AsSegment::Sequence(numbers)) if numbers.len() < 255 => numbers.insert(0, asn),
-        _ => out.as_path.segments.insert(0, AsSegment::Sequence(vec![asn])),
-    }
-    out.next_hop = local_address;
+    rule::prepend(&mut out.as_path, &[asn]);
+    out.next_hop = local_address.into();
     out.med = None;
     out.local_pref = None;
     out

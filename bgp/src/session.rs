@@ -103,6 +103,7 @@ impl Terms<'_> {
     fn open(&self) -> Open {
         let graceful_restart = GracefulRestart {
             restarted: self.restarted,
+            notification: false,
             restart_time: self.config.restart_time.min(4095),
             families: vec![(Family::IPV4_UNICAST, self.forwarding_kept)],
         };
@@ -223,10 +224,7 @@ impl Session {
             connected: None,
             established: None,
             open: None,
-            negotiated: Negotiated {
-                four_octet_as: false,
-                internal,
-            },
+            negotiated: Negotiated::plain(internal),
             hold_time,
             retries: 0,
             sent: 0,
@@ -350,15 +348,7 @@ impl Session {
     pub(crate) fn accept_open(&mut self, open: Open, terms: &Terms<'_>) {
         // RFC 4271 §4.2: the smaller of both; zero means none.
         self.hold_time = open.hold_time.min(terms.config.hold_time);
-        // RFC 6793 §4.1: both sides announce it, we always do.
-        let four_octet_as = open
-            .capabilities
-            .iter()
-            .any(|c| matches!(c, Capability::FourOctetAs(_)));
-        self.negotiated = Negotiated {
-            four_octet_as,
-            internal: terms.internal,
-        };
+        self.negotiated = Negotiated::between(&terms.open(), &open);
         self.open = Some(open);
     }
 
@@ -388,7 +378,7 @@ impl Session {
         self.buffer = Vec::new();
         self.consumed = 0;
         self.open = None;
-        self.negotiated.four_octet_as = false;
+        self.negotiated = Negotiated::plain(self.negotiated.internal);
     }
 
     fn arm(&mut self, timer: Timer, terms: &Terms<'_>, transport: &mut Transport) {

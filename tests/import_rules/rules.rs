@@ -21,6 +21,7 @@ const PURE_MODULES: &[&str] = &[
     "agent/src/desired",
     "agent/src/filter.rs",
     "agent/src/reconcile",
+    "agent/src/selector",
 ];
 
 /// Who may import whom.

@@ -1,6 +1,5 @@
 //! Packets that pass while something under or beside the agents goes away and comes back.
 
-use std::fs;
 use std::time::Duration;
 
 use harness::ping::{PingTrain, ping};
@@ -98,33 +97,36 @@ pub(crate) fn twice(lab: &mut Lab) -> Result<(), Failed> {
     Ok(())
 }
 
-/// The datastore's folder is away until every agent has noticed, and comes back: nothing is lost, and it is read again.
+/// The datastore's folder is away until every agent says so, and comes back: nothing is lost, and it is read again.
 pub(crate) fn datastore_away(lab: &mut Lab) -> Result<(), Failed> {
-    const WORDS: &str = "cannot look at the datastore";
-
     let train = train(lab, "n1p1", "n2p1")?;
     let before: Vec<_> = lab.nodes().map(programmed).collect::<Result<_, _>>()?;
-    let complaints = |node: &Node| fs::read_to_string(node.agent.log()).map(|log| log.matches(WORDS).count());
-    let counts: Vec<_> = lab.nodes().map(complaints).collect::<Result<_, _>>()?;
     lab.set_datastore_away(true)?;
-    for (node, count) in lab.nodes().zip(counts) {
-        wait_for(
-            &format!("node{} to say: {WORDS}", node.number),
-            GENEROUS,
-            || match complaints(node) {
-                Ok(now) if now > count => Ok(()),
-                other => Err(format!("{other:?}, before {count}")),
-            },
-        )?;
-    }
+    wait_for_datastore_words(lab, true)?;
     train.wait_for_more(4 * WAGONS)?;
     lab.set_datastore_away(false)?;
+    wait_for_datastore_words(lab, false)?;
     still_attaches(lab)?;
     lab.wait_for_sessions()?;
     for (node, before) in lab.nodes().zip(before) {
         as_before(node, &before)?;
     }
     arrived(train, 0)
+}
+
+/// Waits until the status of every node names a problem of the datastore, or none any more.
+fn wait_for_datastore_words(lab: &Lab, wanted: bool) -> Result<(), Failed> {
+    for node in lab.nodes() {
+        let what = format!(
+            "node{} to say that the datastore has a problem: {wanted}",
+            node.number
+        );
+        wait_for(&what, GENEROUS, || match node.agent.status_text(&[]) {
+            Ok(text) if text.contains("Datastore: what was last read stands") == wanted => Ok(()),
+            other => Err(format!("{other:?}")),
+        })?;
+    }
+    Ok(())
 }
 
 /// All manifests vanish: every agent says so, withdraws nothing, and is content when they are back.

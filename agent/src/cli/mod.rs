@@ -1,15 +1,19 @@
 //! The command line, one file a subcommand.
 
 mod agent;
+mod get;
 mod node;
+mod store;
 
 use std::io::{self, Write};
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::util::TryInitError;
 
+use crate::api::Key;
 use crate::config::ConfigError;
 use crate::control::AgentError;
+use crate::datastore::DatastoreError;
 use crate::http::ClientError;
 
 /// The routing brain of a Kubernetes node.
@@ -27,6 +31,8 @@ enum Command {
     /// Look at the agent of this node.
     #[command(subcommand)]
     Node(node::Command),
+    /// Print resources: pools, nodes, blocks and the others.
+    Get(get::Arguments),
 }
 
 /// Why a command failed.
@@ -53,9 +59,21 @@ pub enum CliError {
     /// The agent cannot run.
     #[error(transparent)]
     Agent(#[from] AgentError),
-    /// The status cannot be written as JSON.
-    #[error("the status cannot be written as JSON: {0}")]
+    /// What is to be printed cannot be written as JSON.
+    #[error("cannot write it as JSON: {0}")]
     Json(#[from] serde_json::Error),
+    /// What is to be printed cannot be written as YAML.
+    #[error("cannot write it as YAML: {0}")]
+    Yaml(#[from] serde_yaml::Error),
+    /// The datastore failed.
+    #[error("datastore: {0}")]
+    Datastore(#[from] DatastoreError),
+    /// There is no such object.
+    #[error("there is no {key} in the datastore; `culvert get {}` lists what there is", key.kind.plural())]
+    NoObject {
+        /// What was asked for.
+        key: Key,
+    },
 }
 
 impl From<ClientError> for CliError {
@@ -75,6 +93,7 @@ pub fn run() -> Result<(), CliError> {
     match Arguments::parse().command {
         Command::Agent(arguments) => agent::run(&arguments),
         Command::Node(command) => node::run(&command),
+        Command::Get(arguments) => get::run(&arguments),
     }
 }
 

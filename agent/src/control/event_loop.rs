@@ -242,6 +242,8 @@ impl EventLoop {
                 self.in_sync = true;
                 return true;
             }
+            // The intake makes a remark of it.
+            Update::Problem(_) => return false,
         };
         if changed {
             self.note_claims(&key);

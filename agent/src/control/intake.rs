@@ -80,6 +80,8 @@ pub(super) struct Intake {
     /// When the copy that there was at the start was written.
     copied: Option<Timestamp>,
     source: Source,
+    /// Why the datastore cannot be opened or looked at now.
+    problem: Option<String>,
     /// What the datastore has told before it is in sync.
     seen: BTreeSet<Key>,
     withdrawals: Withdrawals,
@@ -109,6 +111,7 @@ impl Intake {
             file,
             copied,
             source: Source::Nothing,
+            problem: None,
             seen: BTreeSet::new(),
             confirmations,
             updates,
@@ -140,9 +143,13 @@ impl Intake {
                 opened = attempt(&mut opening) => {
                     opening = None;
                     match opened {
-                        Ok(updates) => watch = Some(updates),
+                        Ok(updates) => {
+                            watch = Some(updates);
+                            self.problem = None;
+                        }
                         Err(error) => {
                             opening = Some(open(Arc::clone(&self.store), REOPEN));
+                            self.problem = Some(error.to_string());
                             self.serve_copy(error.to_string()).await;
                         }
                     }
@@ -202,6 +209,13 @@ impl Intake {
                 }
             }
             Update::InSync => self.in_sync().await,
+            Update::Problem(problem) => {
+                match &problem {
+                    Some(why) => self.serve_copy(why.clone()).await,
+                    None => info!("the datastore can be read again"),
+                }
+                self.problem = problem;
+            }
         }
     }
 
@@ -353,6 +367,11 @@ impl Intake {
         let mut problems = Vec::new();
         if let (Source::Copy(why), Some(copied)) = (&self.source, self.copied) {
             problems.push(format!("serving the last good copy of {copied:.0}: {why}"));
+        } else if let Some(why) = &self.problem {
+            problems.push(match self.source {
+                Source::Datastore => format!("what was last read stands: {why}"),
+                Source::Nothing | Source::Copy(_) => why.clone(),
+            });
         }
         problems.extend(held.as_ref().map(ToString::to_string));
         let datastore = (!problems.is_empty()).then(|| problems.join("; "));

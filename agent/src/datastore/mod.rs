@@ -43,7 +43,8 @@ pub trait Datastore: Send + Sync {
     async fn delete(&self, key: &Key, revision: &str) -> Result<(), DatastoreError>;
 
     /// All objects, then [`Update::InSync`], then every change, until the receiver is dropped. A receiver that lags
-    /// gets the latest state of each object, not each step.
+    /// gets the latest state of each object, not each step. A store that goes away does not end its watch: it says so
+    /// ([`Update::Problem`]), and goes on when it is back.
     ///
     /// # Errors
     /// When the store cannot be watched.
@@ -59,6 +60,8 @@ pub enum Update {
     Delete(Key),
     /// All that was there when the watch began has been told.
     InSync,
+    /// Why the store cannot be looked at now, in words: what was told stands until it can. `None` once that is over.
+    Problem(Option<String>),
 }
 
 /// Why the store did not do it.

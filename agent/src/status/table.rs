@@ -8,9 +8,7 @@ use comfy_table::Table;
 use jiff::Zoned;
 
 use super::{AgentStatus, FirewallStatus, PROBLEMS_NAMED, PeerStatus};
-
-/// The box of calicoctl: `+-|`, a line below the header, none between rows. In the order of comfy-table's presets.
-const CALICOCTL_BOX: &str = "||--+-++|    ++++++";
+use crate::table::{boxed, printable};
 
 /// The columns of calicoctl.
 const COLUMNS: [&str; 5] = ["PEER ADDRESS", "PEER TYPE", "STATE", "SINCE", "INFO"];
@@ -172,13 +170,6 @@ fn peer_table(peers: &[&PeerStatus], now: &Zoned) -> Table {
     table
 }
 
-fn boxed(header: impl IntoIterator<Item = &'static str>) -> Table {
-    let mut table = Table::new();
-    table.load_preset(CALICOCTL_BOX);
-    table.set_header(header);
-    table
-}
-
 /// A peer in calicoctl's columns.
 fn row(peer: &PeerStatus, now: &Zoned) -> [String; COLUMNS.len()] {
     [
@@ -219,13 +210,6 @@ fn info(peer: &PeerStatus) -> String {
         info.push_str(" (its routes are kept until it is back)");
     }
     printable(&info)
-}
-
-/// A reason may hold words of a peer: none of them may break the box or drive the terminal.
-fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
 }
 
 #[cfg(test)]

@@ -5,17 +5,17 @@ use super::{Export, Rejection, import};
 use crate::id::{Asn, RouterId};
 use crate::rib::decision::Candidate;
 use crate::rib::loc::Best;
-use crate::wire::message::{AsPath, AsSegment, Origin, PathAttributes};
+use crate::wire::message::{AsPath, AsSegment, PathAttributes};
 
 const OURS: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 10);
 const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 18, 0, 11));
 const THIRD: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 18, 0, 12));
 
-fn asn(number: u32) -> Asn {
+pub(super) fn asn(number: u32) -> Asn {
     Asn::new(number).unwrap()
 }
 
-fn sequence(numbers: &[u32]) -> AsPath {
+pub(super) fn sequence(numbers: &[u32]) -> AsPath {
     AsPath {
         segments: vec![AsSegment::Sequence(
             numbers.iter().map(|&number| asn(number)).collect(),
@@ -23,18 +23,13 @@ fn sequence(numbers: &[u32]) -> AsPath {
     }
 }
 
-fn received(edit: impl FnOnce(&mut PathAttributes)) -> PathAttributes {
+pub(super) fn received(edit: impl FnOnce(&mut PathAttributes)) -> PathAttributes {
     let mut attributes = PathAttributes {
-        origin: Origin::Igp,
         as_path: sequence(&[65001]),
-        next_hop: Ipv4Addr::new(172, 18, 0, 11),
         med: Some(3),
         local_pref: Some(200),
-        atomic_aggregate: false,
-        aggregator: None,
         communities: vec![7],
-        large_communities: Vec::new(),
-        unknown: Vec::new(),
+        ..PathAttributes::new(PEER)
     };
     edit(&mut attributes);
     attributes
@@ -63,7 +58,7 @@ fn a_path_through_our_own_as_is_not_used() {
 #[test]
 fn a_next_hop_is_the_address_of_another_host() {
     // RFC 4271 §5.1.3, §6.3 (test).
-    let with = |next_hop| import(&received(|a| a.next_hop = next_hop), asn(64512), OURS);
+    let with = |next_hop: Ipv4Addr| import(&received(|a| a.next_hop = next_hop.into()), asn(64512), OURS);
     for address in [
         [0, 0, 0, 0],
         [0, 1, 2, 3],
@@ -73,9 +68,9 @@ fn a_next_hop_is_the_address_of_another_host() {
         [255; 4],
     ] {
         let address = Ipv4Addr::from(address);
-        assert_eq!(with(address), Err(Rejection::NextHopNotUnicast(address)));
+        assert_eq!(with(address), Err(Rejection::NextHopNotUnicast(address.into())));
     }
-    assert_eq!(with(OURS), Err(Rejection::NextHopOurs(OURS)));
+    assert_eq!(with(OURS), Err(Rejection::NextHopOurs(OURS.into())));
     for address in [
         [1, 0, 0, 1],
         [126, 0, 0, 1],
@@ -92,12 +87,12 @@ fn our_own_routes_go_to_internal_peers_with_a_preference_and_to_external_ones_wi
     let internal = export.route(&Best::Local, PEER, true).unwrap();
     assert_eq!(
         (internal.next_hop, internal.local_pref, &internal.as_path),
-        (OURS, Some(100), &AsPath::default())
+        (OURS.into(), Some(100), &AsPath::default())
     );
     let external = export.route(&Best::Local, PEER, false).unwrap();
     assert_eq!(
         (external.next_hop, external.local_pref, &external.as_path),
-        (OURS, None, &sequence(&[64512]))
+        (OURS.into(), None, &sequence(&[64512]))
     );
 }
 
@@ -125,6 +120,6 @@ fn a_path_that_leaves_our_as_carries_it_in_front_and_neither_med_nor_preference(
     assert_eq!(out.as_path, sequence(&[64512, 65001]));
     assert_eq!(
         (out.med, out.local_pref, out.next_hop, &out.communities[..]),
-        (None, None, OURS, &[7][..])
+        (None, None, OURS.into(), &[7][..])
     );
 }

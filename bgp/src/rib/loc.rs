@@ -22,7 +22,7 @@ impl Best {
         match self {
             Best::Local => None,
             Best::Learned(path) => Some(NextHop {
-                address: IpAddr::V4(path.attributes.next_hop),
+                address: path.attributes.next_hop,
                 peer: path.peer,
             }),
         }

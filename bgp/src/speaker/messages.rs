@@ -8,7 +8,7 @@ use crate::fsm::{Event, State};
 use crate::id::ConnectionId;
 use crate::session::{Cause, Fate};
 use crate::wire::Decoded;
-use crate::wire::message::{Message, Notification, Open};
+use crate::wire::message::{Message, Notification, Open, RefreshKind};
 use crate::wire::notification::{cease, code, open as open_error};
 
 impl Speaker {
@@ -76,8 +76,9 @@ impl Speaker {
                     self.learn(address, key, &update);
                 }
             }
-            Message::RouteRefresh(family) => {
-                if self.apply(address, key, Event::RouteRefresh, Cause::NONE) {
+            Message::RouteRefresh { family, kind } => {
+                let wanted = kind == RefreshKind::Request;
+                if self.apply(address, key, Event::RouteRefresh, Cause::NONE) && wanted {
                     self.refresh(address, family);
                 }
             }

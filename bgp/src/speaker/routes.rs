@@ -16,7 +16,7 @@ use crate::rib::decision::Candidate;
 use crate::rib::loc::{Best, BestChange};
 use crate::session::{Cause, Fate};
 use crate::wire;
-use crate::wire::message::{Family, Notification, Update};
+use crate::wire::message::{Family, Nlri, Notification, Update};
 use crate::wire::notification::cease;
 
 /// More routes than this from one peer are a fault of the peer: a node announces its blocks, and a pool that would
@@ -29,7 +29,7 @@ const STALE_AFTER_RETURN: Duration = Duration::from_secs(120);
 impl Speaker {
     /// Takes an UPDATE of a peer.
     pub(super) fn learn(&mut self, address: IpAddr, key: ConnectionId, update: &Update) {
-        for &prefix in &update.withdrawn {
+        for &Nlri { prefix, .. } in &update.withdrawn {
             let Some(peer) = self.peers.get_mut(&address) else {
                 return;
             };
@@ -57,7 +57,7 @@ impl Speaker {
                 internal: peer.internal,
                 attributes: Arc::clone(attributes),
             });
-            for &prefix in &update.announced {
+            for &Nlri { prefix, .. } in &update.announced {
                 let Some(peer) = self.peers.get_mut(&address) else {
                     return;
                 };
@@ -287,11 +287,13 @@ impl Speaker {
         let end_of_rib = !*end_of_rib_sent && self.exports.is_some();
         let Some(session) = peer.established() else { return };
         let negotiated = session.negotiated;
-        for message in wire::encode_withdrawals(&pending.withdrawn) {
+        let withdrawn: Vec<_> = pending.withdrawn.iter().copied().map(Nlri::from).collect();
+        for message in wire::encode_withdrawals(&withdrawn, negotiated) {
             session.send_bytes(message, &mut self.transport);
         }
         for (attributes, prefixes) in &pending.announced {
-            for message in wire::encode_announcements(attributes, prefixes, negotiated) {
+            let announced: Vec<_> = prefixes.iter().copied().map(Nlri::from).collect();
+            for message in wire::encode_announcements(attributes, &announced, negotiated) {
                 session.send_bytes(message, &mut self.transport);
             }
         }

@@ -1,16 +1,17 @@
 //! Messages written out, and routes packed into as few of them as hold them.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use super::Negotiated;
 use super::as_path::{self, Width};
 use super::attribute::{self, OPTIONAL, PARTIAL, TRANSITIVE};
 use super::frame::{HEADER_LENGTH, MAX_LENGTH, enclose, kind};
-use super::message::{Family, Message, Notification, Origin, PathAttributes, Update};
+use super::message::{Family, Message, Nlri, Notification, Origin, PathAttributes, RefreshKind, Update};
 use super::multiprotocol;
 use super::nlri;
 use super::open;
-use crate::id::{Asn, Prefix};
+use crate::id::Asn;
 
 /// Octets for the fields of an UPDATE: what is left besides the header and the two lengths (RFC 4271 §4.3).
 const ROOM: usize = MAX_LENGTH - HEADER_LENGTH - 4;
@@ -28,9 +29,15 @@ pub fn encode(message: &Message, negotiated: Negotiated) -> Vec<u8> {
         Message::Update(update) => encode_update(update, negotiated),
         Message::Notification(notification) => encode_notification(notification),
         Message::Keepalive => enclose(kind::KEEPALIVE, &[]),
-        Message::RouteRefresh(family) => {
+        Message::RouteRefresh { family, kind } => {
             let [high, low] = family.afi.to_be_bytes();
-            enclose(kind::ROUTE_REFRESH, &[high, low, 0, family.safi])
+            let subtype = match kind {
+                RefreshKind::Request => 0,
+                RefreshKind::BeginOfRr => 1,
+                RefreshKind::EndOfRr => 2,
+                RefreshKind::Unknown(subtype) => *subtype,
+            };
+            enclose(kind::ROUTE_REFRESH, &[high, low, subtype, family.safi])
         }
     }
 }
@@ -43,7 +50,7 @@ fn encode_notification(notification: &Notification) -> Vec<u8> {
 }
 
 fn encode_update(update: &Update, negotiated: Negotiated) -> Vec<u8> {
-    let announced: &[Prefix] = if update.attributes.is_some() {
+    let announced: &[Nlri] = if update.attributes.is_some() {
         &update.announced
     } else {
         &[]
@@ -56,8 +63,8 @@ fn encode_update(update: &Update, negotiated: Negotiated) -> Vec<u8> {
     let announced_field = field(announced);
     let mut octets = Vec::new();
     if withdrawn_field.len() + attributes.len() + announced_field.len() > ROOM {
-        octets.extend(encode_withdrawals(&update.withdrawn).concat());
-        octets.extend(pack_announcements(&attributes, announced).concat());
+        octets.extend(encode_withdrawals(&update.withdrawn, negotiated).concat());
+        octets.extend(pack_announcements(&attributes, announced, negotiated).concat());
     } else if !(withdrawn_field.is_empty() && announced_field.is_empty()) {
         octets.extend(enclose_update(&withdrawn_field, &attributes, &announced_field));
     }
@@ -73,7 +80,7 @@ fn encode_update(update: &Update, negotiated: Negotiated) -> Vec<u8> {
 /// Withdraws `prefixes` in as few messages as hold them. Prefixes of a family other than IPv4 are left out, since the
 /// fields of RFC 4271 §4.3 have no place for them.
 #[must_use]
-pub fn encode_withdrawals(prefixes: &[Prefix]) -> Vec<Vec<u8>> {
+pub fn encode_withdrawals(prefixes: &[Nlri], _negotiated: Negotiated) -> Vec<Vec<u8>> {
     pack(prefixes, ROOM)
         .iter()
         .map(|field| enclose_update(field, &[], &[]))
@@ -88,10 +95,10 @@ pub fn encode_withdrawals(prefixes: &[Prefix]) -> Vec<Vec<u8>> {
 #[must_use]
 pub fn encode_announcements(
     attributes: &PathAttributes,
-    prefixes: &[Prefix],
+    prefixes: &[Nlri],
     negotiated: Negotiated,
 ) -> Vec<Vec<u8>> {
-    pack_announcements(&encode_attributes(attributes, negotiated), prefixes)
+    pack_announcements(&encode_attributes(attributes, negotiated), prefixes, negotiated)
 }
 
 /// The End-of-RIB marker of `family` (RFC 4724 §2).
@@ -105,10 +112,10 @@ pub fn encode_end_of_rib(family: Family) -> Vec<u8> {
     enclose_update(&[], &attributes, &[])
 }
 
-fn pack_announcements(attributes: &[u8], prefixes: &[Prefix]) -> Vec<Vec<u8>> {
+fn pack_announcements(attributes: &[u8], prefixes: &[Nlri], negotiated: Negotiated) -> Vec<Vec<u8>> {
     let longest = prefixes
         .iter()
-        .map(|prefix| nlri::length(*prefix))
+        .map(|nlri| nlri::length(nlri.prefix))
         .max()
         .unwrap_or(0);
     match ROOM.checked_sub(attributes.len()).filter(|room| *room >= longest) {
@@ -116,19 +123,23 @@ fn pack_announcements(attributes: &[u8], prefixes: &[Prefix]) -> Vec<Vec<u8>> {
             .iter()
             .map(|field| enclose_update(&[], attributes, field))
             .collect(),
-        None => encode_withdrawals(prefixes),
+        None => encode_withdrawals(prefixes, negotiated),
     }
 }
 
 /// Fields of at most `room` octets each, which is at least what the longest prefix takes.
-fn pack(prefixes: &[Prefix], room: usize) -> Vec<Vec<u8>> {
+fn pack(prefixes: &[Nlri], room: usize) -> Vec<Vec<u8>> {
     let mut full = Vec::new();
     let mut field = Vec::new();
-    for prefix in prefixes.iter().filter(|prefix| prefix.is_ipv4()) {
-        if field.len() + nlri::length(*prefix) > room {
+    for prefix in prefixes
+        .iter()
+        .map(|nlri| nlri.prefix)
+        .filter(|prefix| prefix.is_ipv4())
+    {
+        if field.len() + nlri::length(prefix) > room {
             full.push(std::mem::take(&mut field));
         }
-        nlri::push(&mut field, *prefix);
+        nlri::push(&mut field, prefix);
     }
     if !field.is_empty() {
         full.push(field);
@@ -136,10 +147,14 @@ fn pack(prefixes: &[Prefix], room: usize) -> Vec<Vec<u8>> {
     full
 }
 
-fn field(prefixes: &[Prefix]) -> Vec<u8> {
+fn field(prefixes: &[Nlri]) -> Vec<u8> {
     let mut field = Vec::new();
-    for prefix in prefixes.iter().filter(|prefix| prefix.is_ipv4()) {
-        nlri::push(&mut field, *prefix);
+    for prefix in prefixes
+        .iter()
+        .map(|nlri| nlri.prefix)
+        .filter(|prefix| prefix.is_ipv4())
+    {
+        nlri::push(&mut field, prefix);
     }
     field
 }
@@ -164,11 +179,9 @@ fn encode_attributes(attributes: &PathAttributes, negotiated: Negotiated) -> Vec
         Origin::Incomplete => 2,
     };
     list.push((attribute::ORIGIN, TRANSITIVE, vec![origin]));
-    list.push((
-        attribute::NEXT_HOP,
-        TRANSITIVE,
-        attributes.next_hop.octets().to_vec(),
-    ));
+    if let IpAddr::V4(next_hop) = attributes.next_hop {
+        list.push((attribute::NEXT_HOP, TRANSITIVE, next_hop.octets().to_vec()));
+    }
     if let Some(med) = attributes.med {
         list.push((attribute::MULTI_EXIT_DISC, OPTIONAL, med.to_be_bytes().to_vec()));
     }
@@ -194,6 +207,11 @@ fn encode_attributes(attributes: &PathAttributes, negotiated: Negotiated) -> Vec
     if !large.is_empty() {
         let value = large.into_iter().flatten().flat_map(u32::to_be_bytes).collect();
         list.push((attribute::LARGE_COMMUNITIES, OPTIONAL | TRANSITIVE, value));
+    }
+    let extended: BTreeSet<[u8; 8]> = attributes.extended_communities.iter().copied().collect();
+    if !extended.is_empty() {
+        let value = extended.into_iter().flatten().collect();
+        list.push((attribute::EXTENDED_COMMUNITIES, OPTIONAL | TRANSITIVE, value));
     }
     push_autonomous_systems(&mut list, attributes, negotiated);
     let passed_on = |(code, value): &(u8, Vec<u8>)| {

@@ -7,6 +7,8 @@ use super::notification::{code, header};
 pub const HEADER_LENGTH: usize = 19;
 /// Octets of the longest message (RFC 4271 §4.1).
 pub const MAX_LENGTH: usize = 4096;
+/// Octets of the longest message where RFC 8654 §3 was agreed on. OPEN and KEEPALIVE never exceed [`MAX_LENGTH`].
+pub const MAX_EXTENDED_LENGTH: usize = 65535;
 
 /// The types of message (RFC 4271 §4.1, RFC 2918 §3).
 pub(super) mod kind {

@@ -14,6 +14,7 @@ mod fault;
 mod frame;
 pub mod message;
 mod multiprotocol;
+mod negotiated;
 mod nlri;
 pub mod notification;
 mod octets;
@@ -24,21 +25,13 @@ mod zetta;
 
 pub use encode::{encode, encode_announcements, encode_end_of_rib, encode_withdrawals};
 pub use fault::{Fault, FaultReason, Verdict};
-pub use frame::{HEADER_LENGTH, MAX_LENGTH, frame};
+pub use frame::{HEADER_LENGTH, MAX_EXTENDED_LENGTH, MAX_LENGTH, frame};
+pub use negotiated::{Negotiated, NegotiatedFamily};
 
 use frame::kind;
-use message::{Family, Message, Notification};
+use message::{Family, Message, Notification, RefreshKind};
 use notification::{code, header};
 use octets::Octets;
-
-/// What the two OPENs settled; it decides how the other messages are read and written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Negotiated {
-    /// Both ends know AS numbers of four octets (RFC 6793 §4.1).
-    pub four_octet_as: bool,
-    /// Both ends are in the same AS (RFC 4271 §1.1: internal peers).
-    pub internal: bool,
-}
 
 /// A message, and what was wrong with it without ending the session.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,7 +100,10 @@ fn notification_of(body: &[u8]) -> Result<Message, Notification> {
 fn route_refresh(body: &[u8]) -> Result<Message, Notification> {
     let mut octets = Octets::new(body);
     match (octets.u16(), octets.u8(), octets.u8()) {
-        (Some(afi), Some(_), Some(safi)) => Ok(Message::RouteRefresh(Family { afi, safi })),
+        (Some(afi), Some(_), Some(safi)) => Ok(Message::RouteRefresh {
+            family: Family { afi, safi },
+            kind: RefreshKind::Request,
+        }),
         _ => Err(bad_length(body)),
     }
 }

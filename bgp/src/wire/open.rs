@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::frame::{HEADER_LENGTH, MAX_LENGTH, enclose, kind};
-use super::message::{Capability, Family, GracefulRestart, Notification, Open};
+use super::message::{Capability, Directions, Family, GracefulRestart, LongLivedFamily, Notification, Open};
 use super::notification::{UNSPECIFIC, code, open};
 use super::octets::Octets;
 use super::zetta;
@@ -22,8 +22,13 @@ mod parameter {
 mod capability {
     pub(super) const MULTI_PROTOCOL: u8 = 1;
     pub(super) const ROUTE_REFRESH: u8 = 2;
+    pub(super) const EXTENDED_NEXT_HOP: u8 = 5;
+    pub(super) const EXTENDED_MESSAGE: u8 = 6;
     pub(super) const GRACEFUL_RESTART: u8 = 64;
     pub(super) const FOUR_OCTET_AS: u8 = 65;
+    pub(super) const ADD_PATH: u8 = 69;
+    pub(super) const ENHANCED_ROUTE_REFRESH: u8 = 70;
+    pub(super) const LONG_LIVED_GRACEFUL_RESTART: u8 = 71;
 }
 
 fn refuse(subcode: u8) -> Notification {
@@ -188,6 +193,13 @@ fn push(octets: &mut Vec<u8>, capability: &Capability) {
         Capability::RouteRefresh => (capability::ROUTE_REFRESH, Vec::new()),
         Capability::FourOctetAs(asn) => (capability::FOUR_OCTET_AS, asn.get().to_be_bytes().to_vec()),
         Capability::GracefulRestart(restart) => (capability::GRACEFUL_RESTART, graceful_restart(restart)),
+        Capability::LongLivedGracefulRestart(families) => {
+            (capability::LONG_LIVED_GRACEFUL_RESTART, long_lived(families))
+        }
+        Capability::AddPath(families) => (capability::ADD_PATH, add_path(families)),
+        Capability::EnhancedRouteRefresh => (capability::ENHANCED_ROUTE_REFRESH, Vec::new()),
+        Capability::ExtendedMessage => (capability::EXTENDED_MESSAGE, Vec::new()),
+        Capability::ExtendedNextHop(families) => (capability::EXTENDED_NEXT_HOP, extended_next_hop(families)),
         Capability::Unknown { code, value } => (*code, value.clone()),
     };
     if let Ok(length) = u8::try_from(value.len()) {
@@ -196,9 +208,47 @@ fn push(octets: &mut Vec<u8>, capability: &Capability) {
     }
 }
 
-/// RFC 4724 §3: the R bit and twelve bits of time, then the families with their F bits.
+/// RFC 9494 §3.1: AFI, SAFI, the F bit, and 24 bits of time.
+fn long_lived(families: &[LongLivedFamily]) -> Vec<u8> {
+    let mut value = Vec::new();
+    for kept in families {
+        value.extend_from_slice(&kept.family.afi.to_be_bytes());
+        value.push(kept.family.safi);
+        value.push(if kept.forwarding_kept { 0x80 } else { 0 });
+        let [_, time @ ..] = kept.stale_time.min(0x00ff_ffff).to_be_bytes();
+        value.extend_from_slice(&time);
+    }
+    value
+}
+
+/// RFC 7911 §4: AFI, SAFI, and 1 to receive, 2 to send, 3 for both. A family in neither direction is left out.
+fn add_path(families: &[(Family, Directions)]) -> Vec<u8> {
+    let mut value = Vec::new();
+    for (family, directions) in families {
+        let directions = u8::from(directions.receive) | u8::from(directions.send) << 1;
+        if directions != 0 {
+            value.extend_from_slice(&family.afi.to_be_bytes());
+            value.extend_from_slice(&[family.safi, directions]);
+        }
+    }
+    value
+}
+
+/// RFC 8950 §4: AFI, SAFI in two octets, AFI of the next hop.
+fn extended_next_hop(families: &[(Family, u16)]) -> Vec<u8> {
+    let mut value = Vec::new();
+    for (family, next_hop) in families {
+        value.extend_from_slice(&family.afi.to_be_bytes());
+        value.extend_from_slice(&u16::from(family.safi).to_be_bytes());
+        value.extend_from_slice(&next_hop.to_be_bytes());
+    }
+    value
+}
+
+/// RFC 4724 §3: the R bit, RFC 8538 §2: the N bit, and twelve bits of time, then the families with their F bits.
 fn graceful_restart(restart: &GracefulRestart) -> Vec<u8> {
-    let flags = if restart.restarted { 0x8000 } else { 0 };
+    let restarted = if restart.restarted { 0x8000 } else { 0 };
+    let flags = restarted | if restart.notification { 0x4000 } else { 0 };
     let mut value = (flags | restart.restart_time.min(0x0fff)).to_be_bytes().to_vec();
     for (family, kept) in &restart.families {
         value.extend_from_slice(&family.afi.to_be_bytes());

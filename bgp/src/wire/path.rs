@@ -6,7 +6,7 @@ use super::Negotiated;
 use super::as_path::{self, Width};
 use super::attribute::{self, Attribute, Overrun};
 use super::fault::{Fault, FaultReason, Verdict};
-use super::message::{AsPath, Notification, Origin, PathAttributes};
+use super::message::{AsPath, Notification, Origin, Partial, PathAttributes};
 use super::multiprotocol::{self, Reach};
 use super::octets::Octets;
 use super::zetta;
@@ -27,6 +27,7 @@ pub(super) struct Gathered {
     aggregator: Option<(Asn, Ipv4Addr)>,
     communities: Vec<u32>,
     large_communities: Vec<[u32; 3]>,
+    extended_communities: Vec<[u8; 8]>,
     unknown: Vec<(u8, Vec<u8>)>,
     as4_path: Option<AsPath>,
     as4_aggregator: Option<(Asn, Ipv4Addr)>,
@@ -214,8 +215,7 @@ impl Gathered {
             attribute::MP_REACH_NLRI => self.reach = Some(multiprotocol::decode_reach(value)?),
             attribute::MP_UNREACH_NLRI => self.unreach = Some(multiprotocol::decode_unreach(value)?),
             attribute::EXTENDED_COMMUNITIES => {
-                let octets = list(value, 8, |value| Some(value.to_vec()))?;
-                self.unknown.push((attribute.code, octets));
+                self.extended_communities = list(value, 8, extended_communities)?;
             }
             attribute::AS4_PATH => self.as4_path = Some(as4_path(value)?),
             attribute::AS4_AGGREGATOR => self.as4_aggregator = Some(aggregator(value, Width::Four)?),
@@ -254,13 +254,17 @@ impl Gathered {
         Some(PathAttributes {
             origin,
             as_path,
-            next_hop,
+            next_hop: IpAddr::V4(next_hop),
             med: self.med,
             local_pref: self.local_pref,
             atomic_aggregate: self.atomic_aggregate,
             aggregator,
             communities: std::mem::take(&mut self.communities),
             large_communities: std::mem::take(&mut self.large_communities),
+            extended_communities: std::mem::take(&mut self.extended_communities),
+            originator_id: None,
+            cluster_list: Vec::new(),
+            partial: Partial::default(),
             unknown: std::mem::take(&mut self.unknown),
         })
     }
@@ -340,6 +344,17 @@ pub(super) fn host(address: Ipv4Addr) -> Result<Ipv4Addr, FaultReason> {
     } else {
         Err(FaultReason::NextHop(IpAddr::V4(address)))
     }
+}
+
+/// RFC 4360 §2: a set of eight octets each, here ascending.
+fn extended_communities(value: &[u8]) -> Option<Vec<[u8; 8]>> {
+    let (communities, []) = value.as_chunks::<8>() else {
+        return None;
+    };
+    let mut communities = communities.to_vec();
+    communities.sort_unstable();
+    communities.dedup();
+    Some(communities)
 }
 
 fn number(value: &[u8]) -> Result<u32, FaultReason> {

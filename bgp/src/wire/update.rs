@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::Negotiated;
 use super::attribute;
 use super::fault::{Fault, FaultReason, Verdict};
-use super::message::{Family, Notification, Update};
+use super::message::{Family, Nlri, Notification, Update};
 use super::multiprotocol::{Known, Reach};
 use super::nlri;
 use super::octets::Octets;
@@ -113,9 +113,10 @@ fn join(
         _ => None,
     };
     let mut update = Update {
-        withdrawn,
+        withdrawn: withdrawn.into_iter().map(Nlri::from).collect(),
         ..Update::default()
     };
+    let announced: Vec<_> = announced.into_iter().map(Nlri::from).collect();
     match attributes {
         Some(attributes) => {
             update.attributes = Some(Arc::new(attributes));
@@ -215,7 +216,7 @@ fn unicast_only(mut announced: Vec<Prefix>, faults: &mut Vec<Fault>) -> Vec<Pref
 }
 
 /// RFC 4271 §4.3: a prefix that is both withdrawn and announced counts as announced.
-fn supersede(withdrawn: &mut Vec<Prefix>, announced: &[Prefix]) {
+fn supersede(withdrawn: &mut Vec<Nlri>, announced: &[Nlri]) {
     if withdrawn.is_empty() {
         return;
     }

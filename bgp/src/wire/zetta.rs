@@ -73,6 +73,8 @@ pub(super) fn capability(code: u8, value: &[u8]) -> Option<Capability> {
             afis,
         } => Some(Capability::GracefulRestart(GracefulRestart {
             restarted: restart_state,
+            // RFC 8538 §2: the library does not look at this bit.
+            notification: value.first().is_some_and(|flags| flags & 0x40 != 0),
             restart_time,
             families: afis
                 .into_iter()

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use culvert_bgp::id::{Asn, ConnectionId, HoldTime, Prefix, RouterId};
 use culvert_bgp::speaker::{Input, Output, PeerConfig, Speaker, SpeakerConfig, TransportError};
 use culvert_bgp::wire::message::{
-    AsPath, AsSegment, Capability, Family, GracefulRestart, Message, Notification, Open, Origin,
-    PathAttributes, Update,
+    AsPath, AsSegment, Capability, Family, GracefulRestart, Message, Nlri, Notification, Open,
+    PathAttributes, RefreshKind, Update,
 };
 use culvert_bgp::wire::{self, Negotiated};
 
@@ -62,6 +62,7 @@ fn open(words: &[&str]) -> Message {
     let restart = get("gr", "120F");
     if restart != "none" {
         capabilities.push(Capability::GracefulRestart(GracefulRestart {
+            notification: false,
             restarted: restart.contains('R'),
             restart_time: restart.trim_end_matches(['R', 'F']).parse().unwrap(),
             families: vec![(Family::IPV4_UNICAST, restart.contains('F'))],
@@ -81,23 +82,17 @@ fn announce(words: &[&str]) -> Message {
         .get("path")
         .map(|path| path.split(',').map(asn).collect::<Vec<_>>());
     let attributes = PathAttributes {
-        origin: Origin::Igp,
         as_path: AsPath {
             segments: path.into_iter().map(AsSegment::Sequence).collect(),
         },
-        next_hop: options.get("via").unwrap_or(&"172.18.0.11").parse().unwrap(),
         med: options.get("med").map(|med| med.parse().unwrap()),
         local_pref: Some(options.get("pref").unwrap_or(&"100").parse().unwrap()),
-        atomic_aggregate: false,
-        aggregator: None,
-        communities: Vec::new(),
-        large_communities: Vec::new(),
-        unknown: Vec::new(),
+        ..PathAttributes::new(options.get("via").unwrap_or(&"172.18.0.11").parse().unwrap())
     };
     let announced = words
         .iter()
         .filter(|word| !word.contains('='))
-        .map(|word| prefix(word))
+        .map(|word| Nlri::from(prefix(word)))
         .collect();
     Message::Update(Update {
         announced,
@@ -109,16 +104,19 @@ fn announce(words: &[&str]) -> Message {
 fn message(words: &[&str]) -> Vec<u8> {
     let negotiated = Negotiated {
         four_octet_as: true,
-        internal: true,
+        ..Negotiated::plain(true)
     };
     let (kind, rest) = words.split_first().unwrap();
     let message = match *kind {
         "open" => open(rest),
         "keepalive" => Message::Keepalive,
-        "refresh" => Message::RouteRefresh(Family::IPV4_UNICAST),
+        "refresh" => Message::RouteRefresh {
+            family: Family::IPV4_UNICAST,
+            kind: RefreshKind::Request,
+        },
         "announce" => announce(rest),
         "withdraw" => {
-            let withdrawn = rest.iter().map(|word| prefix(word)).collect();
+            let withdrawn = rest.iter().map(|word| Nlri::from(prefix(word))).collect();
             Message::Update(Update {
                 withdrawn,
                 ..Update::default()
@@ -374,11 +372,11 @@ fn words_of_messages(mut bytes: &[u8]) -> Vec<String> {
         // The form of UPDATEs to external peers differs in LOCAL_PREF only.
         let internal = Negotiated {
             four_octet_as: true,
-            internal: true,
+            ..Negotiated::plain(true)
         };
         let external = Negotiated {
             four_octet_as: true,
-            internal: false,
+            ..Negotiated::plain(false)
         };
         let decoded = wire::decode(message, internal).unwrap();
         let decoded = if decoded.faults.is_empty() {
@@ -393,7 +391,7 @@ fn words_of_messages(mut bytes: &[u8]) -> Vec<String> {
     out
 }
 
-fn list(prefixes: &[Prefix]) -> String {
+fn list(prefixes: &[Nlri]) -> String {
     prefixes
         .iter()
         .map(ToString::to_string)
@@ -415,7 +413,13 @@ fn words_of_message(message: &Message) -> String {
         }
         Message::Keepalive => "KEEPALIVE".to_owned(),
         Message::Notification(notification) => format!("NOTIFICATION {notification}"),
-        Message::RouteRefresh(family) => format!("ROUTE-REFRESH {}/{}", family.afi, family.safi),
+        Message::RouteRefresh { family, kind } => {
+            let kind = match kind {
+                RefreshKind::Request => String::new(),
+                kind => format!(" {kind:?}"),
+            };
+            format!("ROUTE-REFRESH {}/{}{kind}", family.afi, family.safi)
+        }
         Message::Update(update) if update.end_of_rib.is_some() => "END-OF-RIB".to_owned(),
         Message::Update(update) => {
             let mut words = "UPDATE".to_owned();
@@ -461,6 +465,11 @@ fn words_of_capability(capability: &Capability) -> String {
             let bits = [(restart.restarted, "R"), (kept, "F")];
             let bits: String = bits.iter().filter(|(set, _)| *set).map(|&(_, bit)| bit).collect();
             format!("gr={}{bits}", restart.restart_time)
+        }
+        Capability::EnhancedRouteRefresh => "enhanced-refresh".to_owned(),
+        Capability::ExtendedMessage => "extended-message".to_owned(),
+        Capability::AddPath(_) | Capability::ExtendedNextHop(_) | Capability::LongLivedGracefulRestart(_) => {
+            format!("{capability:?}")
         }
         Capability::Unknown { code, .. } => format!("unknown={code}"),
     }

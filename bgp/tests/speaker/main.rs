@@ -12,14 +12,15 @@ use culvert_bgp::speaker::{
     Input, MAX_PREFIXES, Output, PeerConfig, Reason, Speaker, SpeakerConfig, State, TransportError,
 };
 use culvert_bgp::wire::message::{
-    AsPath, Capability, Family, GracefulRestart, Message, Notification, Open, Origin, PathAttributes, Update,
+    Capability, Family, GracefulRestart, Message, Nlri, Notification, Open, PathAttributes, RefreshKind,
+    Update,
 };
 use culvert_bgp::wire::{self, Negotiated};
 use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 
 const INTERNAL: Negotiated = Negotiated {
     four_octet_as: true,
-    internal: true,
+    ..Negotiated::plain(true)
 };
 const PEERS: u8 = 3;
 
@@ -48,6 +49,7 @@ fn open(node: u8) -> Message {
             Capability::FourOctetAs(Asn::new(64512).unwrap()),
             Capability::GracefulRestart(GracefulRestart {
                 restarted: false,
+                notification: false,
                 restart_time: 30,
                 families: vec![(Family::IPV4_UNICAST, true)],
             }),
@@ -57,16 +59,8 @@ fn open(node: u8) -> Message {
 
 fn attributes(node: u8, preference: u32) -> Arc<PathAttributes> {
     Arc::new(PathAttributes {
-        origin: Origin::Igp,
-        as_path: AsPath::default(),
-        next_hop: address(node),
-        med: None,
         local_pref: Some(preference),
-        atomic_aggregate: false,
-        aggregator: None,
-        communities: Vec::new(),
-        large_communities: Vec::new(),
-        unknown: Vec::new(),
+        ..PathAttributes::new(address(node).into())
     })
 }
 
@@ -244,11 +238,15 @@ fn message() -> impl Strategy<Value = Vec<u8>> {
         proptest::collection::btree_set(0u32..6, 0..4),
         any::<bool>(),
     );
+    let refresh = Message::RouteRefresh {
+        family: Family::IPV4_UNICAST,
+        kind: RefreshKind::Request,
+    };
     prop_oneof![
         4 => node.prop_map(|node| wire::encode(&open(node), INTERNAL)),
         4 => Just(wire::encode(&Message::Keepalive, INTERNAL)),
         4 => routes.prop_map(|(node, preference, numbers, announce)| {
-            let prefixes = numbers.into_iter().map(prefix).collect();
+            let prefixes = numbers.into_iter().map(|number| prefix(number).into()).collect();
             let update = if announce {
                 Update { announced: prefixes, attributes: Some(attributes(node, preference)), ..Update::default() }
             } else {
@@ -257,7 +255,7 @@ fn message() -> impl Strategy<Value = Vec<u8>> {
             wire::encode(&Message::Update(update), INTERNAL)
         }),
         1 => Just(wire::encode_end_of_rib(Family::IPV4_UNICAST)),
-        1 => Just(wire::encode(&Message::RouteRefresh(Family::IPV4_UNICAST), INTERNAL)),
+        1 => Just(wire::encode(&refresh, INTERNAL)),
         1 => (0u8..8, 0u8..12).prop_map(|(code, subcode)| {
             let notification = Notification { code, subcode, data: Vec::new() };
             wire::encode(&Message::Notification(notification), INTERNAL)
@@ -357,7 +355,7 @@ proptest! {
             let connections: Vec<_> = (0..PEERS).map(|peer| watched.establish(11 + peer)).collect();
             for &(&(peer, number), &preference) in order {
                 let update = Update {
-                    announced: vec![prefix(number)],
+                    announced: vec![prefix(number).into()],
                     attributes: Some(attributes(11 + peer, preference)),
                     ..Update::default()
                 };
@@ -378,8 +376,8 @@ fn a_peer_that_announces_more_than_the_limit_is_told_so_and_loses_its_routes() {
     // RFC 4486 §4 (test): Maximum Number of Prefixes Reached.
     let mut watched = Watched::new();
     let connection = watched.establish(11);
-    let prefixes: Vec<Prefix> = (0..=u32::try_from(MAX_PREFIXES).unwrap())
-        .map(|n| prefix(n + 100))
+    let prefixes: Vec<Nlri> = (0..=u32::try_from(MAX_PREFIXES).unwrap())
+        .map(|n| prefix(n + 100).into())
         .collect();
     let messages = wire::encode_announcements(&attributes(11, 100), &prefixes, INTERNAL);
     let (last, but_last) = messages.split_last().unwrap();
@@ -406,7 +404,7 @@ fn a_fault_in_an_update_is_counted_and_costs_no_session() {
     let connection = watched.establish(11);
     let update = |preference| {
         let update = Update {
-            announced: vec![prefix(5)],
+            announced: vec![prefix(5).into()],
             attributes: Some(attributes(11, preference)),
             ..Update::default()
         };
@@ -436,7 +434,7 @@ fn two_losses_in_a_row_cost_no_route_and_a_stale_one_does_not_live_for_ever() {
     let mut watched = Watched::new();
     let mut connection = watched.establish(11);
     let update = Update {
-        announced: vec![prefix(5), prefix(6)],
+        announced: vec![prefix(5).into(), prefix(6).into()],
         attributes: Some(attributes(11, 100)),
         ..Update::default()
     };
@@ -456,7 +454,7 @@ fn two_losses_in_a_row_cost_no_route_and_a_stale_one_does_not_live_for_ever() {
         watched.wait(Duration::from_secs(7));
         connection = watched.establish(11);
         let half = Update {
-            announced: vec![prefix(5)],
+            announced: vec![prefix(5).into()],
             attributes: Some(attributes(11, 100)),
             ..Update::default()
         };

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use culvert_bgp::id::Prefix;
 use culvert_bgp::wire::message::{
-    AsPath, AsSegment, Capability, Family, Message, Origin, PathAttributes, Update,
+    AsPath, AsSegment, Capability, Family, Message, Nlri, Origin, PathAttributes, Update,
 };
 use culvert_bgp::wire::{decode, encode, encode_announcements, encode_withdrawals, frame};
 use ipnet::{IpNet, Ipv4Net};
@@ -39,11 +39,11 @@ fn theirs(body: &[u8]) -> BgpUpdateMessage {
     read
 }
 
-fn theirs_prefixes(prefixes: &BgpAddrs) -> Vec<Prefix> {
+fn theirs_prefixes(prefixes: &BgpAddrs) -> Vec<Nlri> {
     match prefixes {
         BgpAddrs::IPV4U(list) => list
             .iter()
-            .map(|item| Prefix::new(IpNet::V4(Ipv4Net::new(item.addr, item.prefixlen).unwrap())))
+            .map(|item| Prefix::new(IpNet::V4(Ipv4Net::new(item.addr, item.prefixlen).unwrap())).into())
             .collect(),
         BgpAddrs::None => Vec::new(),
         other => panic!("not IPv4 unicast: {other:?}"),
@@ -56,14 +56,11 @@ fn attributes() -> PathAttributes {
         as_path: AsPath {
             segments: vec![AsSegment::Sequence(vec![asn(64512), asn(4_200_000_001)])],
         },
-        next_hop: address("192.0.2.1"),
         med: Some(7),
         local_pref: Some(200),
-        atomic_aggregate: false,
-        aggregator: None,
         communities: vec![1, 2, 0xffff_ff01],
         large_communities: vec![[1, 2, 3], [4, 5, 6]],
-        unknown: Vec::new(),
+        ..PathAttributes::new(address("192.0.2.1").into())
     }
 }
 
@@ -74,9 +71,9 @@ proptest! {
     fn both_read_the_same_prefixes_from_what_we_write(list in vec((any::<u32>(), 0..=32_u8), 1..200)) {
         let prefixes: Vec<_> = list
             .into_iter()
-            .map(|(address, bits)| Prefix::new(IpNet::V4(Ipv4Net::new(address.into(), bits).unwrap())))
+            .map(|(address, bits)| Prefix::new(IpNet::V4(Ipv4Net::new(address.into(), bits).unwrap())).into())
             .collect();
-        for octets in encode_withdrawals(&prefixes) {
+        for octets in encode_withdrawals(&prefixes, INTERNAL) {
             let ours = clean_update(&octets, INTERNAL).withdrawn;
             prop_assert_eq!(theirs_prefixes(&theirs(&octets[19..]).withdraws), ours);
         }
@@ -114,9 +111,9 @@ proptest! {
 #[test]
 fn both_read_the_same_attributes_from_what_we_write() {
     let sent = attributes();
-    let octets = encode_announcements(&sent, &[crate::prefix("10.0.1.0/24")], INTERNAL);
+    let octets = encode_announcements(&sent, &[crate::nlri("10.0.1.0/24")], INTERNAL);
     let read = theirs(&octets[0][19..]);
-    assert_eq!(theirs_prefixes(&read.updates), [crate::prefix("10.0.1.0/24")]);
+    assert_eq!(theirs_prefixes(&read.updates), [crate::nlri("10.0.1.0/24")]);
     assert_eq!(
         read.get_attr_origin().map(|origin| origin.value),
         Some(zettabgp::prelude::BgpAttrOrigin::Egp)
@@ -223,7 +220,7 @@ fn known_difference_the_library_marks_large_communities_partial() {
         large_communities: vec![[1, 2, 3]],
         ..attributes()
     };
-    let ours = encode_announcements(&sent, &[crate::prefix("10.0.1.0/24")], INTERNAL).concat();
+    let ours = encode_announcements(&sent, &[crate::nlri("10.0.1.0/24")], INTERNAL).concat();
     let expected = hex("c0 20 0c 00000001 00000002 00000003");
     assert!(ours.windows(expected.len()).any(|window| window == expected));
 }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use culvert_bgp::id::{HoldTime, RouterId};
 use culvert_bgp::wire::message::{
     AsPath, AsSegment, Capability, Family, GracefulRestart, Message, Notification, Open, Origin,
-    PathAttributes, Update,
+    PathAttributes, RefreshKind, Update,
 };
 use culvert_bgp::wire::{Negotiated, decode, encode};
 
-use crate::{INTERNAL, TWO_OCTETS, address, asn, clean_update, hex, prefix};
+use crate::{INTERNAL, TWO_OCTETS, address, asn, clean_update, hex, nlri};
 
 const MARKER: &str = "ffffffffffffffffffffffffffffffff";
 
@@ -24,16 +24,8 @@ fn both_ways(octets: &str, negotiated: Negotiated, expected: &Message) {
 
 fn path(local_pref: Option<u32>) -> PathAttributes {
     PathAttributes {
-        origin: Origin::Igp,
-        as_path: AsPath::default(),
-        next_hop: address("192.0.2.1"),
-        med: None,
         local_pref,
-        atomic_aggregate: false,
-        aggregator: None,
-        communities: Vec::new(),
-        large_communities: Vec::new(),
-        unknown: Vec::new(),
+        ..PathAttributes::new(address("192.0.2.1").into())
     }
 }
 
@@ -45,7 +37,7 @@ fn sequence(numbers: &[u32]) -> AsPath {
 
 fn announce(attributes: PathAttributes, prefixes: &[&str]) -> Message {
     Message::Update(Update {
-        announced: prefixes.iter().copied().map(prefix).collect(),
+        announced: prefixes.iter().copied().map(nlri).collect(),
         attributes: Some(Arc::new(attributes)),
         ..Update::default()
     })
@@ -66,6 +58,7 @@ fn the_open_of_bird_is_read_and_written_alike() {
                 Capability::RouteRefresh,
                 Capability::GracefulRestart(GracefulRestart {
                     restarted: false,
+                    notification: false,
                     restart_time: 120,
                     families: vec![(Family::IPV4_UNICAST, false)],
                 }),
@@ -171,7 +164,7 @@ fn a_withdrawal_of_bird_is_read_and_written_alike() {
         "001c0200051a0a412a400000",
         INTERNAL,
         &Message::Update(Update {
-            withdrawn: vec![prefix("10.65.42.64/26")],
+            withdrawn: vec![nlri("10.65.42.64/26")],
             ..Update::default()
         }),
     );
@@ -194,13 +187,22 @@ fn a_route_refresh_of_bird_is_read_whatever_its_reserved_octet_holds() {
     both_ways(
         "00170500010001",
         INTERNAL,
-        &Message::RouteRefresh(Family::IPV4_UNICAST),
+        &Message::RouteRefresh {
+            family: Family::IPV4_UNICAST,
+            kind: RefreshKind::Request,
+        },
     );
     for marker in ["00170500010101", "00170500010201"] {
         let octets = hex(&format!("{MARKER}{marker}"));
         // RFC 2918 §3 (test): the reserved octet is ignored.
         let decoded = decode(&octets, INTERNAL).unwrap();
-        assert_eq!(decoded.message, Message::RouteRefresh(Family::IPV4_UNICAST));
+        assert_eq!(
+            decoded.message,
+            Message::RouteRefresh {
+                family: Family::IPV4_UNICAST,
+                kind: RefreshKind::Request
+            }
+        );
     }
 }
 
@@ -242,19 +244,19 @@ fn the_layout_of_rfc_4271_holds_octet_by_octet() {
     ]
     .concat());
     let expected = Update {
-        withdrawn: vec![prefix("10.0.0.0/24")],
-        announced: vec![prefix("0.0.0.0/0"), prefix("203.0.113.5/32")],
+        withdrawn: vec![nlri("10.0.0.0/24")],
+        announced: vec![nlri("0.0.0.0/0"), nlri("203.0.113.5/32")],
         attributes: Some(Arc::new(PathAttributes {
             origin: Origin::Incomplete,
             as_path: sequence(&[64512, 4_200_000_000]),
-            next_hop: address("198.51.100.1"),
+            next_hop: address("198.51.100.1").into(),
             med: Some(10),
             local_pref: Some(200),
             atomic_aggregate: true,
             aggregator: Some((asn(4_200_000_000), address("198.51.100.2"))),
             ..path(None)
         })),
-        end_of_rib: None,
+        ..Update::default()
     };
     assert_eq!(clean_update(&octets, INTERNAL), expected);
     assert_eq!(encode(&Message::Update(expected), INTERNAL), octets);

@@ -16,24 +16,21 @@ mod two_octets;
 use std::net::Ipv4Addr;
 
 use culvert_bgp::id::{Asn, Prefix};
-use culvert_bgp::wire::message::{Message, Update};
+use culvert_bgp::wire::message::{Message, Nlri, Update};
 use culvert_bgp::wire::{Decoded, Negotiated, decode};
 
 /// An internal session on which both ends know four octets.
 const INTERNAL: Negotiated = Negotiated {
     four_octet_as: true,
-    internal: true,
+    ..Negotiated::plain(true)
 };
 /// An external one.
 const EXTERNAL: Negotiated = Negotiated {
     four_octet_as: true,
-    internal: false,
+    ..Negotiated::plain(false)
 };
 /// An external one with a peer that knows two octets.
-const TWO_OCTETS: Negotiated = Negotiated {
-    four_octet_as: false,
-    internal: false,
-};
+const TWO_OCTETS: Negotiated = Negotiated::plain(false);
 
 /// Octets from hexadecimal digits; white space does not count.
 fn hex(digits: &str) -> Vec<u8> {
@@ -75,8 +72,8 @@ fn attribute(flags: u8, code: u8, value: &[u8]) -> Vec<u8> {
     octets
 }
 
-fn prefix(text: &str) -> Prefix {
-    Prefix::new(text.parse().unwrap())
+fn nlri(text: &str) -> Nlri {
+    Prefix::new(text.parse().unwrap()).into()
 }
 
 fn address(text: &str) -> Ipv4Addr {

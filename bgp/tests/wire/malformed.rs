@@ -3,7 +3,7 @@
 use culvert_bgp::wire::message::{Message, Notification, Update};
 use culvert_bgp::wire::{Decoded, Negotiated, Verdict, decode};
 
-use crate::{EXTERNAL, INTERNAL, TWO_OCTETS, clean_update, hex, prefix, update};
+use crate::{EXTERNAL, INTERNAL, TWO_OCTETS, clean_update, hex, nlri, update};
 
 pub(crate) const ORIGIN: &str = "40 01 01 00";
 pub(crate) const AS_PATH: &str = "40 02 06 02 01 0000fde9";
@@ -67,7 +67,7 @@ fn check(rows: Vec<Row>, negotiated: Negotiated) {
         let octets = update(&[], &hex(&attributes), &hex(ANNOUNCED));
         let (update, found) = read(&octets, negotiated);
         assert_eq!(found, faults, "{section}: {what}");
-        let prefixes = vec![prefix("10.0.1.0/24")];
+        let prefixes = vec![nlri("10.0.1.0/24")];
         // RFC 7606 §2 (test): treat as withdraw moves the prefixes; anything weaker leaves them.
         if faults.iter().any(|(_, verdict)| *verdict == Withdraw) {
             assert_eq!(
@@ -473,7 +473,7 @@ fn a_discarded_attribute_where_nothing_is_announced_costs_nothing() {
     assert_eq!(
         update,
         Update {
-            withdrawn: vec![prefix("10.0.1.0/24")],
+            withdrawn: vec![nlri("10.0.1.0/24")],
             ..Update::default()
         }
     );
@@ -485,7 +485,7 @@ fn withdrawn_routes_stay_withdrawn_beside_those_that_a_fault_withdraws() {
     let attributes = hex(&["40 01 01 03", AS_PATH, NEXT_HOP, LOCAL_PREF].concat());
     let octets = update(&hex("18 0a0002"), &attributes, &hex(ANNOUNCED));
     let (update, faults) = read(&octets, INTERNAL);
-    assert_eq!(update.withdrawn, [prefix("10.0.2.0/24"), prefix("10.0.1.0/24")]);
+    assert_eq!(update.withdrawn, [nlri("10.0.2.0/24"), nlri("10.0.1.0/24")]);
     assert_eq!(faults, [(1, Withdraw)]);
 }
 
@@ -497,15 +497,15 @@ fn a_prefix_both_withdrawn_and_announced_is_announced() {
         &update(&hex("18 0a0001 18 0a0002"), &attributes, &hex(ANNOUNCED)),
         INTERNAL,
     );
-    assert_eq!(update.withdrawn, [prefix("10.0.2.0/24")]);
-    assert_eq!(update.announced, [prefix("10.0.1.0/24")]);
+    assert_eq!(update.withdrawn, [nlri("10.0.2.0/24")]);
+    assert_eq!(update.announced, [nlri("10.0.1.0/24")]);
 }
 
 #[test]
 fn bits_behind_a_prefix_mean_nothing() {
     // RFC 4271 §4.3 (test): the value of trailing bits is irrelevant.
     let update = clean_update(&update(&hex("19 0a0001ff 04 ff"), &[], &[]), INTERNAL);
-    assert_eq!(update.withdrawn, [prefix("10.0.1.128/25"), prefix("240.0.0.0/4")]);
+    assert_eq!(update.withdrawn, [nlri("10.0.1.128/25"), nlri("240.0.0.0/4")]);
 }
 
 #[test]
@@ -513,7 +513,7 @@ fn a_group_is_ignored_and_the_other_prefixes_stand() {
     // RFC 4271 §6.3 (test).
     let attributes = hex(&[ORIGIN, AS_PATH, NEXT_HOP, LOCAL_PREF].concat());
     let (update, faults) = read(&update(&[], &attributes, &hex("08 e0 18 0a0001")), INTERNAL);
-    assert_eq!(update.announced, [prefix("10.0.1.0/24")]);
+    assert_eq!(update.announced, [nlri("10.0.1.0/24")]);
     assert_eq!(faults, [(0, Accept)]);
 }
 

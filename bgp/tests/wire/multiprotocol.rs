@@ -4,7 +4,7 @@ use culvert_bgp::wire::Verdict::{Accept, DiscardAttribute as Discard, TreatAsWit
 use culvert_bgp::wire::message::{Family, Update};
 
 use crate::malformed::{ANNOUNCED, AS_PATH, LOCAL_PREF, NEXT_HOP, ORIGIN, read};
-use crate::{INTERNAL, clean_update, hex, prefix, update};
+use crate::{INTERNAL, clean_update, hex, nlri, update};
 
 #[test]
 fn ipv4_routes_in_mp_reach_nlri_are_routes_with_the_next_hop_beside_them() {
@@ -13,11 +13,14 @@ fn ipv4_routes_in_mp_reach_nlri_are_routes_with_the_next_hop_beside_them() {
     for next_hop in ["", NEXT_HOP] {
         let attributes = hex(&[reach, ORIGIN, AS_PATH, next_hop, LOCAL_PREF].concat());
         let read = clean_update(&update(&[], &attributes, &[]), INTERNAL);
-        assert_eq!(read.announced, [prefix("10.0.1.0/24")]);
-        assert_eq!(read.attributes.unwrap().next_hop, crate::address("192.0.2.7"));
+        assert_eq!(read.announced, [nlri("10.0.1.0/24")]);
+        assert_eq!(
+            read.attributes.unwrap().next_hop,
+            std::net::IpAddr::from(crate::address("192.0.2.7"))
+        );
     }
     let unreach = clean_update(&update(&[], &hex("80 0f 07 0001 01 18 0a0001"), &[]), INTERNAL);
-    assert_eq!(unreach.withdrawn, [prefix("10.0.1.0/24")]);
+    assert_eq!(unreach.withdrawn, [nlri("10.0.1.0/24")]);
     let bad = hex(&[
         "80 0e 0d 0001 01 04 00000000 00 18 0a0001",
         ORIGIN,
@@ -26,7 +29,7 @@ fn ipv4_routes_in_mp_reach_nlri_are_routes_with_the_next_hop_beside_them() {
     ]
     .concat());
     let (update, faults) = read(&update(&[], &bad, &[]), INTERNAL);
-    assert_eq!(update.withdrawn, [prefix("10.0.1.0/24")]);
+    assert_eq!(update.withdrawn, [nlri("10.0.1.0/24")]);
     assert_eq!(faults, [(14, Withdraw)]);
 }
 
@@ -38,11 +41,11 @@ fn routes_in_both_places_need_one_next_hop() {
         read(&update(&[], &attributes, &hex(ANNOUNCED)), INTERNAL)
     };
     let (same, faults) = with("c0000201");
-    assert_eq!(same.announced, [prefix("10.0.1.0/24"), prefix("10.0.2.0/24")]);
+    assert_eq!(same.announced, [nlri("10.0.1.0/24"), nlri("10.0.2.0/24")]);
     assert_eq!(faults, []);
     let (other, faults) = with("c0000202");
-    assert_eq!(other.announced, [prefix("10.0.1.0/24")]);
-    assert_eq!(other.withdrawn, [prefix("10.0.2.0/24")]);
+    assert_eq!(other.announced, [nlri("10.0.1.0/24")]);
+    assert_eq!(other.withdrawn, [nlri("10.0.2.0/24")]);
     assert_eq!(faults, [(14, Accept)]);
 }
 
@@ -56,7 +59,7 @@ fn a_family_that_was_not_negotiated_is_left_alone() {
             .map(|part: &str| part)
             .concat());
         let (update, faults) = read(&update(&[], &attributes, &hex(ANNOUNCED)), INTERNAL);
-        assert_eq!(update.announced, [prefix("10.0.1.0/24")]);
+        assert_eq!(update.announced, [nlri("10.0.1.0/24")]);
         assert_eq!(update.withdrawn, []);
         assert_eq!(faults, [(15, Discard), (14, Discard)], "{family}");
     }

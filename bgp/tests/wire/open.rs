@@ -137,6 +137,7 @@ fn graceful_restart_is_read_with_its_flags_and_families() {
     let read = open(FIXED, "0e 02 0c 40 0a 8fff 0001 01 80 0002 01 00").unwrap();
     let expected = GracefulRestart {
         restarted: true,
+        notification: false,
         restart_time: 4095,
         families: vec![(Family::IPV4_UNICAST, true), (Family::IPV6_UNICAST, false)],
     };

@@ -3,15 +3,15 @@
 use std::net::Ipv4Addr;
 
 use culvert_bgp::id::Prefix;
-use culvert_bgp::wire::message::{AsPath, AsSegment, Family, Message, Origin, PathAttributes, Update};
+use culvert_bgp::wire::message::{AsPath, AsSegment, Family, Message, Nlri, PathAttributes, Update};
 use culvert_bgp::wire::{
     MAX_LENGTH, decode, encode, encode_announcements, encode_end_of_rib, encode_withdrawals, frame,
 };
 
-use crate::{INTERNAL, address, asn, clean_update, hex, prefix, update};
+use crate::{INTERNAL, address, asn, clean_update, hex, nlri, update};
 
 /// Blocks of /26, as a cluster has them, with some shorter and longer ones among them.
-fn blocks(count: u32) -> Vec<Prefix> {
+fn blocks(count: u32) -> Vec<Nlri> {
     (0..count)
         .map(|number| {
             let bits = match number % 50 {
@@ -20,25 +20,18 @@ fn blocks(count: u32) -> Vec<Prefix> {
                 _ => 26,
             };
             let address = Ipv4Addr::from(0x0a00_0000 + number * 256);
-            Prefix::new(ipnet::IpNet::new(address.into(), bits).unwrap())
+            Prefix::new(ipnet::IpNet::new(address.into(), bits).unwrap()).into()
         })
         .collect()
 }
 
 fn attributes() -> PathAttributes {
     PathAttributes {
-        origin: Origin::Igp,
         as_path: AsPath {
             segments: vec![AsSegment::Sequence(vec![asn(65001)])],
         },
-        next_hop: address("192.0.2.1"),
-        med: None,
         local_pref: Some(100),
-        atomic_aggregate: false,
-        aggregator: None,
-        communities: Vec::new(),
-        large_communities: Vec::new(),
-        unknown: Vec::new(),
+        ..PathAttributes::new(address("192.0.2.1").into())
     }
 }
 
@@ -78,7 +71,7 @@ fn two_thousand_announcements_take_the_fewest_messages_and_arrive_whole() {
 #[test]
 fn two_thousand_withdrawals_take_the_fewest_messages_and_arrive_whole() {
     let sent = blocks(2000);
-    let updates = check(&encode_withdrawals(&sent));
+    let updates = check(&encode_withdrawals(&sent, INTERNAL));
     assert_eq!(updates.len(), 3);
     assert!(updates.iter().all(|update| update.announced.is_empty()));
     let received: Vec<_> = updates.into_iter().flat_map(|update| update.withdrawn).collect();
@@ -87,7 +80,7 @@ fn two_thousand_withdrawals_take_the_fewest_messages_and_arrive_whole() {
 
 #[test]
 fn nothing_to_say_takes_no_message() {
-    assert!(encode_withdrawals(&[]).is_empty());
+    assert!(encode_withdrawals(&[], INTERNAL).is_empty());
     assert!(encode_announcements(&attributes(), &[], INTERNAL).is_empty());
 }
 
@@ -98,7 +91,7 @@ fn attributes_that_leave_room_for_one_prefix_still_announce_it() {
         unknown: vec![(99, vec![7; octets])],
         ..attributes()
     };
-    let sent = [prefix("10.0.1.0/24"), prefix("10.0.2.0/24")];
+    let sent = [nlri("10.0.1.0/24"), nlri("10.0.2.0/24")];
     let fitting = encode_announcements(&with(4042 - 4), &sent, INTERNAL);
     assert_eq!(fitting.iter().map(Vec::len).collect::<Vec<_>>(), [4096, 4096]);
     let announced: Vec<_> = fitting
@@ -108,16 +101,16 @@ fn attributes_that_leave_room_for_one_prefix_still_announce_it() {
     assert_eq!(announced, sent);
     // One octet more and it cannot be announced: the peer must not stay with an older path.
     let beyond = encode_announcements(&with(4042 - 3), &sent, INTERNAL);
-    assert_eq!(beyond, encode_withdrawals(&sent));
+    assert_eq!(beyond, encode_withdrawals(&sent, INTERNAL));
 }
 
 #[test]
 fn an_update_too_large_for_one_message_becomes_several() {
     let sent = Update {
-        withdrawn: vec![prefix("172.16.0.0/12")],
+        withdrawn: vec![nlri("172.16.0.0/12")],
         announced: blocks(2000),
         attributes: Some(attributes().into()),
-        end_of_rib: None,
+        ..Update::default()
     };
     let octets = encode(&Message::Update(sent.clone()), INTERNAL);
     let (mut rest, mut withdrawn, mut announced) = (&octets[..], Vec::new(), Vec::new());
@@ -141,7 +134,7 @@ fn a_path_of_more_than_255_numbers_is_written_in_segments() {
         },
         ..attributes()
     };
-    let messages = encode_announcements(&long, &[prefix("10.0.1.0/24")], INTERNAL);
+    let messages = encode_announcements(&long, &[nlri("10.0.1.0/24")], INTERNAL);
     let read = clean_update(&messages[0], INTERNAL).attributes.unwrap();
     let segments: Vec<Vec<_>> = read
         .as_path
@@ -159,7 +152,7 @@ fn a_path_of_more_than_255_numbers_is_written_in_segments() {
 fn the_preference_goes_to_internal_peers_only() {
     // RFC 4271 §5.1.5 (test).
     let read = |attributes: &PathAttributes, negotiated| {
-        let messages = encode_announcements(attributes, &[prefix("10.0.1.0/24")], negotiated);
+        let messages = encode_announcements(attributes, &[nlri("10.0.1.0/24")], negotiated);
         clean_update(&messages[0], negotiated)
             .attributes
             .unwrap()
@@ -181,9 +174,9 @@ fn the_preference_goes_to_internal_peers_only() {
 
 #[test]
 fn prefixes_of_ipv6_have_no_place_in_the_fields_of_ipv4() {
-    let mixed = [prefix("2001:db8::/32"), prefix("10.0.1.0/24")];
-    let updates = check(&encode_withdrawals(&mixed));
-    assert_eq!(updates[0].withdrawn, [prefix("10.0.1.0/24")]);
+    let mixed = [nlri("2001:db8::/32"), nlri("10.0.1.0/24")];
+    let updates = check(&encode_withdrawals(&mixed, INTERNAL));
+    assert_eq!(updates[0].withdrawn, [nlri("10.0.1.0/24")]);
 }
 
 #[test]
@@ -214,7 +207,7 @@ fn no_large_community_is_sent_twice() {
         large_communities: vec![[2, 0, 0], [1, 0, 0], [2, 0, 0]],
         ..attributes()
     };
-    let messages = encode_announcements(&twice, &[prefix("10.0.1.0/24")], INTERNAL);
+    let messages = encode_announcements(&twice, &[nlri("10.0.1.0/24")], INTERNAL);
     let read = clean_update(&messages[0], INTERNAL).attributes.unwrap();
     assert_eq!(read.large_communities, [[1, 0, 0], [2, 0, 0]]);
 }
@@ -227,14 +220,8 @@ fn unknown_transitive_attributes_are_passed_on_with_partial_and_others_dropped()
     let octets = update(&[], &hex(&[base, unknown].concat()), &hex("18 0a0001"));
     let read = clean_update(&octets, INTERNAL);
     let attributes = read.attributes.clone().unwrap();
-    assert_eq!(
-        attributes.unknown,
-        [
-            (16, hex("0002fc0000000064")),
-            (50, vec![1]),
-            (99, vec![0xbe, 0xef])
-        ]
-    );
+    assert_eq!(attributes.extended_communities, [[0, 2, 0xfc, 0, 0, 0, 0, 0x64]]);
+    assert_eq!(attributes.unknown, [(50, vec![1]), (99, vec![0xbe, 0xef])]);
     // RFC 4271 §5 (test): Partial (0x20) on what was not recognized, in ascending order of type.
     let passed_on = "c0 10 08 0002fc0000000064 e0 32 01 01 e0 63 02 beef";
     let expected = update(&[], &hex(&[base, passed_on].concat()), &hex("18 0a0001"));

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use culvert_bgp::id::{Asn, HoldTime, Prefix, RouterId};
 use culvert_bgp::wire::message::{
-    AsPath, AsSegment, Capability, Family, GracefulRestart, Message, Notification, Open, Origin,
-    PathAttributes, Update,
+    AsPath, AsSegment, Capability, Family, GracefulRestart, Message, Nlri, Notification, Open, Origin,
+    PathAttributes, RefreshKind, Update,
 };
 use culvert_bgp::wire::{Decoded, Negotiated, Verdict, decode, encode, frame};
 use ipnet::{IpNet, Ipv4Net};
@@ -26,7 +26,7 @@ fn many(cases: u32) -> ProptestConfig {
 fn sessions() -> impl Strategy<Value = Negotiated> {
     (any::<bool>(), any::<bool>()).prop_map(|(four_octet_as, internal)| Negotiated {
         four_octet_as,
-        internal,
+        ..Negotiated::plain(internal)
     })
 }
 
@@ -80,12 +80,13 @@ prop_compose! {
         // RFC 6793 §4.2.3: an aggregator that needs no four octets makes an AS4_PATH beside it stale only together
         // with AS4_AGGREGATOR, which then is not sent: nothing to avoid here.
         PathAttributes {
-            origin, as_path, next_hop, med,
+            origin, as_path, med,
             local_pref: negotiated.internal.then_some(local_pref),
             atomic_aggregate, aggregator,
             communities: communities.into_iter().collect(),
             large_communities: large_communities.into_iter().collect(),
             unknown: unknown.into_iter().collect(),
+            ..PathAttributes::new(next_hop.into())
         }
     }
 }
@@ -97,13 +98,18 @@ fn updates(negotiated: Negotiated) -> impl Strategy<Value = Update> {
         path_attributes(negotiated),
     )
         .prop_map(|(withdrawn, announced, attributes)| {
-            let withdrawn: Vec<_> = withdrawn.difference(&announced).copied().collect();
+            let withdrawn: Vec<_> = withdrawn
+                .difference(&announced)
+                .copied()
+                .map(Nlri::from)
+                .collect();
             let attributes = (!announced.is_empty()).then(|| Arc::new(attributes));
             let is_end = withdrawn.is_empty() && announced.is_empty();
             Update {
                 withdrawn,
-                announced: announced.into_iter().collect(),
+                announced: announced.into_iter().map(Nlri::from).collect(),
                 attributes,
+                beside: None,
                 end_of_rib: is_end.then_some(Family::IPV4_UNICAST),
             }
         })
@@ -121,6 +127,7 @@ fn capabilities() -> impl Strategy<Value = Capability> {
         restart.prop_map(|(restarted, restart_time, families)| {
             Capability::GracefulRestart(GracefulRestart {
                 restarted,
+                notification: false,
                 restart_time,
                 families,
             })
@@ -156,7 +163,7 @@ fn messages(negotiated: Negotiated) -> impl Strategy<Value = Message> {
         1 => notification.prop_map(|(code, subcode, data)| {
             Message::Notification(Notification::with_data(code, subcode, data))
         }),
-        1 => families().prop_map(Message::RouteRefresh),
+        1 => families().prop_map(|family| Message::RouteRefresh { family, kind: RefreshKind::Request }),
         1 => Just(Message::Keepalive),
     ]
 }

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use culvert_bgp::wire::message::{AsPath, AsSegment, Message, Origin, PathAttributes, Update};
+use culvert_bgp::wire::message::{AsPath, AsSegment, Message, PathAttributes, Update};
 use culvert_bgp::wire::{Verdict, decode, encode};
 
-use crate::{TWO_OCTETS, address, asn, attribute, hex, prefix, update};
+use crate::{TWO_OCTETS, address, asn, attribute, hex, nlri, update};
 
 const BASE: &str = "40 01 01 00 40 03 04 c0000201";
 
@@ -180,20 +180,13 @@ fn as4_aggregator_replaces_an_aggregator_that_is_as_trans_only() {
 #[test]
 fn what_two_octets_cannot_hold_goes_along_in_the_attributes_of_four() {
     let sent = Update {
-        announced: vec![prefix("10.0.1.0/24")],
+        announced: vec![nlri("10.0.1.0/24")],
         attributes: Some(Arc::new(PathAttributes {
-            origin: Origin::Igp,
             as_path: AsPath {
                 segments: vec![AsSegment::Sequence(vec![asn(65001), asn(4_200_000_000)])],
             },
-            next_hop: address("192.0.2.1"),
-            med: None,
-            local_pref: None,
-            atomic_aggregate: false,
             aggregator: Some((asn(4_200_000_000), address("198.51.100.1"))),
-            communities: Vec::new(),
-            large_communities: Vec::new(),
-            unknown: Vec::new(),
+            ..PathAttributes::new(address("192.0.2.1").into())
         })),
         ..Update::default()
     };

@@ -166,6 +166,42 @@ async fn a_datastore_in_time_is_told_as_it_is_and_the_copy_adds_only_what_is_hel
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_datastore_that_goes_away_is_remarked_on_until_it_is_back_and_what_was_read_stands() {
+    let mut intake = Running::start(&[]);
+    for update in [upsert(&node("a", "172.18.0.1")), Update::InSync] {
+        intake.tell.send(update).await.unwrap();
+        let _ = intake.next().await;
+    }
+    let problem = Some("cannot reach it".to_owned());
+    intake.tell.send(Update::Problem(problem)).await.unwrap();
+    intake.outlets.remarks.changed().await.unwrap();
+    let told = intake.outlets.remarks.borrow_and_update().datastore.clone();
+    assert_eq!(
+        told.as_deref(),
+        Some("what was last read stands: cannot reach it")
+    );
+    intake.tell.send(Update::Problem(None)).await.unwrap();
+    intake.outlets.remarks.changed().await.unwrap();
+    assert_eq!(*intake.outlets.remarks.borrow(), Remarks::default());
+    assert!(
+        intake.outlets.updates.try_recv().is_err(),
+        "the loop is told nothing of it"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_datastore_that_says_at_a_start_that_it_is_away_is_stood_in_for_at_once() {
+    let a = node("a", "172.18.0.1");
+    let mut intake = Running::start(std::slice::from_ref(&a));
+    let begin = Instant::now();
+    let problem = Some("cannot reach it".to_owned());
+    intake.tell.send(Update::Problem(problem)).await.unwrap();
+    assert_eq!(intake.next().await, upsert(&a));
+    assert_eq!(intake.next().await, Update::InSync);
+    assert_eq!(begin.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_a_copy_nothing_is_in_sync_before_the_datastore_is_and_nothing_is_written() {
     let intake = Running::start(&[]);
     intake.tell.send(upsert(&node("a", "172.18.0.1"))).await.unwrap();

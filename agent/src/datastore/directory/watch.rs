@@ -58,7 +58,8 @@ pub(super) fn start(shared: &Arc<Shared>) -> Result<mpsc::Receiver<Update>, Data
         changed: BTreeMap::new(),
         missed: BTreeMap::new(),
         retry: None,
-        failing: false,
+        problem: None,
+        told_problem: None,
         in_sync: InSync::No,
     };
     runtime.spawn(watch.run(sender));
@@ -266,8 +267,10 @@ struct Watch {
     missed: BTreeMap<Key, Instant>,
     /// When to look again after a look that failed.
     retry: Option<Instant>,
-    /// Whether the last look failed, which is said once.
-    failing: bool,
+    /// Why the last look failed, if it did.
+    problem: Option<String>,
+    /// What the receiver knows of that.
+    told_problem: Option<String>,
     in_sync: InSync,
 }
 
@@ -321,7 +324,9 @@ impl Watch {
         let looked = tokio::task::spawn_blocking(move || shared.objects(&look));
         match looked.await {
             Ok(Ok(objects)) => {
-                self.failing = self.retry.is_some();
+                if self.retry.is_none() {
+                    self.problem = None;
+                }
                 self.compare(&objects);
             }
             Ok(Err(error)) => self.failed(&error),
@@ -331,7 +336,7 @@ impl Watch {
 
     fn failed(&mut self, error: &dyn std::error::Error) {
         let folder = self.shared.root.display();
-        if !std::mem::replace(&mut self.failing, true) {
+        if self.problem.replace(error.to_string()).is_none() {
             tracing::error!(%folder, %error, "cannot look at the datastore: its last state stays");
         }
         self.retry = Some(Instant::now() + RETRY);
@@ -357,12 +362,17 @@ impl Watch {
 
     fn has_news(&self) -> bool {
         let now = Instant::now();
-        !self.changed.is_empty()
+        self.problem != self.told_problem
+            || !self.changed.is_empty()
             || self.in_sync == InSync::Telling
             || self.missed.values().any(|at| *at <= now)
     }
 
     fn next_update(&mut self) -> Option<Update> {
+        if self.problem != self.told_problem {
+            self.told_problem.clone_from(&self.problem);
+            return Some(Update::Problem(self.problem.clone()));
+        }
         if let Some((key, stored)) = self.changed.pop_first() {
             self.told.insert(key, stored.revision().to_owned());
             return Some(Update::Upsert(Box::new(stored.object.clone())));

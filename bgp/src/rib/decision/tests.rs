@@ -9,16 +9,8 @@ use crate::wire::message::{AsPath, AsSegment, Origin, PathAttributes};
 
 fn path(peer: u8, edit: impl FnOnce(&mut Candidate, &mut PathAttributes)) -> Candidate {
     let mut attributes = PathAttributes {
-        origin: Origin::Igp,
-        as_path: AsPath::default(),
-        next_hop: Ipv4Addr::new(172, 18, 0, peer),
-        med: None,
         local_pref: Some(100),
-        atomic_aggregate: false,
-        aggregator: None,
-        communities: Vec::new(),
-        large_communities: Vec::new(),
-        unknown: Vec::new(),
+        ..PathAttributes::new(Ipv4Addr::new(172, 18, 0, peer).into())
     };
     let address = Ipv4Addr::new(172, 18, 0, peer);
     let mut candidate = Candidate {

@@ -22,6 +22,7 @@ struct Told {
     state: BTreeMap<Key, Object>,
     in_sync: bool,
     deleted: BTreeSet<Key>,
+    problem: Option<String>,
     count: usize,
 }
 
@@ -32,6 +33,7 @@ impl Told {
             state: BTreeMap::new(),
             in_sync: false,
             deleted: BTreeSet::new(),
+            problem: None,
             count: 0,
         }
     }
@@ -50,6 +52,10 @@ impl Told {
                 self.deleted.insert(key);
             }
             Update::InSync => assert!(!std::mem::replace(&mut self.in_sync, true)),
+            Update::Problem(problem) => {
+                assert_ne!(self.problem, problem, "told twice");
+                self.problem = problem;
+            }
         }
     }
 
@@ -247,10 +253,14 @@ async fn a_folder_that_is_gone_deletes_nothing() {
     fs::remove_dir_all(&root).unwrap();
     let error = store.get(&node_key("n")).await.unwrap_err();
     assert!(matches!(error, DatastoreError::Io { .. }), "{error:?}");
+    told.until(|told| told.problem.is_some()).await;
+    let problem = told.problem.clone().unwrap_or_default();
+    assert!(problem.contains(&root.display().to_string()), "{problem}");
     told.nothing_more().await;
     fs::create_dir(&root).unwrap();
     fs::write(root.join("n.yaml"), node_text("n", "2")).unwrap();
     told.until_label("n", "2").await;
+    assert_eq!(told.problem, None);
     assert_eq!(told.deleted.len(), 0);
 }
 
@@ -412,6 +422,7 @@ async fn take_step(step: &Step, folder: &TempDir, store: &DirectoryStore, told: 
                     Update::Upsert(object) => drop(told.state.insert(object.key(), *object)),
                     Update::Delete(key) => drop(told.state.remove(&key)),
                     Update::InSync => told.in_sync = true,
+                    Update::Problem(problem) => told.problem = problem,
                 }
             }
         }

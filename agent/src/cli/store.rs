@@ -1,0 +1,48 @@
+//! The datastore, for commands that look at it or change it without an agent.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+
+use super::CliError;
+use crate::config::Config;
+use crate::datastore::directory::DirectoryStore;
+use crate::datastore::{Datastore, DatastoreError};
+
+/// Where the datastore is: as the agent is told it.
+#[derive(Debug, Args)]
+pub(super) struct StoreArguments {
+    /// The agent's configuration, which says where the datastore is; the environment (CULVERT_*) overrides it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl StoreArguments {
+    /// Opens the datastore and does `work` on it.
+    ///
+    /// # Errors
+    /// When the configuration is wrong, when there is no datastore (none is made), or those of `work`.
+    pub(super) fn run<T, F: Future<Output = Result<T, CliError>>>(
+        &self,
+        work: impl FnOnce(Arc<dyn Datastore>) -> F,
+    ) -> Result<T, CliError> {
+        let config = Config::load(self.config.as_deref(), None)?;
+        let directory = &config.datastore.directory;
+        std::fs::metadata(directory).map_err(|source| DatastoreError::Io {
+            operation: format!(
+                "cannot open the datastore {}; name the agent's configuration with --config, or its folder with \
+                 CULVERT_DATASTORE_DIRECTORY",
+                directory.display()
+            ),
+            source,
+        })?;
+        let store = Arc::new(DirectoryStore::open(directory)?);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(CliError::Runtime)?;
+        runtime.block_on(work(store))
+    }
+}
