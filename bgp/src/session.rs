@@ -325,7 +325,7 @@ impl Session {
     /// The next whole message; `None` when the rest has not come yet.
     pub(crate) fn next_message(&mut self) -> Option<Result<Decoded, Notification>> {
         let unread = self.buffer.get(self.consumed..).unwrap_or_default();
-        let length = match wire::frame(unread) {
+        let length = match wire::frame(unread, self.negotiated) {
             Ok(length) => length,
             Err(notification) => return Some(Err(notification)),
         };
@@ -335,7 +335,7 @@ impl Session {
             // A large read leaves a large buffer, and there may be a thousand of them.
             self.buffer.shrink_to(wire::MAX_LENGTH);
             debug_assert!(
-                self.buffer.len() < wire::MAX_LENGTH,
+                self.buffer.len() < wire::MAX_EXTENDED_LENGTH,
                 "the header is checked before the message is whole"
             );
             return None;

@@ -1,5 +1,6 @@
 //! AS_PATH and AS4_PATH (RFC 4271 §4.3, RFC 6793 §3): segments, their octets, and how the two become one.
 
+use super::Negotiated;
 use super::fault::FaultReason;
 use super::message::{AsPath, AsSegment};
 use super::octets::Octets;
@@ -24,6 +25,15 @@ pub(super) enum Width {
 }
 
 impl Width {
+    /// What both ends know.
+    pub(super) fn of(negotiated: Negotiated) -> Self {
+        if negotiated.four_octet_as {
+            Width::Four
+        } else {
+            Width::Two
+        }
+    }
+
     pub(super) fn octets(self) -> usize {
         match self {
             Width::Two => 2,
@@ -161,28 +171,24 @@ pub(super) fn needs_four(path: &AsPath) -> bool {
 }
 
 /// The value of AS_PATH. A segment of more than 255 is written as several, which means the same (RFC 4271 §5.1.2).
-pub(super) fn encode(path: &AsPath, width: Width) -> Vec<u8> {
-    let mut value = Vec::new();
+pub(super) fn encode(path: &AsPath, width: Width, value: &mut Vec<u8>) {
     for part in &path.segments {
         match part {
-            AsSegment::Sequence(numbers) => push(&mut value, segment::AS_SEQUENCE, numbers, width),
+            AsSegment::Sequence(numbers) => push(value, segment::AS_SEQUENCE, numbers, width),
             AsSegment::ConfedSequence(numbers) => {
-                push(&mut value, segment::AS_CONFED_SEQUENCE, numbers, width);
+                push(value, segment::AS_CONFED_SEQUENCE, numbers, width);
             }
         }
     }
-    value
 }
 
 /// The value of AS4_PATH, which has no confederation segments (RFC 6793 §4.2.2).
-pub(super) fn encode_as4(path: &AsPath) -> Vec<u8> {
-    let mut value = Vec::new();
+pub(super) fn encode_as4(path: &AsPath, value: &mut Vec<u8>) {
     for part in &path.segments {
         if let AsSegment::Sequence(numbers) = part {
-            push(&mut value, segment::AS_SEQUENCE, numbers, Width::Four);
+            push(value, segment::AS_SEQUENCE, numbers, Width::Four);
         }
     }
-    value
 }
 
 fn push(value: &mut Vec<u8>, kind: u8, numbers: &[Asn], width: Width) {

@@ -158,15 +158,19 @@ fn whole<'a>(area: &mut Octets<'a>) -> Result<Attribute<'a>, (u8, FaultReason)> 
     })
 }
 
-/// Appends one attribute; the Extended Length flag follows from the value (RFC 4271 §4.3).
-pub(super) fn push(area: &mut Vec<u8>, flags: u8, code: u8, value: &[u8]) {
-    if let Ok(length) = u8::try_from(value.len()) {
-        area.extend_from_slice(&[flags & !EXTENDED_LENGTH, code, length]);
+/// Appends one attribute, whose value `write` appends; the Extended Length flag follows from how long that is
+/// (RFC 4271 §4.3).
+pub(super) fn push(area: &mut Vec<u8>, flags: u8, code: u8, write: impl FnOnce(&mut Vec<u8>)) {
+    let start = area.len();
+    area.extend_from_slice(&[flags & !EXTENDED_LENGTH, code, 0]);
+    let begin = area.len();
+    write(area);
+    let length = area.len() - begin;
+    if let Ok(length) = u8::try_from(length) {
+        area.splice(begin - 1..begin, [length]);
     } else {
-        // The caller compares the whole area with what a message holds, far below 65535.
-        let length = u16::try_from(value.len()).unwrap_or(u16::MAX);
-        area.extend_from_slice(&[flags | EXTENDED_LENGTH, code]);
-        area.extend_from_slice(&length.to_be_bytes());
+        // The caller compares the whole area with what a message holds, which is 65535 at most.
+        let [high, low] = u16::try_from(length).unwrap_or(u16::MAX).to_be_bytes();
+        area.splice(start..begin, [flags | EXTENDED_LENGTH, code, high, low]);
     }
-    area.extend_from_slice(value);
 }

@@ -1,36 +1,36 @@
-//! Messages written out, and routes packed into as few of them as hold them.
+//! Messages written out, and path attributes with them; [`super::packing`] makes UPDATEs of routes.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::Negotiated;
 use super::as_path::{self, Width};
 use super::attribute::{self, OPTIONAL, PARTIAL, TRANSITIVE};
-use super::frame::{HEADER_LENGTH, MAX_LENGTH, enclose, kind};
-use super::message::{Family, Message, Nlri, Notification, Origin, PathAttributes, RefreshKind, Update};
-use super::multiprotocol;
-use super::nlri;
+use super::frame::{self, HEADER_LENGTH, enclose, kind};
+use super::message::{Message, Notification, Origin, PathAttributes, RefreshKind};
 use super::open;
+use super::packing;
 use crate::id::Asn;
 
-/// Octets for the fields of an UPDATE: what is left besides the header and the two lengths (RFC 4271 §4.3).
-const ROOM: usize = MAX_LENGTH - HEADER_LENGTH - 4;
 /// The preference of a route that names none, where the session asks for one (RFC 4271 §5.1.5 leaves it open).
 const DEFAULT_LOCAL_PREF: u32 = 100;
+/// The bit of an extended community's first octet that keeps it within the AS (RFC 4360 §2: T).
+const NON_TRANSITIVE: u8 = 0x40;
 
 /// Writes a message.
 ///
-/// An UPDATE that one message of [`MAX_LENGTH`] octets does not hold becomes several, one after the other, that mean
-/// the same. Announcements without attributes are no announcements and are left out.
+/// An UPDATE that one message does not hold, or that has to be said in several, becomes several, one after the other,
+/// that mean the same. Announcements without attributes are no announcements and are left out, and so are routes of a
+/// family that was not agreed on.
 #[must_use]
 pub fn encode(message: &Message, negotiated: Negotiated) -> Vec<u8> {
     match message {
         Message::Open(open) => open::encode(open),
-        Message::Update(update) => encode_update(update, negotiated),
-        Message::Notification(notification) => encode_notification(notification),
+        Message::Update(update) => packing::encode_update(update, negotiated),
+        Message::Notification(notification) => encode_notification(notification, negotiated),
         Message::Keepalive => enclose(kind::KEEPALIVE, &[]),
         Message::RouteRefresh { family, kind } => {
             let [high, low] = family.afi.to_be_bytes();
+            // RFC 7313 §3.2.
             let subtype = match kind {
                 RefreshKind::Request => 0,
                 RefreshKind::BeginOfRr => 1,
@@ -43,224 +43,198 @@ pub fn encode(message: &Message, negotiated: Negotiated) -> Vec<u8> {
 }
 
 /// RFC 4271 §4.5; data that the message has no room for is cut off.
-fn encode_notification(notification: &Notification) -> Vec<u8> {
+fn encode_notification(notification: &Notification, negotiated: Negotiated) -> Vec<u8> {
     let mut body = vec![notification.code, notification.subcode];
-    body.extend(notification.data.iter().take(MAX_LENGTH - HEADER_LENGTH - 2));
+    let room = frame::limit_to_send(negotiated) - HEADER_LENGTH - body.len();
+    body.extend(notification.data.iter().take(room));
     enclose(kind::NOTIFICATION, &body)
 }
 
-fn encode_update(update: &Update, negotiated: Negotiated) -> Vec<u8> {
-    let announced: &[Nlri] = if update.attributes.is_some() {
-        &update.announced
-    } else {
-        &[]
-    };
-    let attributes = match &update.attributes {
-        Some(attributes) if !announced.is_empty() => encode_attributes(attributes, negotiated),
-        _ => Vec::new(),
-    };
-    let withdrawn_field = field(&update.withdrawn);
-    let announced_field = field(announced);
-    let mut octets = Vec::new();
-    if withdrawn_field.len() + attributes.len() + announced_field.len() > ROOM {
-        octets.extend(encode_withdrawals(&update.withdrawn, negotiated).concat());
-        octets.extend(pack_announcements(&attributes, announced, negotiated).concat());
-    } else if !(withdrawn_field.is_empty() && announced_field.is_empty()) {
-        octets.extend(enclose_update(&withdrawn_field, &attributes, &announced_field));
-    }
-    // An UPDATE of nothing is a marker by itself (RFC 4724 §2).
-    match update.end_of_rib {
-        Some(family) => octets.extend(encode_end_of_rib(family)),
-        None if octets.is_empty() => octets.extend(encode_end_of_rib(Family::IPV4_UNICAST)),
-        None => {}
-    }
-    octets
-}
-
-/// Withdraws `prefixes` in as few messages as hold them. Prefixes of a family other than IPv4 are left out, since the
-/// fields of RFC 4271 §4.3 have no place for them.
-#[must_use]
-pub fn encode_withdrawals(prefixes: &[Nlri], _negotiated: Negotiated) -> Vec<Vec<u8>> {
-    pack(prefixes, ROOM)
-        .iter()
-        .map(|field| enclose_update(field, &[], &[]))
-        .collect()
-}
-
-/// Announces `prefixes`, all with the same attributes, in as few messages as hold them. Prefixes of a family other than
-/// IPv4 are left out.
-///
-/// Attributes so large that no message holds them and a prefix cannot be announced: the prefixes are withdrawn instead,
-/// so that the peer does not stay with an older path.
-#[must_use]
-pub fn encode_announcements(
+/// The attribute area, in ascending order of type codes (RFC 4271 §5), each code once. NEXT_HOP is written where the
+/// next hop is of IPv4 and `with_next_hop` asks for it (RFC 4760 §3: not beside MP_REACH_NLRI).
+pub(super) fn encode_attributes(
     attributes: &PathAttributes,
-    prefixes: &[Nlri],
     negotiated: Negotiated,
-) -> Vec<Vec<u8>> {
-    pack_announcements(&encode_attributes(attributes, negotiated), prefixes, negotiated)
-}
-
-/// The End-of-RIB marker of `family` (RFC 4724 §2).
-#[must_use]
-pub fn encode_end_of_rib(family: Family) -> Vec<u8> {
-    let mut attributes = Vec::new();
-    if family != Family::IPV4_UNICAST {
-        let value = multiprotocol::encode_end_of_rib(family);
-        attribute::push(&mut attributes, OPTIONAL, attribute::MP_UNREACH_NLRI, &value);
-    }
-    enclose_update(&[], &attributes, &[])
-}
-
-fn pack_announcements(attributes: &[u8], prefixes: &[Nlri], negotiated: Negotiated) -> Vec<Vec<u8>> {
-    let longest = prefixes
-        .iter()
-        .map(|nlri| nlri::length(nlri.prefix))
-        .max()
-        .unwrap_or(0);
-    match ROOM.checked_sub(attributes.len()).filter(|room| *room >= longest) {
-        Some(room) => pack(prefixes, room)
-            .iter()
-            .map(|field| enclose_update(&[], attributes, field))
-            .collect(),
-        None => encode_withdrawals(prefixes, negotiated),
-    }
-}
-
-/// Fields of at most `room` octets each, which is at least what the longest prefix takes.
-fn pack(prefixes: &[Nlri], room: usize) -> Vec<Vec<u8>> {
-    let mut full = Vec::new();
-    let mut field = Vec::new();
-    for prefix in prefixes
-        .iter()
-        .map(|nlri| nlri.prefix)
-        .filter(|prefix| prefix.is_ipv4())
-    {
-        if field.len() + nlri::length(prefix) > room {
-            full.push(std::mem::take(&mut field));
-        }
-        nlri::push(&mut field, prefix);
-    }
-    if !field.is_empty() {
-        full.push(field);
-    }
-    full
-}
-
-fn field(prefixes: &[Nlri]) -> Vec<u8> {
-    let mut field = Vec::new();
-    for prefix in prefixes
-        .iter()
-        .map(|nlri| nlri.prefix)
-        .filter(|prefix| prefix.is_ipv4())
-    {
-        nlri::push(&mut field, prefix);
-    }
-    field
-}
-
-/// The fields, which the caller keeps within [`ROOM`].
-fn enclose_update(withdrawn: &[u8], attributes: &[u8], announced: &[u8]) -> Vec<u8> {
-    let mut body = Vec::with_capacity(4 + withdrawn.len() + attributes.len() + announced.len());
-    for field in [withdrawn, attributes] {
-        body.extend_from_slice(&u16::try_from(field.len()).unwrap_or(u16::MAX).to_be_bytes());
-        body.extend_from_slice(field);
-    }
-    body.extend_from_slice(announced);
-    enclose(kind::UPDATE, &body)
-}
-
-/// The attribute area, in ascending order of type codes (RFC 4271 §5), each code once.
-fn encode_attributes(attributes: &PathAttributes, negotiated: Negotiated) -> Vec<u8> {
-    let mut list: Vec<(u8, u8, Vec<u8>)> = Vec::new();
-    let origin = match attributes.origin {
-        Origin::Igp => 0,
-        Origin::Egp => 1,
-        Origin::Incomplete => 2,
-    };
-    list.push((attribute::ORIGIN, TRANSITIVE, vec![origin]));
-    if let IpAddr::V4(next_hop) = attributes.next_hop {
-        list.push((attribute::NEXT_HOP, TRANSITIVE, next_hop.octets().to_vec()));
+    with_next_hop: bool,
+) -> Vec<u8> {
+    let mut area = Area::new(attributes);
+    area.put(TRANSITIVE, attribute::ORIGIN, |value| {
+        value.push(match attributes.origin {
+            Origin::Igp => 0,
+            Origin::Egp => 1,
+            Origin::Incomplete => 2,
+        });
+    });
+    let width = Width::of(negotiated);
+    area.put(TRANSITIVE, attribute::AS_PATH, |value| {
+        as_path::encode(&attributes.as_path, width, value);
+    });
+    if with_next_hop && let IpAddr::V4(next_hop) = attributes.next_hop {
+        area.put(TRANSITIVE, attribute::NEXT_HOP, |value| {
+            value.extend_from_slice(&next_hop.octets());
+        });
     }
     if let Some(med) = attributes.med {
-        list.push((attribute::MULTI_EXIT_DISC, OPTIONAL, med.to_be_bytes().to_vec()));
+        area.put(OPTIONAL, attribute::MULTI_EXIT_DISC, |value| {
+            value.extend_from_slice(&med.to_be_bytes());
+        });
     }
     // RFC 4271 §5.1.5: always to internal peers, never to external ones.
     if negotiated.internal {
         let preference = attributes.local_pref.unwrap_or(DEFAULT_LOCAL_PREF);
-        list.push((
-            attribute::LOCAL_PREF,
-            TRANSITIVE,
-            preference.to_be_bytes().to_vec(),
-        ));
+        area.put(TRANSITIVE, attribute::LOCAL_PREF, |value| {
+            value.extend_from_slice(&preference.to_be_bytes());
+        });
     }
     if attributes.atomic_aggregate {
-        list.push((attribute::ATOMIC_AGGREGATE, TRANSITIVE, Vec::new()));
+        area.put(TRANSITIVE, attribute::ATOMIC_AGGREGATE, |_| {});
     }
-    let communities: BTreeSet<u32> = attributes.communities.iter().copied().collect();
-    if !communities.is_empty() {
-        let value = communities.into_iter().flat_map(u32::to_be_bytes).collect();
-        list.push((attribute::COMMUNITIES, OPTIONAL | TRANSITIVE, value));
+    if let Some((asn, address)) = attributes.aggregator {
+        area.put_shared(attribute::AGGREGATOR, |value| {
+            width.push(asn, value);
+            value.extend_from_slice(&address.octets());
+        });
+    }
+    area.put_list(
+        attribute::COMMUNITIES,
+        &attributes.communities,
+        |community, value| {
+            value.extend_from_slice(&community.to_be_bytes());
+        },
+    );
+    if negotiated.internal {
+        area.put_reflection();
+    }
+    area.put_extended_communities(negotiated);
+    if width == Width::Two {
+        area.put_four_octets();
     }
     // RFC 8092 §4: none is sent twice.
-    let large: BTreeSet<[u32; 3]> = attributes.large_communities.iter().copied().collect();
-    if !large.is_empty() {
-        let value = large.into_iter().flatten().flat_map(u32::to_be_bytes).collect();
-        list.push((attribute::LARGE_COMMUNITIES, OPTIONAL | TRANSITIVE, value));
+    area.put_list(
+        attribute::LARGE_COMMUNITIES,
+        &attributes.large_communities,
+        |community, value| value.extend(community.iter().flat_map(|part| part.to_be_bytes())),
+    );
+    area.finish()
+}
+
+/// An attribute area that grows by one attribute after the other, with what is unknown here between them.
+struct Area<'a> {
+    attributes: &'a PathAttributes,
+    octets: Vec<u8>,
+    /// What is to be passed on, by type code, the next one last.
+    unknown: Vec<&'a (u8, Vec<u8>)>,
+}
+
+impl<'a> Area<'a> {
+    fn new(attributes: &'a PathAttributes) -> Self {
+        let mut unknown: Vec<_> = attributes
+            .unknown
+            .iter()
+            // One that has a field of its own is written from there.
+            .filter(|(code, _)| attribute::defined_flags(*code).is_none())
+            .collect();
+        unknown.sort_by_key(|(code, _)| *code);
+        unknown.dedup_by_key(|(code, _)| *code);
+        unknown.reverse();
+        Self {
+            attributes,
+            octets: Vec::with_capacity(64),
+            unknown,
+        }
     }
-    let extended: BTreeSet<[u8; 8]> = attributes.extended_communities.iter().copied().collect();
-    if !extended.is_empty() {
-        let value = extended.into_iter().flatten().collect();
-        list.push((attribute::EXTENDED_COMMUNITIES, OPTIONAL | TRANSITIVE, value));
+
+    fn put(&mut self, flags: u8, code: u8, write: impl FnOnce(&mut Vec<u8>)) {
+        self.pass_on_below(u16::from(code));
+        attribute::push(&mut self.octets, flags, code, write);
     }
-    push_autonomous_systems(&mut list, attributes, negotiated);
-    let passed_on = |(code, value): &(u8, Vec<u8>)| {
-        // RFC 4271 §5: Partial says that somebody on the way did not know the attribute.
-        let partial = if attribute::defined_flags(*code).is_none() {
+
+    /// Optional and transitive, with the Partial bit that it came with (RFC 4271 §5: once set, it stays).
+    fn put_shared(&mut self, code: u8, write: impl FnOnce(&mut Vec<u8>)) {
+        let partial = if self.attributes.partial.contains(code) {
             PARTIAL
         } else {
             0
         };
-        (*code, OPTIONAL | TRANSITIVE | partial, value.clone())
-    };
-    list.extend(attributes.unknown.iter().map(passed_on));
-    list.sort_by_key(|(code, ..)| *code);
-    list.dedup_by_key(|(code, ..)| *code);
-    let mut area = Vec::new();
-    for (code, flags, value) in &list {
-        attribute::push(&mut area, *flags, *code, value);
+        self.put(OPTIONAL | TRANSITIVE | partial, code, write);
     }
-    area
+
+    /// A set of elements, ascending and each once; nothing where there are none.
+    fn put_list<T: Ord + Copy>(&mut self, code: u8, list: &[T], write: impl Fn(T, &mut Vec<u8>)) {
+        if list.is_empty() {
+            return;
+        }
+        self.put_shared(code, |value| {
+            if list.is_sorted_by(|one, next| one < next) {
+                list.iter().for_each(|element| write(*element, value));
+            } else {
+                let mut list = list.to_vec();
+                list.sort_unstable();
+                list.dedup();
+                list.iter().for_each(|element| write(*element, value));
+            }
+        });
+    }
+
+    /// RFC 4456 §8: what keeps reflected routes from going in circles; it does not leave the AS.
+    fn put_reflection(&mut self) {
+        if let Some(originator) = self.attributes.originator_id {
+            self.put(OPTIONAL, attribute::ORIGINATOR_ID, |value| {
+                value.extend_from_slice(&originator.address().octets());
+            });
+        }
+        let clusters = &self.attributes.cluster_list;
+        if !clusters.is_empty() {
+            self.put(OPTIONAL, attribute::CLUSTER_LIST, |value| {
+                value.extend(clusters.iter().flat_map(std::net::Ipv4Addr::octets));
+            });
+        }
+    }
+
+    /// RFC 4360 §6: those that are not transitive do not leave the AS.
+    fn put_extended_communities(&mut self, negotiated: Negotiated) {
+        let all = &self.attributes.extended_communities;
+        let stays = |[kind, ..]: &[u8; 8]| kind & NON_TRANSITIVE != 0;
+        if negotiated.internal || !all.iter().any(stays) {
+            self.put_list(attribute::EXTENDED_COMMUNITIES, all, push_octets);
+        } else {
+            let some: Vec<_> = all.iter().copied().filter(|one| !stays(one)).collect();
+            self.put_list(attribute::EXTENDED_COMMUNITIES, &some, push_octets);
+        }
+    }
+
+    /// What AS_PATH and AGGREGATOR of two octets cannot hold (RFC 6793 §4.2.2).
+    fn put_four_octets(&mut self) {
+        let path = &self.attributes.as_path;
+        if as_path::needs_four(path) {
+            self.put(OPTIONAL | TRANSITIVE, attribute::AS4_PATH, |value| {
+                as_path::encode_as4(path, value);
+            });
+        }
+        let too_large = |(asn, _): &(Asn, _)| asn.get() > u32::from(u16::MAX);
+        if let Some((asn, address)) = self.attributes.aggregator.filter(too_large) {
+            self.put(OPTIONAL | TRANSITIVE, attribute::AS4_AGGREGATOR, |value| {
+                Width::Four.push(asn, value);
+                value.extend_from_slice(&address.octets());
+            });
+        }
+    }
+
+    /// RFC 4271 §5: Partial says that somebody on the way did not know the attribute.
+    fn pass_on_below(&mut self, limit: u16) {
+        while let Some((code, value)) = self.unknown.pop_if(|(code, _)| u16::from(*code) < limit) {
+            attribute::push(&mut self.octets, OPTIONAL | TRANSITIVE | PARTIAL, *code, |area| {
+                area.extend_from_slice(value);
+            });
+        }
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.pass_on_below(u16::MAX);
+        self.octets
+    }
 }
 
-/// AS_PATH and AGGREGATOR, and to a peer of two octets what they cannot hold (RFC 6793 §4.2.2).
-fn push_autonomous_systems(
-    list: &mut Vec<(u8, u8, Vec<u8>)>,
-    attributes: &PathAttributes,
-    negotiated: Negotiated,
-) {
-    const SHARED: u8 = OPTIONAL | TRANSITIVE;
-    let width = if negotiated.four_octet_as {
-        Width::Four
-    } else {
-        Width::Two
-    };
-    let path = &attributes.as_path;
-    list.push((attribute::AS_PATH, TRANSITIVE, as_path::encode(path, width)));
-    if width == Width::Two && as_path::needs_four(path) {
-        list.push((attribute::AS4_PATH, SHARED, as_path::encode_as4(path)));
-    }
-    let Some((asn, address)) = attributes.aggregator else {
-        return;
-    };
-    let value = |width: Width, asn: Asn| {
-        let mut value = Vec::new();
-        width.push(asn, &mut value);
-        value.extend_from_slice(&address.octets());
-        value
-    };
-    list.push((attribute::AGGREGATOR, SHARED, value(width, asn)));
-    if width == Width::Two && asn.get() > u32::from(u16::MAX) {
-        list.push((attribute::AS4_AGGREGATOR, SHARED, value(Width::Four, asn)));
-    }
+fn push_octets(octets: [u8; 8], value: &mut Vec<u8>) {
+    value.extend_from_slice(&octets);
 }

@@ -44,6 +44,57 @@ pub struct Fault {
     pub reason: FaultReason,
 }
 
+/// A peer can make a fault of every third octet. More of one message than this are not worth keeping.
+const MOST_FAULTS: usize = 32;
+
+/// The faults of one message: the first of them, and of the strongest verdict at least one.
+#[derive(Debug, Default)]
+pub(super) struct Faults(Vec<Fault>);
+
+impl Faults {
+    pub(super) fn push(&mut self, attribute: u8, verdict: Verdict, reason: FaultReason) {
+        let fault = Fault {
+            attribute,
+            verdict,
+            reason,
+        };
+        if self.0.len() < MOST_FAULTS {
+            self.0.push(fault);
+        } else if self.verdict() < verdict
+            && let Some(last) = self.0.last_mut()
+        {
+            *last = fault;
+        }
+    }
+
+    /// The strongest verdict (RFC 7606 §3 h).
+    pub(super) fn verdict(&self) -> Verdict {
+        self.0
+            .iter()
+            .map(|fault| fault.verdict)
+            .max()
+            .unwrap_or(Verdict::Accept)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether one of them lies in `attribute`.
+    pub(super) fn concern(&self, attribute: u8) -> bool {
+        self.0.iter().any(|fault| fault.attribute == attribute)
+    }
+
+    /// Takes back what was found in `attribute`.
+    pub(super) fn forgive(&mut self, attribute: u8) {
+        self.0.retain(|fault| fault.attribute != attribute);
+    }
+
+    pub(super) fn into_vec(self) -> Vec<Fault> {
+        self.0
+    }
+}
+
 /// What is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FaultReason {
@@ -137,9 +188,9 @@ pub enum FaultReason {
     /// RFC 4271 §6.3: a prefix that cannot be a destination of unicast; it is ignored.
     #[error("prefix {0} is not unicast")]
     NotUnicast(Prefix),
-    /// One set of attributes has one next hop here, but NEXT_HOP and MP_REACH_NLRI name two for the same family.
-    #[error("next hop {0} differs from that of the NEXT_HOP attribute")]
-    OtherNextHop(IpAddr),
+    /// RFC 4456 §8, RFC 6286 §2.1: ORIGINATOR_ID is a BGP Identifier, and zero is none.
+    #[error("is 0.0.0.0, which identifies no speaker")]
+    OriginatorZero,
     /// RFC 4271 §6.3: mandatory for all to know, yet not known.
     #[error("is marked well-known, but this speaker does not know it")]
     UnrecognizedWellKnown,

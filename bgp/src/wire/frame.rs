@@ -1,5 +1,6 @@
 //! The message header (RFC 4271 §4.1): where one message ends and the next begins.
 
+use super::Negotiated;
 use super::message::Notification;
 use super::notification::{code, header};
 
@@ -19,13 +20,33 @@ pub(super) mod kind {
     pub(crate) const ROUTE_REFRESH: u8 = 5;
 }
 
+/// Octets of the longest message that may be sent, OPEN and KEEPALIVE aside (RFC 8654 §4).
+pub(super) fn limit_to_send(negotiated: Negotiated) -> usize {
+    if negotiated.extended_messages.send {
+        MAX_EXTENDED_LENGTH
+    } else {
+        MAX_LENGTH
+    }
+}
+
+/// Octets of the longest message of a type that may come in.
+fn limit_to_receive(kind: u8, negotiated: Negotiated) -> usize {
+    match kind {
+        // RFC 8654 §4: these two stay as short as they were.
+        kind::OPEN | kind::KEEPALIVE => MAX_LENGTH,
+        _ if negotiated.extended_messages.receive => MAX_EXTENDED_LENGTH,
+        _ => MAX_LENGTH,
+    }
+}
+
 /// Looks for one whole message at the start of `buffer`.
 ///
-/// `Ok(None)`: more octets are needed. `Ok(Some(n))`: the first `n` octets, [`HEADER_LENGTH`] to [`MAX_LENGTH`], are one.
+/// `Ok(None)`: more octets are needed. `Ok(Some(n))`: the first `n` octets are one: [`HEADER_LENGTH`] to [`MAX_LENGTH`]
+/// of them, or to [`MAX_EXTENDED_LENGTH`] where the peer was told that this speaker can take as many.
 ///
 /// # Errors
 /// The NOTIFICATION that a broken header calls for (RFC 4271 §6.1), as soon as the header is complete.
-pub fn frame(buffer: &[u8]) -> Result<Option<usize>, Notification> {
+pub fn frame(buffer: &[u8], negotiated: Negotiated) -> Result<Option<usize>, Notification> {
     let Some(head) = buffer.first_chunk::<HEADER_LENGTH>() else {
         return Ok(None);
     };
@@ -46,7 +67,7 @@ pub fn frame(buffer: &[u8]) -> Result<Option<usize>, Notification> {
             vec![*high, *low],
         )
     };
-    if !(HEADER_LENGTH..=MAX_LENGTH).contains(&length) {
+    if !(HEADER_LENGTH..=limit_to_receive(*kind, negotiated)).contains(&length) {
         return Err(bad_length());
     }
     // RFC 4271 §6.1: each type has its own least length, and a KEEPALIVE has no other.
@@ -55,8 +76,9 @@ pub fn frame(buffer: &[u8]) -> Result<Option<usize>, Notification> {
         kind::UPDATE => length >= 23,
         kind::NOTIFICATION => length >= 21,
         kind::KEEPALIVE => length == HEADER_LENGTH,
-        // RFC 2918 §3: four octets. Longer ones belong to an extension that is never negotiated here (RFC 5291).
-        kind::ROUTE_REFRESH => length == 23,
+        // RFC 2918 §3: four octets. Longer ones belong to an extension that is never negotiated here (RFC 5291). Where
+        // RFC 7313 is, what a wrong length costs depends on the subtype, which is in the body.
+        kind::ROUTE_REFRESH => length == 23 || negotiated.enhanced_route_refresh,
         unknown => {
             // RFC 4271 §6.1: the erroneous Type field is the data.
             return Err(Notification::with_data(
@@ -72,9 +94,9 @@ pub fn frame(buffer: &[u8]) -> Result<Option<usize>, Notification> {
     Ok((buffer.len() >= length).then_some(length))
 }
 
-/// A message around `body`, which the caller keeps within [`MAX_LENGTH`] less [`HEADER_LENGTH`].
+/// A message around `body`, which the caller keeps within what the session allows, less [`HEADER_LENGTH`].
 pub(super) fn enclose(kind: u8, body: &[u8]) -> Vec<u8> {
-    let body = body.get(..MAX_LENGTH - HEADER_LENGTH).unwrap_or(body);
+    let body = body.get(..MAX_EXTENDED_LENGTH - HEADER_LENGTH).unwrap_or(body);
     let length = u16::try_from(HEADER_LENGTH + body.len()).unwrap_or(u16::MAX);
     let mut message = Vec::with_capacity(HEADER_LENGTH + body.len());
     message.extend_from_slice(&[0xff; 16]);

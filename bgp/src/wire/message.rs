@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
+use super::attribute;
 use crate::id::{Asn, HoldTime, Prefix, RouterId};
 
 /// A message of RFC 4271 §4 or RFC 2918.
@@ -294,6 +295,28 @@ impl PathAttributes {
 /// set the bit stays (RFC 4271 §5). The wire alone looks at them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Partial(u8);
+
+impl Partial {
+    /// Notes the bit of `attribute`, if that is one of those whose bits are kept.
+    pub(super) fn insert(&mut self, attribute: u8) {
+        self.0 |= Self::place(attribute);
+    }
+
+    /// Whether `attribute` is to be sent with the bit.
+    pub(super) fn contains(self, attribute: u8) -> bool {
+        self.0 & Self::place(attribute) != 0
+    }
+
+    fn place(attribute: u8) -> u8 {
+        match attribute {
+            attribute::AGGREGATOR => 1,
+            attribute::COMMUNITIES => 2,
+            attribute::EXTENDED_COMMUNITIES => 4,
+            attribute::LARGE_COMMUNITIES => 8,
+            _ => 0,
+        }
+    }
+}
 
 /// How a path came to be known; the lower is preferred (RFC 4271 §5.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

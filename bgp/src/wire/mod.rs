@@ -5,7 +5,8 @@
 //! in an UPDATE gets a verdict of RFC 7606 that costs no more than it must; what is wrong elsewhere ends the session
 //! with the NOTIFICATION that RFC 4271 §6 names.
 //!
-//! [`frame`] finds messages in a stream, [`decode`] reads one, [`encode`] and the functions beside it write them.
+//! [`frame`] finds messages in a stream, [`decode`] and [`Decoder`] read them, [`encode`] and the functions beside it
+//! write them.
 
 mod as_path;
 mod attribute;
@@ -19,19 +20,22 @@ mod nlri;
 pub mod notification;
 mod octets;
 mod open;
+mod packing;
 mod path;
+mod repeat;
 mod update;
 mod zetta;
 
-pub use encode::{encode, encode_announcements, encode_end_of_rib, encode_withdrawals};
+pub use encode::encode;
 pub use fault::{Fault, FaultReason, Verdict};
 pub use frame::{HEADER_LENGTH, MAX_EXTENDED_LENGTH, MAX_LENGTH, frame};
 pub use negotiated::{Negotiated, NegotiatedFamily};
+pub use packing::{encode_announcements, encode_end_of_rib, encode_withdrawals};
 
 use frame::kind;
 use message::{Family, Message, Notification, RefreshKind};
 use notification::{code, header};
-use octets::Octets;
+use repeat::Repeated;
 
 /// A message, and what was wrong with it without ending the session.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,12 +46,54 @@ pub struct Decoded {
     pub faults: Vec<Fault>,
 }
 
-/// Decodes one whole message, as [`frame`] delimits it.
+/// Reads the messages of one session, one after the other.
+///
+/// It remembers the attributes of the last UPDATE, and decodes and keeps them once where the next one has the same.
+#[derive(Clone, Debug)]
+pub struct Decoder {
+    negotiated: Negotiated,
+    repeated: Option<Repeated>,
+}
+
+impl Decoder {
+    /// For a session on these terms.
+    #[must_use]
+    pub fn new(negotiated: Negotiated) -> Self {
+        Self {
+            negotiated,
+            repeated: None,
+        }
+    }
+
+    /// The terms.
+    #[must_use]
+    pub fn negotiated(&self) -> Negotiated {
+        self.negotiated
+    }
+
+    /// Decodes one whole message, as [`frame`] delimits it.
+    ///
+    /// # Errors
+    /// The NOTIFICATION that ends the session (RFC 4271 §6).
+    pub fn decode(&mut self, message: &[u8]) -> Result<Decoded, Notification> {
+        decode_with(message, self.negotiated, &mut self.repeated)
+    }
+}
+
+/// Decodes one whole message, as [`frame`] delimits it. [`Decoder`] does so with less work for many of them.
 ///
 /// # Errors
 /// The NOTIFICATION that ends the session (RFC 4271 §6).
 pub fn decode(message: &[u8], negotiated: Negotiated) -> Result<Decoded, Notification> {
-    let whole = frame(message)? == Some(message.len());
+    decode_with(message, negotiated, &mut None)
+}
+
+fn decode_with(
+    message: &[u8],
+    negotiated: Negotiated,
+    repeated: &mut Option<Repeated>,
+) -> Result<Decoded, Notification> {
+    let whole = frame(message, negotiated)? == Some(message.len());
     let (Some(head), true) = (message.first_chunk::<HEADER_LENGTH>(), whole) else {
         // Not one message: the length field and the octets disagree (RFC 4271 §6.1).
         let data = message.get(16..18).unwrap_or_default().to_vec();
@@ -62,7 +108,7 @@ pub fn decode(message: &[u8], negotiated: Negotiated) -> Result<Decoded, Notific
     let message = match *kind {
         kind::OPEN => Message::Open(open::decode(body)?),
         kind::UPDATE => {
-            let (update, faults) = update::decode(body, negotiated)?;
+            let (update, faults) = update::decode(body, negotiated, repeated)?;
             return Ok(Decoded {
                 message: Message::Update(update),
                 faults,
@@ -70,7 +116,7 @@ pub fn decode(message: &[u8], negotiated: Negotiated) -> Result<Decoded, Notific
         }
         kind::NOTIFICATION => notification_of(body)?,
         kind::KEEPALIVE => Message::Keepalive,
-        _ => route_refresh(body)?,
+        _ => route_refresh(message, body, negotiated)?,
     };
     Ok(Decoded {
         message,
@@ -96,14 +142,29 @@ fn notification_of(body: &[u8]) -> Result<Message, Notification> {
     )))
 }
 
-/// RFC 2918 §3: AFI, an octet that is not looked at, SAFI.
-fn route_refresh(body: &[u8]) -> Result<Message, Notification> {
-    let mut octets = Octets::new(body);
-    match (octets.u16(), octets.u8(), octets.u8()) {
-        (Some(afi), Some(_), Some(safi)) => Ok(Message::RouteRefresh {
-            family: Family { afi, safi },
-            kind: RefreshKind::Request,
-        }),
-        _ => Err(bad_length(body)),
-    }
+/// RFC 2918 §3: AFI, an octet that is not looked at unless RFC 7313 §3.2 made it a subtype, SAFI.
+fn route_refresh(message: &[u8], body: &[u8], negotiated: Negotiated) -> Result<Message, Notification> {
+    let enhanced = negotiated.enhanced_route_refresh;
+    let [high, low, subtype, safi] = body else {
+        return Err(match body.get(2) {
+            // RFC 7313 §5: a marker of another length has an error of its own, with the message as data.
+            Some(1 | 2) if enhanced => Notification::with_data(
+                code::ROUTE_REFRESH_MESSAGE,
+                notification::route_refresh::INVALID_MESSAGE_LENGTH,
+                message.to_vec(),
+            ),
+            _ => bad_length(body),
+        });
+    };
+    let kind = match subtype {
+        1 if enhanced => RefreshKind::BeginOfRr,
+        2 if enhanced => RefreshKind::EndOfRr,
+        3.. if enhanced => RefreshKind::Unknown(*subtype),
+        _ => RefreshKind::Request,
+    };
+    let family = Family {
+        afi: u16::from_be_bytes([*high, *low]),
+        safi: *safi,
+    };
+    Ok(Message::RouteRefresh { family, kind })
 }

@@ -1,14 +1,15 @@
 //! MP_REACH_NLRI and MP_UNREACH_NLRI (RFC 4760 §3, §4).
 //!
-//! A family that both ends agreed on is a row of [`Known`]; every other one is delimited and left alone.
+//! A family that both ends agreed on is read; every other one is delimited and left alone.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::attribute::{self, OPTIONAL};
 use super::fault::FaultReason;
-use super::message::Family;
-use super::nlri;
+use super::message::{Family, Nlri};
+use super::negotiated::{Negotiated, NegotiatedFamily};
+use super::nlri::{self, Form};
 use super::octets::Octets;
-use crate::id::Prefix;
 
 /// What one of the two attributes said.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +26,7 @@ pub(super) struct Reach {
 pub(super) struct Known {
     /// `None` in MP_UNREACH_NLRI.
     pub(super) next_hop: Option<IpAddr>,
-    pub(super) prefixes: Vec<Prefix>,
+    pub(super) nlri: Vec<Nlri>,
 }
 
 fn family(octets: &mut Octets<'_>) -> Option<Family> {
@@ -35,11 +36,15 @@ fn family(octets: &mut Octets<'_>) -> Option<Family> {
     })
 }
 
+fn agreed(family: Family, negotiated: &Negotiated) -> Option<&NegotiatedFamily> {
+    negotiated.family(family).filter(|terms| terms.agreed)
+}
+
 /// Decodes MP_REACH_NLRI.
 ///
 /// # Errors
 /// RFC 7606 §5.3 and §7.11: all of them end the session, since the routes cannot be told.
-pub(super) fn decode_reach(value: &[u8]) -> Result<Reach, FaultReason> {
+pub(super) fn decode_reach(value: &[u8], negotiated: Negotiated) -> Result<Reach, FaultReason> {
     // RFC 7606 §5.3: family, length and the reserved octet make five at least.
     let short = FaultReason::Length {
         got: value.len(),
@@ -56,46 +61,61 @@ pub(super) fn decode_reach(value: &[u8]) -> Result<Reach, FaultReason> {
     // RFC 4760 §3: a reserved octet, not looked at.
     let _reserved = octets.u8().ok_or(short)?;
     let is_empty = octets.is_empty();
-    let known = if family == Family::IPV4_UNICAST {
-        let [a, b, c, d] = next_hop else {
-            return Err(FaultReason::Length {
-                got: next_hop.len(),
-                want: "4 of next hop",
-            });
-        };
-        let next_hop = IpAddr::V4(Ipv4Addr::new(*a, *b, *c, *d));
-        Some(Known {
-            next_hop: Some(next_hop),
-            prefixes: nlri::decode_ipv4(octets.rest())?,
-        })
-    } else {
-        None
+    let known = match agreed(family, &negotiated) {
+        Some(terms) => Some(Known {
+            next_hop: Some(decode_next_hop(next_hop, family, *terms)?),
+            nlri: nlri::decode(octets.rest(), Form::of(family, terms.add_path.receive))?,
+        }),
+        None => None,
     };
     Ok(Reach {
         family,
         known,
         is_empty,
     })
+}
+
+/// RFC 7606 §7.11: the length must be one that the family may have.
+fn decode_next_hop(octets: &[u8], family: Family, terms: NegotiatedFamily) -> Result<IpAddr, FaultReason> {
+    let ipv4 = family == Family::IPV4_UNICAST;
+    if ipv4 && let [a, b, c, d] = octets {
+        return Ok(IpAddr::V4(Ipv4Addr::new(*a, *b, *c, *d)));
+    }
+    // RFC 8950 §3: a next hop of IPv6 for destinations of IPv4, where both ends said that they know it.
+    let takes_ipv6 = !ipv4 || terms.extended_next_hop;
+    // RFC 2545 §3: a global address, or one and a link-local one behind it, which is not kept.
+    match octets.first_chunk::<16>() {
+        Some(global) if takes_ipv6 && matches!(octets.len(), 16 | 32) => {
+            Ok(IpAddr::V6(Ipv6Addr::from(*global)))
+        }
+        _ => Err(FaultReason::Length {
+            got: octets.len(),
+            want: match (ipv4, takes_ipv6) {
+                (true, false) => "4 of next hop",
+                (true, true) => "4, 16 or 32 of next hop",
+                (false, _) => "16 or 32 of next hop",
+            },
+        }),
+    }
 }
 
 /// Decodes MP_UNREACH_NLRI.
 ///
 /// # Errors
 /// RFC 7606 §5.3 and §7.12: all of them end the session.
-pub(super) fn decode_unreach(value: &[u8]) -> Result<Reach, FaultReason> {
+pub(super) fn decode_unreach(value: &[u8], negotiated: Negotiated) -> Result<Reach, FaultReason> {
     let mut octets = Octets::new(value);
     let family = family(&mut octets).ok_or(FaultReason::Length {
         got: value.len(),
         want: "at least 3",
     })?;
     let is_empty = octets.is_empty();
-    let known = if family == Family::IPV4_UNICAST {
-        Some(Known {
+    let known = match agreed(family, &negotiated) {
+        Some(terms) => Some(Known {
             next_hop: None,
-            prefixes: nlri::decode_ipv4(octets.rest())?,
-        })
-    } else {
-        None
+            nlri: nlri::decode(octets.rest(), Form::of(family, terms.add_path.receive))?,
+        }),
+        None => None,
     };
     Ok(Reach {
         family,
@@ -104,8 +124,35 @@ pub(super) fn decode_unreach(value: &[u8]) -> Result<Reach, FaultReason> {
     })
 }
 
-/// The value of an MP_UNREACH_NLRI that names no destination: the End-of-RIB marker of `family` (RFC 4724 §2).
-pub(super) fn encode_end_of_rib(family: Family) -> [u8; 3] {
+/// Octets of an MP_REACH_NLRI with an IPv6 next hop besides its destinations: the header of a long attribute, family,
+/// length, next hop, reserved octet.
+pub(super) const REACH_OVERHEAD: usize = 4 + 3 + 1 + 16 + 1;
+/// Octets of an MP_UNREACH_NLRI besides its destinations: the header of a long attribute, and the family.
+pub(super) const UNREACH_OVERHEAD: usize = 4 + 3;
+
+/// Appends an MP_REACH_NLRI around a field of destinations. One address alone: a link-local one would have to be of
+/// the very link that the peer is on (RFC 2545 §3), and nobody tells this speaker.
+pub(super) fn push_reach(area: &mut Vec<u8>, family: Family, next_hop: Ipv6Addr, field: &[u8]) {
+    attribute::push(area, OPTIONAL, attribute::MP_REACH_NLRI, |value| {
+        value.extend_from_slice(&encode_family(family));
+        value.push(16);
+        value.extend_from_slice(&next_hop.octets());
+        // RFC 4760 §3: the reserved octet.
+        value.push(0);
+        value.extend_from_slice(field);
+    });
+}
+
+/// Appends an MP_UNREACH_NLRI around a field of destinations. Around none it is the End-of-RIB marker of `family`
+/// (RFC 4724 §2).
+pub(super) fn push_unreach(area: &mut Vec<u8>, family: Family, field: &[u8]) {
+    attribute::push(area, OPTIONAL, attribute::MP_UNREACH_NLRI, |value| {
+        value.extend_from_slice(&encode_family(family));
+        value.extend_from_slice(field);
+    });
+}
+
+fn encode_family(family: Family) -> [u8; 3] {
     let [high, low] = family.afi.to_be_bytes();
     [high, low, family.safi]
 }

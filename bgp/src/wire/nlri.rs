@@ -1,52 +1,108 @@
-//! Lists of prefixes (RFC 4271 §4.3): a length in bits, then as many octets as hold them.
+//! Lists of destinations (RFC 4271 §4.3): a length in bits, then as many octets as hold them; before both, where it
+//! was agreed on, four octets of Path Identifier (RFC 7911 §3).
 
 use ipnet::IpNet;
 
 use super::fault::FaultReason;
+use super::message::{Family, Nlri};
 use super::octets::Octets;
 use super::zetta;
 use crate::id::Prefix;
 
 /// Bits of an IPv4 address.
 pub(super) const IPV4_BITS: u8 = 32;
+/// Bits of an IPv6 address.
+pub(super) const IPV6_BITS: u8 = 128;
 
-/// The prefixes of a field of IPv4 NLRI.
+/// How the destinations of one field are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Form {
+    /// Whether they are of IPv4; of IPv6 else.
+    pub(super) ipv4: bool,
+    /// Whether each has a Path Identifier.
+    pub(super) add_path: bool,
+}
+
+impl Form {
+    pub(super) fn of(family: Family, add_path: bool) -> Self {
+        Self {
+            ipv4: family == Family::IPV4_UNICAST,
+            add_path,
+        }
+    }
+
+    fn most_bits(self) -> u8 {
+        if self.ipv4 { IPV4_BITS } else { IPV6_BITS }
+    }
+
+    /// Octets that a destination takes.
+    pub(super) fn length(self, nlri: Nlri) -> usize {
+        let identifier = if self.add_path { 4 } else { 0 };
+        identifier + 1 + usize::from(nlri.prefix.net().prefix_len().div_ceil(8))
+    }
+
+    /// Appends a destination.
+    pub(super) fn push(self, field: &mut Vec<u8>, nlri: Nlri) {
+        if self.add_path {
+            field.extend_from_slice(&nlri.path_id.to_be_bytes());
+        }
+        let bits = nlri.prefix.net().prefix_len();
+        let octets = usize::from(bits.div_ceil(8));
+        field.push(bits);
+        match nlri.prefix.net() {
+            IpNet::V4(net) => field.extend_from_slice(net.addr().octets().get(..octets).unwrap_or_default()),
+            IpNet::V6(net) => field.extend_from_slice(net.addr().octets().get(..octets).unwrap_or_default()),
+        }
+    }
+}
+
+/// The destinations of a field.
 ///
 /// # Errors
-/// RFC 7606 §5.3: a prefix longer than 32 bits, or the last one cut off.
-pub(super) fn decode_ipv4(field: &[u8]) -> Result<Vec<Prefix>, FaultReason> {
-    check(field, IPV4_BITS)?;
-    Ok(zetta::ipv4_prefixes(field))
-}
-
-/// RFC 7606 §5.3: each length within the family's, and the last prefix whole.
-fn check(field: &[u8], most: u8) -> Result<(), FaultReason> {
-    let mut field = Octets::new(field);
-    while let Some(bits) = field.u8() {
-        if bits > most {
-            return Err(FaultReason::PrefixTooLong { got: bits, most });
+/// RFC 7606 §5.3: a prefix longer than its family allows, or the last one cut off.
+pub(super) fn decode(field: &[u8], form: Form) -> Result<Vec<Nlri>, FaultReason> {
+    // What is there is counted before anything is allocated for it.
+    let mut count = 0_usize;
+    let mut octets = Octets::new(field);
+    while !octets.is_empty() {
+        one(&mut octets, form)?;
+        count = count.saturating_add(1);
+    }
+    let mut list = Vec::with_capacity(count);
+    let mut octets = Octets::new(field);
+    while !octets.is_empty() {
+        let (path_id, bits, address) = one(&mut octets, form)?;
+        if let Some(prefix) = prefix(bits, address, form) {
+            list.push(Nlri { prefix, path_id });
         }
-        let wanted = usize::from(bits.div_ceil(8));
-        let left = field.len();
-        field
-            .take(wanted)
-            .ok_or(FaultReason::PrefixOverrun { wanted, left })?;
     }
-    Ok(())
+    Ok(list)
 }
 
-/// Octets that a prefix takes.
-pub(super) fn length(prefix: Prefix) -> usize {
-    1 + usize::from(prefix.net().prefix_len().div_ceil(8))
+fn prefix(bits: u8, address: &[u8], form: Form) -> Option<Prefix> {
+    if form.ipv4 {
+        zetta::ipv4_prefix(bits, address)
+    } else {
+        zetta::ipv6_prefix(bits, address)
+    }
 }
 
-/// Appends a prefix.
-pub(super) fn push(field: &mut Vec<u8>, prefix: Prefix) {
-    let bits = prefix.net().prefix_len();
-    field.push(bits);
-    let octets = usize::from(bits.div_ceil(8));
-    match prefix.net() {
-        IpNet::V4(net) => field.extend(net.addr().octets().into_iter().take(octets)),
-        IpNet::V6(net) => field.extend(net.addr().octets().into_iter().take(octets)),
+/// One destination off the front: Path Identifier, bits, and the octets that hold them.
+fn one<'a>(field: &mut Octets<'a>, form: Form) -> Result<(u32, u8, &'a [u8]), FaultReason> {
+    let left = field.len();
+    let cut = |wanted, left| FaultReason::PrefixOverrun { wanted, left };
+    let path_id = if form.add_path {
+        field.u32().ok_or(cut(5, left))?
+    } else {
+        0
+    };
+    let bits = field.u8().ok_or(cut(5, left))?;
+    let most = form.most_bits();
+    if bits > most {
+        return Err(FaultReason::PrefixTooLong { got: bits, most });
     }
+    let wanted = usize::from(bits.div_ceil(8));
+    let left = field.len();
+    let address = field.take(wanted).ok_or(cut(wanted, left))?;
+    Ok((path_id, bits, address))
 }

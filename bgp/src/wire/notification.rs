@@ -80,6 +80,12 @@ pub mod update {
     pub const MALFORMED_AS_PATH: u8 = 11;
 }
 
+/// Subcodes of [`code::ROUTE_REFRESH_MESSAGE`] (RFC 7313 §5).
+pub mod route_refresh {
+    /// The data is the message.
+    pub const INVALID_MESSAGE_LENGTH: u8 = 1;
+}
+
 /// Subcodes of [`code::FINITE_STATE_MACHINE`] (RFC 6608 §3).
 pub mod fsm {
     /// Something other than an OPEN came in OpenSent.
@@ -137,7 +143,7 @@ pub fn text(code: u8, subcode: u8) -> &'static str {
         },
         code::CEASE => cease_text(subcode),
         code::ROUTE_REFRESH_MESSAGE => match subcode {
-            1 => "route refresh message error: invalid message length",
+            route_refresh::INVALID_MESSAGE_LENGTH => "route refresh message error: invalid message length",
             _ => "route refresh message error",
         },
         code::SEND_HOLD_TIMER_EXPIRED => "send hold timer expired",

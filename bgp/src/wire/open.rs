@@ -141,11 +141,49 @@ fn one(code: u8, value: &[u8]) -> Result<Capability, Notification> {
         }
         (capability::MULTI_PROTOCOL, _) => Err(malformed()),
         // RFC 5492 §3: a capability that is not known is no error.
-        _ => Ok(Capability::Unknown {
+        _ => Ok(optional(code, value).unwrap_or_else(|| Capability::Unknown {
             code,
             value: value.to_vec(),
-        }),
+        })),
     }
+}
+
+/// Capabilities without which a session is as good as it was before they were defined: one that makes no sense counts
+/// as not understood, instead of costing the session.
+fn optional(code: u8, value: &[u8]) -> Option<Capability> {
+    match code {
+        capability::EXTENDED_MESSAGE => value.is_empty().then_some(Capability::ExtendedMessage),
+        capability::EXTENDED_NEXT_HOP => decode_extended_next_hop(value),
+        // RFC 7911 §4: any other value than 1, 2 and 3 makes the capability one that is not understood.
+        capability::ADD_PATH
+            if value
+                .chunks_exact(4)
+                .any(|family| !matches!(family, [_, _, _, 1..=3])) =>
+        {
+            None
+        }
+        capability::ADD_PATH
+        | capability::ENHANCED_ROUTE_REFRESH
+        | capability::LONG_LIVED_GRACEFUL_RESTART => zetta::capability(code, value),
+        _ => None,
+    }
+}
+
+/// RFC 8950 §4: AFI, SAFI in two octets, AFI of the next hop. SAFIs that no message could name are left out.
+fn decode_extended_next_hop(value: &[u8]) -> Option<Capability> {
+    let (entries, []) = value.as_chunks::<6>() else {
+        return None;
+    };
+    let families = entries
+        .iter()
+        .filter_map(|[afi_high, afi_low, safi_high, safi, high, low]| {
+            let family = Family {
+                afi: u16::from_be_bytes([*afi_high, *afi_low]),
+                safi: *safi,
+            };
+            (*safi_high == 0).then_some((family, u16::from_be_bytes([*high, *low])))
+        });
+    Some(Capability::ExtendedNextHop(families.collect()))
 }
 
 /// An OPEN. Capabilities that the message has no room for (values over 255 octets, or 4096 in all) are left out.

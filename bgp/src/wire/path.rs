@@ -1,16 +1,18 @@
 //! The attributes of one UPDATE, gathered one by one with a verdict for each that is wrong (RFC 7606).
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use super::Negotiated;
 use super::as_path::{self, Width};
 use super::attribute::{self, Attribute, Overrun};
-use super::fault::{Fault, FaultReason, Verdict};
+use super::fault::{FaultReason, Faults, Verdict};
 use super::message::{AsPath, Notification, Origin, Partial, PathAttributes};
 use super::multiprotocol::{self, Reach};
 use super::octets::Octets;
+use super::repeat::{Parts, Repeated};
 use super::zetta;
-use crate::id::Asn;
+use crate::id::{Asn, RouterId};
 
 /// Why an attribute is not taken as it is, when not at the usual cost of its kind.
 type Refusal = (Verdict, FaultReason);
@@ -28,15 +30,20 @@ pub(super) struct Gathered {
     communities: Vec<u32>,
     large_communities: Vec<[u32; 3]>,
     extended_communities: Vec<[u8; 8]>,
+    originator_id: Option<RouterId>,
+    cluster_list: Vec<Ipv4Addr>,
+    partial: Partial,
     unknown: Vec<(u8, Vec<u8>)>,
     as4_path: Option<AsPath>,
     as4_aggregator: Option<(Asn, Ipv4Addr)>,
     pub(super) reach: Option<Reach>,
     pub(super) unreach: Option<Reach>,
-    pub(super) faults: Vec<Fault>,
+    pub(super) faults: Faults,
     /// The NOTIFICATION for the first fault that costs the routes, should there be no routes to take it out on.
     pub(super) first: Option<Notification>,
     seen: Seen,
+    /// What the same octets were decoded to before; the fields of single attributes are empty then.
+    recalled: Option<Arc<PathAttributes>>,
 }
 
 /// Which type codes have occurred.
@@ -84,18 +91,30 @@ impl Gathered {
         Ok(gathered)
     }
 
-    /// The strongest verdict so far (RFC 7606 §3 h).
-    pub(super) fn verdict(&self) -> Verdict {
-        self.faults
-            .iter()
-            .map(|fault| fault.verdict)
-            .max()
-            .unwrap_or(Verdict::Accept)
+    /// What the attribute area holds of which all but MP_REACH_NLRI and MP_UNREACH_NLRI was decoded before, without a
+    /// fault.
+    ///
+    /// # Errors
+    /// As [`Gathered::walk`].
+    pub(super) fn again(
+        before: &Repeated,
+        parts: &Parts<'_>,
+        negotiated: Negotiated,
+    ) -> Result<Self, Notification> {
+        let mut gathered = Self {
+            next_hop: before.next_hop,
+            recalled: Some(Arc::clone(&before.attributes)),
+            ..Self::default()
+        };
+        for attribute in parts.reach.iter().chain(&parts.unreach) {
+            gathered.attribute(attribute, negotiated)?;
+        }
+        Ok(gathered)
     }
 
     /// Whether MP_UNREACH_NLRI is the only attribute.
     pub(super) fn is_unreach_only(&self) -> bool {
-        self.unreach.is_some() && self.seen.count() == 1
+        self.unreach.is_some() && self.recalled.is_none() && self.seen.count() == 1
     }
 
     /// Notes a fault.
@@ -115,11 +134,7 @@ impl Gathered {
         if verdict == Verdict::TreatAsWithdraw && self.first.is_none() {
             self.first = Some(reason.notification(attribute, raw));
         }
-        self.faults.push(Fault {
-            attribute,
-            verdict,
-            reason,
-        });
+        self.faults.push(attribute, verdict, reason);
         Ok(())
     }
 
@@ -149,7 +164,12 @@ impl Gathered {
             );
         }
         match self.value(attribute, negotiated) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                if flags & attribute::PARTIAL != 0 {
+                    self.partial.insert(code);
+                }
+                Ok(())
+            }
             // RFC 9774 §3: a set costs the routes wherever it stands, in AS4_PATH too.
             Err(FaultReason::AsSet) => self.fault(code, Verdict::TreatAsWithdraw, FaultReason::AsSet, raw),
             Err(reason) => self.fault(code, attribute::malformed(code), reason, raw),
@@ -192,11 +212,7 @@ impl Gathered {
 
     fn value(&mut self, attribute: &Attribute<'_>, negotiated: Negotiated) -> Result<(), FaultReason> {
         let value = attribute.value;
-        let width = if negotiated.four_octet_as {
-            Width::Four
-        } else {
-            Width::Two
-        };
+        let width = Width::of(negotiated);
         match attribute.code {
             attribute::ORIGIN => self.origin = Some(origin(value)?),
             attribute::AS_PATH => self.as_path = Some(as_path::decode(value, width)?),
@@ -209,11 +225,12 @@ impl Gathered {
             }
             attribute::AGGREGATOR => self.aggregator = Some(aggregator(value, width)?),
             attribute::COMMUNITIES => self.communities = list(value, 4, zetta::communities)?,
-            // Nobody asks for these two: a speaker that is no route reflector passes nothing on (RFC 4456 §8).
-            attribute::ORIGINATOR_ID => exactly(value, 4, "4")?,
-            attribute::CLUSTER_LIST => list(value, 4, |_| Some(()))?,
-            attribute::MP_REACH_NLRI => self.reach = Some(multiprotocol::decode_reach(value)?),
-            attribute::MP_UNREACH_NLRI => self.unreach = Some(multiprotocol::decode_unreach(value)?),
+            attribute::ORIGINATOR_ID => self.originator_id = Some(originator_id(value)?),
+            attribute::CLUSTER_LIST => self.cluster_list = list(value, 4, cluster_list)?,
+            attribute::MP_REACH_NLRI => self.reach = Some(multiprotocol::decode_reach(value, negotiated)?),
+            attribute::MP_UNREACH_NLRI => {
+                self.unreach = Some(multiprotocol::decode_unreach(value, negotiated)?);
+            }
             attribute::EXTENDED_COMMUNITIES => {
                 self.extended_communities = list(value, 8, extended_communities)?;
             }
@@ -227,34 +244,48 @@ impl Gathered {
         Ok(())
     }
 
-    /// RFC 7606 §3 d: the attributes that every announced route must have, in the order of their codes.
-    pub(super) fn missing(&self, negotiated: Negotiated, next_hop: Option<Ipv4Addr>) -> Vec<u8> {
-        [
-            (attribute::ORIGIN, self.origin.is_none()),
-            (attribute::AS_PATH, self.as_path.is_none()),
-            (attribute::NEXT_HOP, next_hop.is_none()),
+    /// RFC 7606 §3 d: notes the attributes that every announced route must have and that are not there, in the order of
+    /// their codes. NEXT_HOP counts among them only where routes stand in the NLRI field.
+    pub(super) fn note_missing(&mut self, negotiated: Negotiated, needs_next_hop: bool) {
+        let fresh = self.recalled.is_none();
+        let missing = [
+            (attribute::ORIGIN, fresh && self.origin.is_none()),
+            (attribute::AS_PATH, fresh && self.as_path.is_none()),
+            (attribute::NEXT_HOP, needs_next_hop && self.next_hop.is_none()),
             // RFC 4271 §5.1.5: every route of an internal peer has it.
             (
                 attribute::LOCAL_PREF,
-                self.local_pref.is_none() && negotiated.internal,
+                fresh && self.local_pref.is_none() && negotiated.internal,
             ),
-        ]
-        .into_iter()
-        // One that is there, though malformed, has its own fault already.
-        .filter(|(code, is_missing)| *is_missing && !self.faults.iter().any(|fault| fault.attribute == *code))
-        .map(|(code, _)| code)
-        .collect()
+        ];
+        for (code, is_missing) in missing {
+            // One that is there, though malformed, has its own fault already.
+            if is_missing && !self.faults.concern(code) {
+                self.faults
+                    .push(code, Verdict::TreatAsWithdraw, FaultReason::Missing);
+            }
+        }
     }
 
     /// The attributes of the announced routes; `None` when a mandatory one is missing.
-    pub(super) fn attributes(&mut self, next_hop: Ipv4Addr) -> Option<PathAttributes> {
+    pub(super) fn attributes(&mut self, next_hop: IpAddr) -> Option<Arc<PathAttributes>> {
+        if let Some(recalled) = &self.recalled {
+            return Some(if recalled.next_hop == next_hop {
+                Arc::clone(recalled)
+            } else {
+                Arc::new(PathAttributes {
+                    next_hop,
+                    ..PathAttributes::clone(recalled)
+                })
+            });
+        }
         let origin = self.origin?;
         let as_path = self.as_path.take()?;
         let (as_path, aggregator) = self.two_octets_restored(as_path);
-        Some(PathAttributes {
+        Some(Arc::new(PathAttributes {
             origin,
             as_path,
-            next_hop: IpAddr::V4(next_hop),
+            next_hop,
             med: self.med,
             local_pref: self.local_pref,
             atomic_aggregate: self.atomic_aggregate,
@@ -262,11 +293,11 @@ impl Gathered {
             communities: std::mem::take(&mut self.communities),
             large_communities: std::mem::take(&mut self.large_communities),
             extended_communities: std::mem::take(&mut self.extended_communities),
-            originator_id: None,
-            cluster_list: Vec::new(),
-            partial: Partial::default(),
+            originator_id: self.originator_id,
+            cluster_list: std::mem::take(&mut self.cluster_list),
+            partial: self.partial,
             unknown: std::mem::take(&mut self.unknown),
-        })
+        }))
     }
 
     /// RFC 6793 §4.2.3: what a peer of two octets says, together with what it passed on of the four octets.
@@ -276,17 +307,9 @@ impl Gathered {
             (Some((asn, address)), Some(_)) if asn != Asn::TRANS => {
                 let verdict = Verdict::DiscardAttribute;
                 let reason = FaultReason::Stale;
-                self.faults.push(Fault {
-                    attribute: attribute::AS4_AGGREGATOR,
-                    verdict,
-                    reason,
-                });
+                self.faults.push(attribute::AS4_AGGREGATOR, verdict, reason);
                 if self.as4_path.take().is_some() {
-                    self.faults.push(Fault {
-                        attribute: attribute::AS4_PATH,
-                        verdict,
-                        reason,
-                    });
+                    self.faults.push(attribute::AS4_PATH, verdict, reason);
                 }
                 (as_path, Some((asn, address)))
             }
@@ -332,18 +355,40 @@ fn next_hop(value: &[u8]) -> Result<Ipv4Addr, FaultReason> {
         got: value.len(),
         want: "4",
     })?;
-    host(Ipv4Addr::from(octets))
+    let address = Ipv4Addr::from(octets);
+    host(address.into()).map(|()| address)
 }
 
-/// RFC 4271 §6.3: not "this network", a group, or reserved (RFC 6890 §2.2.2). The loopback net passes: whether it may
-/// be a gateway is the question of whoever programs the route.
-pub(super) fn host(address: Ipv4Addr) -> Result<Ipv4Addr, FaultReason> {
-    let [first, ..] = address.octets();
-    if (1..224).contains(&first) {
-        Ok(address)
+/// RFC 4271 §6.3: not "this network", a group, or reserved (RFC 6890 §2.2.2); of IPv6 neither the unspecified address
+/// nor a group (RFC 4291 §2.5.2, §2.7). The loopback net passes: whether it may be a gateway is the question of whoever
+/// programs the route.
+pub(super) fn host(address: IpAddr) -> Result<(), FaultReason> {
+    let is_host = match address {
+        IpAddr::V4(address) => (1..224).contains(&address.octets()[0]),
+        IpAddr::V6(address) => !address.is_unspecified() && !address.is_multicast(),
+    };
+    if is_host {
+        Ok(())
     } else {
-        Err(FaultReason::NextHop(IpAddr::V4(address)))
+        Err(FaultReason::NextHop(address))
     }
+}
+
+/// RFC 7606 §7.9, RFC 4456 §8.
+fn originator_id(value: &[u8]) -> Result<RouterId, FaultReason> {
+    let octets: [u8; 4] = value.try_into().map_err(|_| FaultReason::Length {
+        got: value.len(),
+        want: "4",
+    })?;
+    RouterId::new(Ipv4Addr::from(octets)).ok_or(FaultReason::OriginatorZero)
+}
+
+/// RFC 4456 §8.
+fn cluster_list(value: &[u8]) -> Option<Vec<Ipv4Addr>> {
+    let (clusters, []) = value.as_chunks::<4>() else {
+        return None;
+    };
+    Some(clusters.iter().copied().map(Ipv4Addr::from).collect())
 }
 
 /// RFC 4360 §2: a set of eight octets each, here ascending.

@@ -368,7 +368,7 @@ fn words_of_status(status: &culvert_bgp::speaker::PeerStatus) -> String {
 fn words_of_messages(mut bytes: &[u8]) -> Vec<String> {
     let mut out = Vec::new();
     while !bytes.is_empty() {
-        let (message, rest) = bytes.split_at(wire::frame(bytes).unwrap().unwrap());
+        let (message, rest) = bytes.split_at(wire::frame(bytes, Negotiated::plain(true)).unwrap().unwrap());
         // The form of UPDATEs to external peers differs in LOCAL_PREF only.
         let internal = Negotiated {
             four_octet_as: true,

@@ -148,7 +148,10 @@ impl Watched {
                     self.connections[&connection].1,
                     "nothing is sent before the connection stands"
                 );
-                assert!(wire::frame(&bytes).unwrap().is_some(), "messages are sent whole");
+                assert!(
+                    wire::frame(&bytes, INTERNAL).unwrap().is_some(),
+                    "messages are sent whole"
+                );
             }
             Output::Close { connection } => {
                 assert!(

@@ -101,7 +101,7 @@ proptest! {
         octets.push(kind);
         octets.resize(4096, 0);
         // The library knows no least length of a type.
-        if let Ok(Some(ours)) = frame(&octets) {
+        if let Ok(Some(ours)) = frame(&octets, INTERNAL) {
             let (_, body) = session().decode_message_head(&octets).unwrap();
             prop_assert_eq!(ours, body + 19);
         }
@@ -306,7 +306,7 @@ fn known_difference_the_library_reads_past_a_length_below_the_header() {
         std::panic::catch_unwind(|| session().decode_message_head(&octets).map(|(_, length)| length));
     // A panic where arithmetic is checked, more than 65,000 octets of body where it is not.
     assert!(outcome.is_err() || outcome.is_ok_and(|length| length.is_ok_and(|length| length > 4096)));
-    assert!(frame(&octets).is_err());
+    assert!(frame(&octets, INTERNAL).is_err());
 }
 
 #[test]

@@ -63,15 +63,8 @@ fn the_open_of_bird_is_read_and_written_alike() {
                     families: vec![(Family::IPV4_UNICAST, false)],
                 }),
                 Capability::FourOctetAs(asn(64512)),
-                // Enhanced route refresh (RFC 7313) and long-lived graceful restart (RFC 9494).
-                Capability::Unknown {
-                    code: 70,
-                    value: Vec::new(),
-                },
-                Capability::Unknown {
-                    code: 71,
-                    value: Vec::new(),
-                },
+                Capability::EnhancedRouteRefresh,
+                Capability::LongLivedGracefulRestart(Vec::new()),
             ],
         }),
     );

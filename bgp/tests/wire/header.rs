@@ -12,13 +12,13 @@ fn a_message_is_found_once_its_last_octet_is_there() {
     let mut stream = message(4, &[]);
     stream.extend(message(2, &[0, 0, 0, 0]));
     for end in 0..HEADER_LENGTH {
-        assert_eq!(frame(&stream[..end]), Ok(None));
+        assert_eq!(frame(&stream[..end], INTERNAL), Ok(None));
     }
-    assert_eq!(frame(&stream), Ok(Some(19)));
+    assert_eq!(frame(&stream, INTERNAL), Ok(Some(19)));
     for end in 19..42 {
-        assert_eq!(frame(&stream[19..end]), Ok(None));
+        assert_eq!(frame(&stream[19..end], INTERNAL), Ok(None));
     }
-    assert_eq!(frame(&stream[19..42]), Ok(Some(23)));
+    assert_eq!(frame(&stream[19..42], INTERNAL), Ok(Some(23)));
 }
 
 /// Header octets: length and type behind a good marker.
@@ -47,13 +47,16 @@ fn a_length_that_the_type_forbids_is_refused_with_the_length_field() {
     for (length, kind) in cases {
         let refused = Notification::with_data(1, 2, length.to_be_bytes().to_vec());
         assert_eq!(
-            frame(&head(length, kind)),
+            frame(&head(length, kind), INTERNAL),
             Err(refused),
             "type {kind}, length {length}"
         );
     }
     for (length, kind) in [(19, 4), (4096, 2), (29, 1), (23, 2), (21, 3), (23, 5)] {
-        assert!(frame(&head(length, kind)).is_ok(), "type {kind}, length {length}");
+        assert!(
+            frame(&head(length, kind), INTERNAL).is_ok(),
+            "type {kind}, length {length}"
+        );
     }
 }
 
@@ -62,7 +65,7 @@ fn an_unknown_type_is_refused_with_the_type_field() {
     // RFC 4271 §6.1 (test).
     for kind in [0, 6, 255] {
         assert_eq!(
-            frame(&head(23, kind)),
+            frame(&head(23, kind), INTERNAL),
             Err(Notification::with_data(1, 3, vec![kind]))
         );
     }
@@ -74,7 +77,7 @@ fn a_marker_with_a_single_zero_bit_is_refused_before_all_else() {
     for position in 0..16 {
         let mut octets = head(5, 99);
         octets[position] = 0xfe;
-        assert_eq!(frame(&octets), Err(Notification::new(1, 1)));
+        assert_eq!(frame(&octets, INTERNAL), Err(Notification::new(1, 1)));
     }
 }
 

@@ -3,7 +3,10 @@
 // A test that cannot go on is a test that failed.
 #![allow(clippy::unwrap_used)]
 
+mod add_path;
+mod capabilities;
 mod differential;
+mod extended;
 mod golden;
 mod header;
 mod malformed;
@@ -11,13 +14,15 @@ mod multiprotocol;
 mod open;
 mod packing;
 mod properties;
+mod reflection;
+mod refresh;
 mod two_octets;
 
 use std::net::Ipv4Addr;
 
 use culvert_bgp::id::{Asn, Prefix};
-use culvert_bgp::wire::message::{Message, Nlri, Update};
-use culvert_bgp::wire::{Decoded, Negotiated, decode};
+use culvert_bgp::wire::message::{Directions, Message, Nlri, Update};
+use culvert_bgp::wire::{Decoded, Negotiated, NegotiatedFamily, decode};
 
 /// An internal session on which both ends know four octets.
 const INTERNAL: Negotiated = Negotiated {
@@ -31,6 +36,17 @@ const EXTERNAL: Negotiated = Negotiated {
 };
 /// An external one with a peer that knows two octets.
 const TWO_OCTETS: Negotiated = Negotiated::plain(false);
+
+/// An internal one with both families and nothing more.
+const BOTH_FAMILIES: Negotiated = Negotiated {
+    ipv6_unicast: NegotiatedFamily::plain(true),
+    ..INTERNAL
+};
+/// In both directions.
+const BOTH_WAYS: Directions = Directions {
+    send: true,
+    receive: true,
+};
 
 /// Octets from hexadecimal digits; white space does not count.
 fn hex(digits: &str) -> Vec<u8> {

@@ -1,7 +1,7 @@
 //! Malformed UPDATEs, each with the section that says what it costs and the verdict expected.
 
 use culvert_bgp::wire::message::{Message, Notification, Update};
-use culvert_bgp::wire::{Decoded, Negotiated, Verdict, decode};
+use culvert_bgp::wire::{Decoded, Negotiated, NegotiatedFamily, Verdict, decode};
 
 use crate::{EXTERNAL, INTERNAL, TWO_OCTETS, clean_update, hex, nlri, update};
 
@@ -253,6 +253,14 @@ const OPTIONAL: &[(&str, &str, &str, u8, Verdict)] = &[
     ("RFC 7606 §7.8", "COMMUNITIES of no octet", "c0 08 00", 8, Withdraw),
     ("RFC 7606 §3 c", "COMMUNITIES not transitive", "80 08 04 fc000064", 8, Withdraw),
     ("RFC 7606 §7.9", "ORIGINATOR_ID of five octets", "80 09 05 c000020101", 9, Withdraw),
+    ("RFC 7606 §7.9", "ORIGINATOR_ID of no octet", "80 09 00", 9, Withdraw),
+    ("RFC 4456 §8", "ORIGINATOR_ID 0.0.0.0", "80 09 04 00000000", 9, Withdraw),
+    ("RFC 7606 §3 c", "ORIGINATOR_ID transitive", "c0 09 04 c0000201", 9, Withdraw),
+    ("RFC 7606 §3 c", "CLUSTER_LIST transitive", "c0 0a 04 c0000201", 10, Withdraw),
+    ("RFC 7606 §7.14", "EXTENDED_COMMUNITIES of no octet", "c0 10 00", 16, Withdraw),
+    ("RFC 7606 §7.14", "EXTENDED_COMMUNITIES of twelve octets", "c0 10 0c 0002fc0000000064 00000000", 16, Withdraw),
+    ("RFC 7606 §3 c", "EXTENDED_COMMUNITIES not transitive", "80 10 08 0002fc0000000064", 16, Withdraw),
+    ("RFC 8092 §5", "LARGE_COMMUNITY not transitive", "80 20 0c 000000010000000200000003", 32, Withdraw),
     ("RFC 7606 §7.10", "CLUSTER_LIST of six octets", "80 0a 06 c00002010000", 10, Withdraw),
     ("RFC 7606 §7.10", "CLUSTER_LIST of no octet", "80 0a 00", 10, Withdraw),
     ("RFC 7606 §7.14", "EXTENDED_COMMUNITIES of four octets", "c0 10 04 00020000", 16, Withdraw),
@@ -278,8 +286,10 @@ fn what_only_internal_peers_may_send_is_discarded_from_external_ones() {
         from("RFC 7606 §7.5", "LOCAL_PREF, malformed as well", "40 05 01 00"),
         from("RFC 7606 §7.9", "ORIGINATOR_ID", "80 09 04 c0000201"),
         from("RFC 7606 §7.10", "CLUSTER_LIST", "80 0a 04 c0000201"),
+        from("RFC 7606 §7.9", "ORIGINATOR_ID, malformed as well", "80 09 01 00"),
+        from("RFC 7606 §7.10", "CLUSTER_LIST, malformed as well", "80 0a 01 00"),
     ];
-    for (row, code) in rows.iter_mut().zip([5, 5, 9, 10]) {
+    for (row, code) in rows.iter_mut().zip([5, 5, 9, 10, 9, 10]) {
         row.faults = vec![(code, Discard)];
     }
     check(rows, EXTERNAL);
@@ -552,4 +562,94 @@ fn lengths_of_a_peer_of_two_octets_are_its_own() {
         ],
         TWO_OCTETS,
     );
+}
+
+/// UPDATEs of IPv6 unicast that end the session: section, what, attribute area, subcode.
+#[rustfmt::skip]
+const RESETS_OF_IPV6: &[(&str, &str, &str, u8)] = &[
+    ("RFC 7606 §7.11", "a next hop of 4 octets", "80 0e 0a 0002 01 04 c0000201 00 00", 9),
+    ("RFC 7606 §7.11", "a next hop of 0 octets", "80 0e 06 0002 01 00 00 00", 9),
+    ("RFC 7606 §7.11", "a next hop of 17 octets",
+        "80 0e 17 0002 01 11 20010db8000000000000000000000001 00 00 00", 9),
+    ("RFC 7606 §7.11", "a next hop of 24 octets",
+        "80 0e 1e 0002 01 18 000000000000000020010db8000000000000000000000001 00 00", 9),
+    ("RFC 7606 §5.3", "a prefix of 129 bits",
+        "80 0e 27 0002 01 10 20010db8000000000000000000000001 00 81 20010db8000000000000000000000001 80", 9),
+    ("RFC 7606 §5.3", "a prefix of 255 bits",
+        "80 0e 16 0002 01 10 20010db8000000000000000000000001 00 ff", 9),
+    ("RFC 7606 §5.3", "a prefix cut off",
+        "80 0e 19 0002 01 10 20010db8000000000000000000000001 00 20 20010d", 9),
+    ("RFC 7606 §5.3", "a withdrawn prefix cut off", "80 0f 06 0002 01 20 2001", 9),
+    ("RFC 7606 §3 g", "MP_REACH_NLRI twice",
+        "80 0e 16 0002 01 10 20010db8000000000000000000000001 00 00 \
+         80 0e 16 0002 01 10 20010db8000000000000000000000001 00 00", 1),
+];
+
+#[test]
+fn what_hides_routes_of_ipv6_ends_the_session() {
+    for (section, what, attributes, subcode) in RESETS_OF_IPV6 {
+        let octets = update(&[], &hex(attributes), &[]);
+        let refused = decode(&octets, crate::BOTH_FAMILIES).unwrap_err();
+        assert_eq!(
+            (refused.code, refused.subcode),
+            (3, *subcode),
+            "{section}: {what}"
+        );
+    }
+}
+
+/// UPDATEs of IPv6 unicast whose one route is treated as withdrawn: section, what, attributes, type code.
+#[rustfmt::skip]
+const WITHDRAWN_OF_IPV6: &[(&str, &str, [&str; 4], u8)] = &[
+    ("RFC 4271 §6.3", "an unspecified next hop", [
+        "80 0e 1a 0002 01 10 00000000000000000000000000000000 00 20 20010db8", ORIGIN, AS_PATH, LOCAL_PREF], 14),
+    ("RFC 4271 §6.3", "a group for a next hop", [
+        "80 0e 1a 0002 01 10 ff020000000000000000000000000001 00 20 20010db8", ORIGIN, AS_PATH, LOCAL_PREF], 14),
+    ("RFC 7606 §3 d", "no ORIGIN", [
+        "80 0e 1a 0002 01 10 20010db8000000000000000000000001 00 20 20010db8", "", AS_PATH, LOCAL_PREF], 1),
+    ("RFC 7606 §3 d", "no AS_PATH", [
+        "80 0e 1a 0002 01 10 20010db8000000000000000000000001 00 20 20010db8", ORIGIN, "", LOCAL_PREF], 2),
+    ("RFC 9774 §3", "an AS_SET", [
+        "80 0e 1a 0002 01 10 20010db8000000000000000000000001 00 20 20010db8", ORIGIN,
+        "40 02 06 01 01 0000fde9", LOCAL_PREF], 2),
+    ("RFC 4271 §5.1.5", "no LOCAL_PREF", [
+        "80 0e 1a 0002 01 10 20010db8000000000000000000000001 00 20 20010db8", ORIGIN, AS_PATH, ""], 5),
+];
+
+#[test]
+fn a_fault_beside_routes_of_ipv6_costs_them() {
+    for (section, what, attributes, code) in WITHDRAWN_OF_IPV6 {
+        let octets = update(&[], &hex(&attributes.concat()), &[]);
+        let (update, faults) = read(&octets, crate::BOTH_FAMILIES);
+        assert_eq!(faults, [(*code, Withdraw)], "{section}: {what}");
+        assert_eq!(update.withdrawn, [nlri("2001:db8::/32")], "{section}: {what}");
+        assert_eq!(update.announcements().count(), 0, "{section}: {what}");
+    }
+}
+
+#[test]
+fn a_path_identifier_cut_off_ends_the_session() {
+    // RFC 7911 §3, RFC 7606 §5.3 (test).
+    let negotiated = Negotiated {
+        ipv4_unicast: NegotiatedFamily {
+            add_path: crate::BOTH_WAYS,
+            ..NegotiatedFamily::plain(true)
+        },
+        ..INTERNAL
+    };
+    for withdrawn in ["000000", "00000001", "00000001 18 0a00", "00000001 21 0a00000000"] {
+        let refused = decode(&update(&hex(withdrawn), &[], &[]), negotiated);
+        assert_eq!(refused, Err(Notification::new(3, 10)), "{withdrawn}");
+    }
+}
+
+#[test]
+fn of_very_many_faults_a_few_are_told_and_the_strongest_counts() {
+    // 500 times the same unknown attribute, and a bad ORIGIN behind them.
+    let many = "c0 63 00".repeat(500);
+    let attributes = hex(&[&many, AS_PATH, NEXT_HOP, LOCAL_PREF, "40 01 01 09"].concat());
+    let (update, faults) = read(&update(&[], &attributes, &hex(ANNOUNCED)), INTERNAL);
+    assert_eq!(update.withdrawn, [nlri("10.0.1.0/24")]);
+    assert!(faults.len() <= 32, "{} faults", faults.len());
+    assert!(faults.contains(&(1, Withdraw)));
 }

@@ -38,7 +38,7 @@ fn attributes() -> PathAttributes {
 /// The messages are whole, none is too long, none could have taken the first prefix of the next.
 fn check(messages: &[Vec<u8>]) -> Vec<Update> {
     for (position, octets) in messages.iter().enumerate() {
-        assert_eq!(frame(octets), Ok(Some(octets.len())));
+        assert_eq!(frame(octets, INTERNAL), Ok(Some(octets.len())));
         if position + 1 < messages.len() {
             assert!(
                 octets.len() > MAX_LENGTH - 5,
@@ -114,7 +114,7 @@ fn an_update_too_large_for_one_message_becomes_several() {
     };
     let octets = encode(&Message::Update(sent.clone()), INTERNAL);
     let (mut rest, mut withdrawn, mut announced) = (&octets[..], Vec::new(), Vec::new());
-    while let Some(length) = frame(rest).unwrap() {
+    while let Some(length) = frame(rest, INTERNAL).unwrap() {
         let update = clean_update(&rest[..length], INTERNAL);
         withdrawn.extend(update.withdrawn);
         announced.extend(update.announced);
@@ -173,7 +173,7 @@ fn the_preference_goes_to_internal_peers_only() {
 }
 
 #[test]
-fn prefixes_of_ipv6_have_no_place_in_the_fields_of_ipv4() {
+fn a_family_that_was_not_agreed_on_is_left_out() {
     let mixed = [nlri("2001:db8::/32"), nlri("10.0.1.0/24")];
     let updates = check(&encode_withdrawals(&mixed, INTERNAL));
     assert_eq!(updates[0].withdrawn, [nlri("10.0.1.0/24")]);

@@ -1,15 +1,16 @@
 //! What holds for every message: those that a speaker can say, those that were damaged, and any octets at all.
 
-use std::net::Ipv4Addr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use culvert_bgp::id::{Asn, HoldTime, Prefix, RouterId};
 use culvert_bgp::wire::message::{
-    AsPath, AsSegment, Capability, Family, GracefulRestart, Message, Nlri, Notification, Open, Origin,
-    PathAttributes, RefreshKind, Update,
+    AsPath, AsSegment, Capability, Directions, Family, GracefulRestart, LongLivedFamily, Message, Nlri,
+    Notification, Open, Origin, PathAttributes, RefreshKind, Update,
 };
-use culvert_bgp::wire::{Decoded, Negotiated, Verdict, decode, encode, frame};
-use ipnet::{IpNet, Ipv4Net};
+use culvert_bgp::wire::{Decoded, Decoder, Negotiated, NegotiatedFamily, Verdict, decode, encode, frame};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::collection::{btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
@@ -23,11 +24,33 @@ fn many(cases: u32) -> ProptestConfig {
     }
 }
 
+/// What both ends may do in both directions alike, so that one of them reads what the other writes.
+fn both_ways(yes: bool) -> Directions {
+    Directions {
+        send: yes,
+        receive: yes,
+    }
+}
+
 fn sessions() -> impl Strategy<Value = Negotiated> {
-    (any::<bool>(), any::<bool>()).prop_map(|(four_octet_as, internal)| Negotiated {
-        four_octet_as,
-        ..Negotiated::plain(internal)
-    })
+    (any::<[bool; 6]>(), any::<[bool; 2]>(), 0..8_u8).prop_map(
+        |([four_octet_as, internal, extended, enhanced, ipv6, next_hop], [path4, path6], rare)| Negotiated {
+            four_octet_as,
+            internal,
+            extended_messages: both_ways(extended),
+            enhanced_route_refresh: enhanced,
+            ipv4_unicast: NegotiatedFamily {
+                agreed: rare != 0,
+                add_path: both_ways(path4),
+                extended_next_hop: next_hop,
+            },
+            ipv6_unicast: NegotiatedFamily {
+                agreed: ipv6,
+                add_path: both_ways(path6),
+                extended_next_hop: false,
+            },
+        },
+    )
 }
 
 fn autonomous_systems() -> impl Strategy<Value = Asn> {
@@ -42,15 +65,41 @@ fn families() -> impl Strategy<Value = Family> {
     ]
 }
 
-/// Unicast prefixes.
+/// Unicast prefixes of IPv4.
 fn prefixes() -> impl Strategy<Value = Prefix> {
     (0..0xe000_0000_u32, 0..=32_u8).prop_map(|(address, bits)| {
         Prefix::new(IpNet::V4(Ipv4Net::new(Ipv4Addr::from(address), bits).unwrap()))
     })
 }
 
-fn hosts() -> impl Strategy<Value = Ipv4Addr> {
-    (0x0100_0000..0xe000_0000_u32).prop_map(Ipv4Addr::from)
+/// Unicast prefixes of IPv6.
+fn prefixes_of_ipv6() -> impl Strategy<Value = Prefix> {
+    (0..0xff00_u128 << 112, 0..=128_u8).prop_map(|(address, bits)| {
+        Prefix::new(IpNet::V6(Ipv6Net::new(Ipv6Addr::from(address), bits).unwrap()))
+    })
+}
+
+/// Destinations, each once, as a session on these terms has them.
+fn destinations(
+    prefixes: impl Strategy<Value = Prefix>,
+    add_path: bool,
+) -> impl Strategy<Value = BTreeSet<Nlri>> {
+    btree_set((prefixes, any::<u32>()), 0..100).prop_map(move |list| {
+        list.into_iter()
+            .map(|(prefix, path_id)| Nlri {
+                prefix,
+                path_id: if add_path { path_id } else { 0 },
+            })
+            .collect()
+    })
+}
+
+fn hosts() -> impl Strategy<Value = IpAddr> {
+    (0x0100_0000..0xe000_0000_u32).prop_map(|address| Ipv4Addr::from(address).into())
+}
+
+fn hosts_of_ipv6() -> impl Strategy<Value = IpAddr> {
+    (1..0xff00_u128 << 112).prop_map(|address| Ipv6Addr::from(address).into())
 }
 
 /// Paths that come back as they went: segments of 1 to 255 on every session. On a session of two octets AS4_PATH joins
@@ -68,13 +117,15 @@ prop_compose! {
     fn path_attributes(negotiated: Negotiated)(
         origin in prop_oneof![Just(Origin::Igp), Just(Origin::Egp), Just(Origin::Incomplete)],
         as_path in paths(if negotiated.four_octet_as { 4 } else { 1 }),
-        next_hop in hosts(),
         med in option::of(any::<u32>()),
         local_pref in any::<u32>(),
         atomic_aggregate in any::<bool>(),
         aggregator in option::of((autonomous_systems(), any::<u32>().prop_map(Ipv4Addr::from))),
         communities in btree_set(any::<u32>(), 0..80),
         large_communities in btree_set(any::<[u32; 3]>(), 0..30),
+        extended in btree_set(any::<[u8; 8]>(), 0..30),
+        originator in option::of(1..=u32::MAX),
+        clusters in vec(any::<u32>().prop_map(Ipv4Addr::from), 0..70),
         unknown in proptest::collection::btree_map(33..=255_u8, vec(any::<u8>(), 0..300), 0..3),
     ) -> PathAttributes {
         // RFC 6793 §4.2.3: an aggregator that needs no four octets makes an AS4_PATH beside it stale only together
@@ -85,54 +136,91 @@ prop_compose! {
             atomic_aggregate, aggregator,
             communities: communities.into_iter().collect(),
             large_communities: large_communities.into_iter().collect(),
+            // RFC 4360 §6: those that are not transitive do not leave the AS, and RFC 4456 §8: nor do these two.
+            extended_communities: extended
+                .into_iter()
+                .filter(|[kind, ..]| negotiated.internal || kind & 0x40 == 0)
+                .collect(),
+            originator_id: originator
+                .filter(|_| negotiated.internal)
+                .and_then(|id| RouterId::new(Ipv4Addr::from(id))),
+            cluster_list: if negotiated.internal { clusters } else { Vec::new() },
             unknown: unknown.into_iter().collect(),
-            ..PathAttributes::new(next_hop.into())
+            ..PathAttributes::new(Ipv4Addr::new(192, 0, 2, 1).into())
         }
     }
 }
 
+/// Routes that go into one message: of IPv4 with a next hop of IPv4 announced and withdrawn at once, others one or the
+/// other.
 fn updates(negotiated: Negotiated) -> impl Strategy<Value = Update> {
-    (
-        btree_set(prefixes(), 0..100),
-        btree_set(prefixes(), 0..100),
-        path_attributes(negotiated),
-    )
-        .prop_map(|(withdrawn, announced, attributes)| {
-            let withdrawn: Vec<_> = withdrawn
-                .difference(&announced)
-                .copied()
-                .map(Nlri::from)
-                .collect();
-            let attributes = (!announced.is_empty()).then(|| Arc::new(attributes));
-            let is_end = withdrawn.is_empty() && announced.is_empty();
-            Update {
-                withdrawn,
-                announced: announced.into_iter().map(Nlri::from).collect(),
-                attributes,
-                beside: None,
-                end_of_rib: is_end.then_some(Family::IPV4_UNICAST),
-            }
-        })
+    let (ipv4, ipv6) = (negotiated.ipv4_unicast, negotiated.ipv6_unicast);
+    let nothing = || Just(BTreeSet::new());
+    let routes_of_ipv4 = || destinations(prefixes(), ipv4.add_path.send);
+    let routes_of_ipv6 = || destinations(prefixes_of_ipv6(), ipv6.add_path.send);
+    let (has4, has6) = (u32::from(ipv4.agreed), u32::from(ipv6.agreed));
+    let other_hop = u32::from(ipv4.extended_next_hop) * has4;
+    let routes = prop_oneof![
+        1 => (nothing(), nothing(), hosts()).boxed(),
+        4 * has4 => (routes_of_ipv4(), routes_of_ipv4(), hosts()).boxed(),
+        2 * other_hop => (nothing(), routes_of_ipv4(), hosts_of_ipv6()).boxed(),
+        2 * has6 => (nothing(), routes_of_ipv6(), hosts_of_ipv6()).boxed(),
+        has6 => (routes_of_ipv6(), nothing(), hosts_of_ipv6()).boxed(),
+    ];
+    (routes, path_attributes(negotiated)).prop_map(|((withdrawn, announced, next_hop), attributes)| {
+        let withdrawn: Vec<_> = withdrawn.difference(&announced).copied().collect();
+        let attributes = PathAttributes {
+            next_hop,
+            ..attributes
+        };
+        let attributes = (!announced.is_empty()).then(|| Arc::new(attributes));
+        let is_end = withdrawn.is_empty() && announced.is_empty();
+        Update {
+            withdrawn,
+            announced: announced.into_iter().collect(),
+            attributes,
+            beside: None,
+            end_of_rib: is_end.then_some(Family::IPV4_UNICAST),
+        }
+    })
 }
 
 fn capabilities() -> impl Strategy<Value = Capability> {
     let restart = (
         any::<bool>(),
+        any::<bool>(),
         0..=4095_u16,
         vec((families(), any::<bool>()), 0..5),
     );
+    let directions = (1..=3_u8).prop_map(|bits| Directions {
+        send: bits & 2 != 0,
+        receive: bits & 1 != 0,
+    });
+    let long_lived = (families(), any::<bool>(), 0..=0x00ff_ffff_u32);
     prop_oneof![
         families().prop_map(Capability::MultiProtocol),
         Just(Capability::RouteRefresh),
-        restart.prop_map(|(restarted, restart_time, families)| {
+        restart.prop_map(|(restarted, notification, restart_time, families)| {
             Capability::GracefulRestart(GracefulRestart {
                 restarted,
-                notification: false,
+                notification,
                 restart_time,
                 families,
             })
         }),
-        (66..=255_u8, vec(any::<u8>(), 0..100)).prop_map(|(code, value)| Capability::Unknown { code, value }),
+        Just(Capability::EnhancedRouteRefresh),
+        Just(Capability::ExtendedMessage),
+        vec((families(), directions), 0..5).prop_map(Capability::AddPath),
+        vec((families(), any::<u16>()), 0..5).prop_map(Capability::ExtendedNextHop),
+        vec(long_lived, 0..5).prop_map(|families| {
+            let family = |(family, forwarding_kept, stale_time)| LongLivedFamily {
+                family,
+                forwarding_kept,
+                stale_time,
+            };
+            Capability::LongLivedGracefulRestart(families.into_iter().map(family).collect())
+        }),
+        (72..=255_u8, vec(any::<u8>(), 0..100)).prop_map(|(code, value)| Capability::Unknown { code, value }),
     ]
 }
 
@@ -194,7 +282,7 @@ fn check(octets: &[u8], negotiated: Negotiated) {
         .iter()
         .any(|fault| fault.verdict == Verdict::TreatAsWithdraw)
     {
-        assert!(update.announced.is_empty(), "{update:?}");
+        assert_eq!(update.announcements().count(), 0, "{update:?}");
     }
     if let Some(attributes) = &update.attributes {
         assert!(
@@ -202,9 +290,15 @@ fn check(octets: &[u8], negotiated: Negotiated) {
             "{attributes:?}"
         );
     }
+    // What is remembered of one message changes nothing in the reading of the next.
+    let mut decoder = Decoder::new(negotiated);
+    for _ in 0..2 {
+        let read = decoder.decode(octets).unwrap();
+        assert_eq!((&read.message, &read.faults), (&message, &faults));
+    }
     // Whatever was accepted can be said again, and means the same.
     let again = encode(&message, negotiated);
-    if frame(&again) == Ok(Some(again.len())) {
+    if frame(&again, negotiated) == Ok(Some(again.len())) {
         let second = decode(&again, negotiated).unwrap();
         assert_eq!(second.faults, [], "{message:?}");
     }
@@ -236,7 +330,7 @@ proptest! {
     #[test]
     fn what_is_said_is_understood((negotiated, message) in said()) {
         let octets = encode(&message, negotiated);
-        prop_assume!(frame(&octets) == Ok(Some(octets.len())));
+        prop_assume!(frame(&octets, negotiated) == Ok(Some(octets.len())));
         let decoded = decode(&octets, negotiated).unwrap();
         prop_assert_eq!(decoded.faults, []);
         prop_assert_eq!(decoded.message, message);
@@ -248,9 +342,9 @@ proptest! {
         cut in any::<prop::sample::Index>(),
     ) {
         let octets = encode(&message, negotiated);
-        let length = frame(&octets).unwrap().unwrap();
+        let length = frame(&octets, negotiated).unwrap().unwrap();
         let part = &octets[..cut.index(length)];
-        prop_assert_eq!(frame(part), Ok(None));
+        prop_assert_eq!(frame(part, negotiated), Ok(None));
         prop_assert!(decode(part, negotiated).is_err());
         // The same octets under a length that fits them: any answer will do, but there is one.
         if part.len() >= 19 {
@@ -284,7 +378,7 @@ proptest! {
 
     #[test]
     fn any_octets_get_an_answer(octets in vec(any::<u8>(), 0..400), kind in 0..7_u8, negotiated in sessions()) {
-        let _ = frame(&octets);
+        let _ = frame(&octets, negotiated);
         check(&octets, negotiated);
         check(&with_header(kind, &octets), negotiated);
     }
