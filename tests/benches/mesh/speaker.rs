@@ -192,8 +192,10 @@ impl Speaker {
         let target = match self.kind {
             Kind::Culvert => {
                 fs::write(&written, affinity(block))?;
-                self.folder
-                    .join(format!("datastore/blockaffinities/{}.yaml", affinity_name(block)))
+                self.folder.join(format!(
+                    "cluster/datastore/blockaffinities/{}.yaml",
+                    affinity_name(block)
+                ))
             }
             Kind::Bird1 | Kind::Bird2 => {
                 fs::write(&written, bird_configuration(self.kind, self.peers, &self.blocks))?;
@@ -275,7 +277,7 @@ socket: {}
 node: {{address: {SPEAKER}}}
 bgp: {{holdTime: {HOLD_TIME}}}
 ",
-        path("datastore"),
+        path("cluster/datastore"),
         path("state"),
         path("agent.sock")
     );
@@ -305,7 +307,8 @@ metadata:
             place::peer(n)
         );
     }
-    let datastore = folder.join("datastore");
+    // Not beside the log: the agent watches the folder that the datastore is in as well.
+    let datastore = folder.join("cluster/datastore");
     fs::create_dir_all(datastore.join("nodes"))?;
     fs::create_dir_all(datastore.join("blockaffinities"))?;
     fs::write(datastore.join("cluster.yaml"), objects)?;
