@@ -30,6 +30,17 @@ need_packages() {
   output=$("${install[@]}" 2>&1 </dev/null) || { echo "$output" >&2; die "could not install ${missing[*]}"; }
 }
 
+# The BGP daemons that tests hold sessions with. None of them is started by its installation (RUNLEVEL). The packages of
+# BIRD 1.6 and BIRD 2 exclude each other: the first is only unpacked.
+need_daemons() {
+  local folder=target/daemons
+  RUNLEVEL=1 need_packages bird2 frr gobgpd openbgpd
+  [ -x "$folder/usr/sbin/bird" ] && return 0
+  echo 'unpacking bird'
+  mkdir -p "$folder" && (cd "$folder" && { apt-get download bird || { apt-get update && apt-get download bird; }; } &&
+    dpkg -x bird_1.*.deb .) >/dev/null 2>&1 || die 'could not fetch the package bird'
+}
+
 # A linker and the C library's start files, which rustc needs; any that is there will do.
 need_linker() { command -v cc >/dev/null || need_packages gcc libc6-dev; }
 

@@ -13,20 +13,22 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use culvert_ipam::allocator::{
-    Assign, Claim, Key as PlanKey, Kind as PlanKind, Limits, Object as Spec, Outcome, Read, Release, Request,
-    Step, View, Write, plan,
+    Assign, Change, Claim, Held, Key as PlanKey, Kind as PlanKind, Object as Spec, Outcome, Plan, Policy,
+    Read, Release, Request, Step, View, Wanted, Write, plan,
 };
 use culvert_ipam::check;
+use culvert_ipam::limits::Limits;
 use culvert_ipam::ordinals::Ordinals;
-use culvert_ipam::pool::{Excluded, Family, Pool, PoolError, Use};
+use culvert_ipam::pool::{Excluded, Family, Pool, PoolError, Pools, Use};
+use culvert_ipam::ranges::Ranges;
 use culvert_ipam::timestamp::Timestamp;
 use ipnet::IpNet;
 use tokio::sync::{Mutex, MutexGuard};
 use tracing::{debug, info, warn};
 
 use crate::api::{
-    BlockAffinity, EncapsulationMode, IpPool, IpamBlock, IpamConfig, IpamConfigSpec, IpamHandle, Key, Kind,
-    Object,
+    BlockAffinity, EncapsulationMode, IpPool, IpReservation, IpamBlock, IpamConfig, IpamConfigSpec,
+    IpamHandle, Key, Kind, Object,
 };
 use crate::datastore::{self, Datastore, DatastoreError};
 
@@ -201,6 +203,11 @@ impl Allocator {
         Ok(datastore::list::<IpPool>(&*self.inner.store).await?)
     }
 
+    async fn reserved(&self) -> Result<Ranges, AllocationError> {
+        let reservations = datastore::list::<IpReservation>(&*self.inner.store).await?;
+        Ok(reservations.iter().flat_map(|r| r.spec.ranges()).collect())
+    }
+
     async fn limits(&self) -> Result<Limits, AllocationError> {
         let config = datastore::get::<IpamConfig>(&*self.inner.store, "default").await?;
         Ok(limits(&config.map(|c| c.spec).unwrap_or_default()))
@@ -214,6 +221,7 @@ impl Allocator {
                 Outcome::Assigned(_) => "other addresses than asked for",
                 Outcome::Released => "a release",
                 Outcome::Claimed(_) => "a claim",
+                Outcome::Unclaimed => "a block given up",
             },
         }
     }
@@ -238,8 +246,8 @@ impl Turn<'_> {
             handle: request.handle,
             attributes: request.attributes,
             usage: request.usage,
-            family: Family::V4,
-            count: 1,
+            wanted: vec![Wanted::one(Family::V4)],
+            excluded: BTreeMap::new(),
         });
         let (outcome, _) = self.run(&assign, pools).await?;
         match outcome {
@@ -256,9 +264,10 @@ impl Turn<'_> {
         let node = self.allocator.inner.node.clone();
         let release = Request::Release(Release {
             node,
-            handle: handle.to_owned(),
+            what: Held::Handle(handle.to_owned()),
         });
-        let (_, released) = self.run(&release, Vec::new()).await?;
+        let pools = self.allocator.pools().await?;
+        let (_, released) = self.run(&release, pools.iter().map(pool).collect()).await?;
         info!(handle, ?released, "addresses released");
         Ok(released)
     }
@@ -270,32 +279,50 @@ impl Turn<'_> {
         pools: Vec<Result<Pool, PoolError>>,
     ) -> Result<(Outcome, Vec<IpAddr>), AllocationError> {
         let Inner { store, node, .. } = &*self.allocator.inner;
+        let policy = Policy {
+            pools: Pools::new(pools),
+            reserved: self.allocator.reserved().await?,
+            limits: self.allocator.limits().await?,
+        };
         let mut known = Known {
             store: &**store,
-            view: View::new(pools, self.allocator.limits().await?),
+            view: View::new(policy),
             objects: BTreeMap::new(),
         };
         let mut freed = Vec::new();
         let mut conflicts = 0;
         loop {
-            match plan(&known.view, request, now())? {
-                Step::Read(read) => known.read(read).await?,
-                Step::Write { write, frees } => match known.write(&write).await {
-                    Ok(()) => freed.extend(frees),
-                    Err(error) if is_conflict(&error) => {
-                        let key = write.key();
-                        conflicts += 1;
-                        debug!(%node, %key, conflicts, "somebody else wrote first");
-                        if conflicts >= MAX_CONFLICTS {
-                            let (node, key) = (node.clone(), api_key(&key));
-                            let tries = conflicts;
-                            return Err(AllocationError::Contended { node, key, tries });
-                        }
-                        known.view.forget(key);
+            let Plan { mut outcomes, step } = plan(&known.view, std::slice::from_ref(request), now());
+            if let Some(outcome) = outcomes.pop().flatten() {
+                return Ok((outcome?, freed));
+            }
+            match step {
+                Step::Read(reads) => {
+                    for read in reads {
+                        known.read(read).await?;
                     }
-                    Err(error) => return Err(error.into()),
-                },
-                Step::Done(outcome) => return Ok((outcome, freed)),
+                }
+                Step::Write(changes) => {
+                    for change in changes {
+                        let key = change.write.key();
+                        match known.write(&change).await {
+                            Ok(()) => freed.extend(change.frees.iter().map(|f| f.address)),
+                            Err(error) if is_conflict(&error) => {
+                                conflicts += 1;
+                                debug!(%node, %key, conflicts, "somebody else wrote first");
+                                if conflicts >= MAX_CONFLICTS {
+                                    let (node, key) = (node.clone(), api_key(&key));
+                                    let tries = conflicts;
+                                    return Err(AllocationError::Contended { node, key, tries });
+                                }
+                                known.view.forget(key);
+                            }
+                            Err(error) => return Err(error.into()),
+                        }
+                    }
+                }
+                // One request alone waits for no other.
+                Step::Done => return Err(self.allocator.odd("", &Outcome::Unclaimed)),
             }
         }
     }
@@ -340,7 +367,8 @@ impl Known<'_> {
         Ok(())
     }
 
-    async fn write(&mut self, write: &Write) -> Result<(), DatastoreError> {
+    async fn write(&mut self, change: &Change) -> Result<(), DatastoreError> {
+        let write = &change.write;
         let key = api_key(&write.key());
         let written = match write {
             Write::Create { name, object } => self.store.create(new_object(name, object.clone())).await?,
@@ -360,12 +388,12 @@ impl Known<'_> {
             Write::Delete { revision, .. } => {
                 self.store.delete(&key, revision).await?;
                 self.objects.remove(&key);
-                self.view.wrote(write.clone(), String::new());
+                self.view.wrote(change.clone(), String::new());
                 return Ok(());
             }
         };
         let revision = written.metadata().resource_version.clone().unwrap_or_default();
-        self.view.wrote(write.clone(), revision);
+        self.view.wrote(change.clone(), revision);
         self.objects.insert(key, written);
         Ok(())
     }
@@ -382,9 +410,7 @@ fn described(object: &Object) -> Option<(String, String, Spec)> {
             }
             Spec::Block(o.spec.clone())
         }
-        Object::Node(_) | Object::IpPool(_) | Object::BgpConfiguration(_) | Object::IpamConfig(_) => {
-            return None;
-        }
+        _ => return None,
     };
     let metadata = object.metadata();
     let revision = metadata.resource_version.clone().unwrap_or_default();
@@ -392,15 +418,19 @@ fn described(object: &Object) -> Option<(String, String, Spec)> {
 }
 
 fn new_object(name: &str, spec: Spec) -> Object {
-    match spec {
+    let labels = spec.labels();
+    let mut object = match spec {
         Spec::Affinity(spec) => Object::BlockAffinity(BlockAffinity::new(name, spec)),
         Spec::Block(spec) => Object::IpamBlock(IpamBlock::new(name, spec)),
         Spec::Handle(spec) => Object::IpamHandle(IpamHandle::new(name, spec)),
-    }
+    };
+    object.metadata_mut().labels.extend(labels);
+    object
 }
 
 /// The object with another spec; objects are looked up by kind, so that the two are of one kind.
 fn with_spec(mut object: Object, spec: Spec) -> Object {
+    object.metadata_mut().labels.extend(spec.labels());
     match (&mut object, spec) {
         (Object::BlockAffinity(o), Spec::Affinity(spec)) => o.spec = spec,
         (Object::IpamBlock(o), Spec::Block(spec)) => o.spec = spec,

@@ -3,17 +3,21 @@
 //! Pure: the same objects in any order give the same [`Cluster`]. What is not needed of an object is not kept, so that
 //! the memory of a node grows with the number of others, not with the number of their pods.
 
+mod bgp;
+mod services;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use culvert_bgp::id::Asn;
 use culvert_ipam::affinity::{Affinity, AffinityState};
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::api::{BgpConfigurationSpec, IpPoolSpec, Key, Kind, Node, Object};
+use crate::api::{IpPoolSpec, Key, Kind, Node, Object};
 
-/// The name of the cluster-wide BGPConfiguration.
-const CLUSTER_WIDE: &str = "default";
+pub use bgp::BgpResources;
+pub use services::{ServiceAddresses, Services};
 
 /// The AS number of a cluster that names none, as Calico has it.
 const DEFAULT_AS_NUMBER: Asn = match Asn::new(64_512) {
@@ -26,10 +30,30 @@ const DEFAULT_AS_NUMBER: Asn = match Asn::new(64_512) {
 pub struct Cluster {
     nodes: BTreeMap<String, ClusterNode>,
     pools: BTreeMap<String, IpPoolSpec>,
-    affinities: BTreeMap<String, Affinity>,
+    claims: Claims,
     /// Addresses in use in each block.
     blocks: BTreeMap<String, usize>,
-    bgp: BgpConfigurationSpec,
+    bgp: BgpResources,
+}
+
+/// What a change of an object changes; each includes those before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ClusterChange {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// How many addresses are in use.
+    Usage,
+    /// Whose a block is, or is about to be.
+    Blocks,
+    /// Anything: nodes, pools, how they speak BGP.
+    Everything,
+}
+
+impl ClusterChange {
+    fn or_nothing(self, changed: bool) -> Self {
+        if changed { self } else { Self::Nothing }
+    }
 }
 
 /// How a node is known to the others.
@@ -43,6 +67,12 @@ pub struct ClusterNode {
     pub tunnel_address: Option<Ipv4Addr>,
     /// The IPv4 addresses that its status names, advertised or not.
     pub addresses: Vec<Ipv4Addr>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// The IPv6 address it advertises; none until it has published one.
+    pub address_v6: Option<Ipv6Net>,
+    /// The cluster that it is a route reflector of (RFC 4456 §7).
+    pub reflector_cluster: Option<Ipv4Addr>,
 }
 
 impl From<&Node> for ClusterNode {
@@ -52,6 +82,9 @@ impl From<&Node> for ClusterNode {
             as_number: node.as_number(),
             tunnel_address: node.tunnel_address(),
             addresses: node.ipv4_addresses().collect(),
+            labels: node.metadata.labels.clone(),
+            address_v6: node.advertised_address_v6(),
+            reflector_cluster: node.reflector_cluster(),
         }
     }
 }
@@ -68,40 +101,52 @@ pub struct SharedAddress {
 }
 
 impl Cluster {
-    /// Takes in an object that appeared or changed; whether that changed the cluster.
-    pub fn upsert(&mut self, object: &Object) -> bool {
+    /// Takes in an object that appeared or changed, and says what that changed.
+    pub fn upsert(&mut self, object: &Object) -> ClusterChange {
         let name = object.metadata().name.clone();
         match object {
-            Object::Node(node) => replace(&mut self.nodes, name, ClusterNode::from(node)),
-            Object::IpPool(pool) => replace(&mut self.pools, name, pool.spec.clone()),
-            Object::BlockAffinity(affinity) => replace(&mut self.affinities, name, affinity.spec.clone()),
-            Object::IpamBlock(block) => replace(
-                &mut self.blocks,
-                name,
-                block.spec.allocations.iter().flatten().count(),
-            ),
-            Object::BgpConfiguration(bgp) if name == CLUSTER_WIDE => {
-                let changed = self.bgp != bgp.spec;
-                self.bgp = bgp.spec.clone();
-                changed
+            Object::Node(node) => {
+                let changed = replace(&mut self.nodes, name, ClusterNode::from(node));
+                ClusterChange::Everything.or_nothing(changed)
             }
-            Object::BgpConfiguration(_) | Object::IpamHandle(_) | Object::IpamConfig(_) => false,
+            Object::IpPool(pool) => {
+                let changed = replace(&mut self.pools, name, pool.spec.clone());
+                ClusterChange::Everything.or_nothing(changed)
+            }
+            Object::BlockAffinity(affinity) => {
+                ClusterChange::Blocks.or_nothing(self.claims.insert(name, &affinity.spec))
+            }
+            Object::IpamBlock(block) => {
+                let in_use = block.spec.allocations.iter().flatten().count();
+                ClusterChange::Usage.or_nothing(replace(&mut self.blocks, name, in_use))
+            }
+            Object::BgpConfiguration(_)
+            | Object::BgpPeer(_)
+            | Object::BgpFilter(_)
+            | Object::Secret(_)
+            | Object::Service(_)
+            | Object::EndpointSlice(_) => ClusterChange::Everything.or_nothing(self.bgp.upsert(object)),
+            Object::IpReservation(_) | Object::IpamHandle(_) | Object::IpamConfig(_) => {
+                ClusterChange::Nothing
+            }
         }
     }
 
-    /// Takes in that an object is gone; whether that changed the cluster.
-    pub fn remove(&mut self, key: &Key) -> bool {
+    /// Takes in that an object is gone, and says what that changed.
+    pub fn remove(&mut self, key: &Key) -> ClusterChange {
+        let name = &key.name;
         match key.kind {
-            Kind::Node => self.nodes.remove(&key.name).is_some(),
-            Kind::IpPool => self.pools.remove(&key.name).is_some(),
-            Kind::BlockAffinity => self.affinities.remove(&key.name).is_some(),
-            Kind::IpamBlock => self.blocks.remove(&key.name).is_some(),
-            Kind::BgpConfiguration if key.name == CLUSTER_WIDE => {
-                let changed = self.bgp != BgpConfigurationSpec::default();
-                self.bgp = BgpConfigurationSpec::default();
-                changed
-            }
-            Kind::BgpConfiguration | Kind::IpamHandle | Kind::IpamConfig => false,
+            Kind::Node => ClusterChange::Everything.or_nothing(self.nodes.remove(name).is_some()),
+            Kind::IpPool => ClusterChange::Everything.or_nothing(self.pools.remove(name).is_some()),
+            Kind::BlockAffinity => ClusterChange::Blocks.or_nothing(self.claims.remove(name)),
+            Kind::IpamBlock => ClusterChange::Usage.or_nothing(self.blocks.remove(name).is_some()),
+            Kind::BgpConfiguration
+            | Kind::BgpPeer
+            | Kind::BgpFilter
+            | Kind::Secret
+            | Kind::Service
+            | Kind::EndpointSlice => ClusterChange::Everything.or_nothing(self.bgp.remove(key)),
+            Kind::IpReservation | Kind::IpamHandle | Kind::IpamConfig => ClusterChange::Nothing,
         }
     }
 
@@ -154,19 +199,22 @@ impl Cluster {
     /// The AS number of nodes that have none of their own.
     #[must_use]
     pub fn default_as_number(&self) -> Asn {
-        self.bgp.as_number.and_then(Asn::new).unwrap_or(DEFAULT_AS_NUMBER)
+        let number = self.bgp.configuration().as_number;
+        number
+            .and_then(|number| Asn::new(number.0))
+            .unwrap_or(DEFAULT_AS_NUMBER)
     }
 
-    /// The TCP port of the speakers, where the cluster names one.
+    /// The settings of the speakers, their peers and filters.
     #[must_use]
-    pub fn listen_port(&self) -> Option<u16> {
-        self.bgp.listen_port.filter(|port| *port != 0)
+    pub fn bgp(&self) -> &BgpResources {
+        &self.bgp
     }
 
     /// Whether every node peers with every other.
     #[must_use]
     pub fn is_full_mesh(&self) -> bool {
-        self.bgp.node_to_node_mesh_enabled.unwrap_or(true)
+        self.bgp.configuration().node_to_node_mesh_enabled.unwrap_or(true)
     }
 
     /// All pools, by name.
@@ -183,11 +231,8 @@ impl Cluster {
 
     /// The blocks that are `node`'s. Only a confirmed claim counts: a pending one may yet be another node's, and one that
     /// is being given up may be so already.
-    pub fn blocks_of<'a>(&'a self, node: &'a str) -> impl Iterator<Item = IpNet> + 'a {
-        self.affinities
-            .values()
-            .filter(move |a| a.is_confirmed_for(node))
-            .map(|a| a.cidr)
+    pub fn blocks_of(&self, node: &str) -> impl Iterator<Item = IpNet> {
+        self.claims.confirmed_of(node)
     }
 
     /// How many addresses of `node`'s blocks are in use.
@@ -201,17 +246,75 @@ impl Cluster {
         };
         self.blocks_of(node).map(count).sum()
     }
+}
 
-    /// Whether a claim of `node` is neither confirmed nor gone: somebody died half-way.
-    #[must_use]
-    pub fn has_unfinished_claim(&self, node: &str) -> bool {
-        self.affinities
-            .values()
-            .any(|a| a.node == node && a.state != AffinityState::Confirmed)
+/// The claims of blocks, by the node that makes them: a node asks for its own all the time, and there may be a hundred
+/// thousand of others.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Claims {
+    /// By the claiming node, and the name of the object.
+    by_node: BTreeMap<Arc<str>, BTreeMap<Arc<str>, Claim>>,
+    /// The claiming node by the name of the object.
+    nodes: BTreeMap<Arc<str>, Arc<str>>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Claim {
+    block: IpNet,
+    state: AffinityState,
+    is_confirmed: bool,
+}
+
+impl Claims {
+    /// Whether that changed anything.
+    fn insert(&mut self, name: String, affinity: &Affinity) -> bool {
+        let claim = Claim {
+            block: affinity.cidr,
+            state: affinity.state,
+            is_confirmed: affinity.is_confirmed_for(&affinity.node),
+        };
+        let known = self.nodes.get(name.as_str());
+        if known.is_some_and(|node| **node == *affinity.node)
+            && self
+                .by_node
+                .get(affinity.node.as_str())
+                .and_then(|claims| claims.get(name.as_str()))
+                == Some(&claim)
+        {
+            return false;
+        }
+        self.remove(&name);
+        let name: Arc<str> = name.into();
+        let node = self
+            .by_node
+            .get_key_value(affinity.node.as_str())
+            .map_or_else(|| Arc::from(affinity.node.as_str()), |(node, _)| Arc::clone(node));
+        let claims = self.by_node.entry(Arc::clone(&node)).or_default();
+        claims.insert(Arc::clone(&name), claim);
+        self.nodes.insert(name, node);
+        true
+    }
+
+    fn remove(&mut self, name: &str) -> bool {
+        let Some(node) = self.nodes.remove(name) else {
+            return false;
+        };
+        if let Some(claims) = self.by_node.get_mut(&node) {
+            claims.remove(name);
+            if claims.is_empty() {
+                self.by_node.remove(&node);
+            }
+        }
+        true
+    }
+
+    fn confirmed_of(&self, node: &str) -> impl Iterator<Item = IpNet> {
+        let claims = self.by_node.get(node).into_iter().flat_map(BTreeMap::values);
+        claims.filter(|claim| claim.is_confirmed).map(|claim| claim.block)
     }
 }
 
-fn replace<T: PartialEq>(map: &mut BTreeMap<String, T>, name: String, value: T) -> bool {
+fn replace<K: Ord, T: PartialEq>(map: &mut BTreeMap<K, T>, name: K, value: T) -> bool {
     let changed = map.get(&name) != Some(&value);
     map.insert(name, value);
     changed

@@ -269,15 +269,13 @@ fn start_speaker(
     // RFC 4724 §4.1: the routes of a former run are what "restarted" means to the peers.
     let restarted = kernel.routes.iter().any(|route| route.protocol == protocol);
     let speaker = SpeakerConfig {
-        asn: identity.asn,
-        router_id: identity.router_id,
-        local_address: identity.address.addr(),
         hold_time: config.bgp.hold_time.get(),
         connect_retry: Duration::from_secs(u64::from(config.bgp.connect_retry.get())),
         restart_time: u16::try_from(config.bgp.restart_time.get()).unwrap_or(0),
         restarted,
         // Nodes must not jitter in step: their addresses differ, and so do their starts.
         seed: u64::from(u32::from(identity.address.addr())) ^ u64::from(std::process::id()).rotate_left(32),
+        ..SpeakerConfig::new(identity.asn, identity.router_id, identity.address.addr())
     };
     speaker::start(
         speaker,

@@ -23,4 +23,5 @@ pub mod selector;
 pub mod speaker;
 pub mod status;
 mod table;
+pub mod uapi;
 pub mod withdrawal;

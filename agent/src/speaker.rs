@@ -311,7 +311,7 @@ impl Driver {
             }
             Output::Send { connection, bytes } => {
                 let open = self.connections.get_mut(&connection)?;
-                return (!open.send(&bytes)).then_some(connection);
+                return (!open.send(bytes)).then_some(connection);
             }
             Output::Close { connection } => {
                 // A connection that is dropped still writes what is queued, a NOTIFICATION for one.

@@ -70,8 +70,10 @@ pub enum Event {
     HoldExpires,
     /// 11.
     KeepaliveExpires,
-    /// 13: the pause after a failure is over.
+    /// 6 and 13: the pause after a failure is over, and the next attempt dials.
     IdleHoldExpires,
+    /// 7: the same, and the next attempt waits for the peer.
+    IdleHoldExpiresPassive,
     /// 16 and 17: the transport connection stands, whoever opened it.
     TcpEstablished,
     /// 18: the transport connection failed, or could not be made.
@@ -96,11 +98,13 @@ pub enum Event {
     UpdateError,
     /// RFC 2918 §4.
     RouteRefresh,
+    /// 29 (RFC 9687 §3): for too long the peer has taken in nothing of what we send.
+    SendHoldExpires,
 }
 
 impl Event {
     /// All of them, in the order of RFC 4271 §8.1.
-    pub const ALL: [Event; 21] = [
+    pub const ALL: [Event; 23] = [
         Event::Start,
         Event::StartPassive,
         Event::Stop,
@@ -110,6 +114,7 @@ impl Event {
         Event::HoldExpires,
         Event::KeepaliveExpires,
         Event::IdleHoldExpires,
+        Event::IdleHoldExpiresPassive,
         Event::TcpEstablished,
         Event::TcpFails,
         Event::Open,
@@ -122,6 +127,7 @@ impl Event {
         Event::Update,
         Event::UpdateError,
         Event::RouteRefresh,
+        Event::SendHoldExpires,
     ];
 }
 
@@ -136,6 +142,8 @@ pub enum Timer {
     Keepalive,
     /// How long to stay Idle after a failure.
     IdleHold,
+    /// How long the peer may take in nothing (RFC 9687 §3).
+    SendHold,
 }
 
 /// What is to be done, in the order given.
@@ -234,6 +242,7 @@ fn idle(event: Event) -> Step {
         ),
         // RFC 4271 §8.1.1: DampPeerOscillations, the pause is over and the count stays.
         Event::IdleHoldExpires => to(State::Connect, DIAL),
+        Event::IdleHoldExpiresPassive => to(State::Active, &[Effect::Arm(Timer::ConnectRetry)]),
         Event::Stop | Event::Abandon | Event::AutomaticStop => to(
             State::Idle,
             &[Effect::Disarm(Timer::IdleHold), Effect::ForgetRetries],

@@ -74,6 +74,9 @@ impl fmt::Display for RouterId {
 pub struct HoldTime(u16);
 
 impl HoldTime {
+    /// 90 seconds (RFC 4271 §10).
+    pub const SUGGESTED: HoldTime = HoldTime(90);
+
     /// `None` for one and two seconds.
     #[must_use]
     pub const fn new(seconds: u16) -> Option<Self> {

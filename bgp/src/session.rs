@@ -3,19 +3,31 @@
 //! It turns messages into events of [`crate::fsm`] and effects into bytes and timers. It knows of no other session
 //! to the same peer: [`crate::speaker`] decides collisions, keeps the routes, and counts.
 
-use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::config::{PeerConfig, SpeakerConfig};
 use crate::fsm::{self, Effect, Event, State, Timer};
-use crate::id::{ConnectionId, HoldTime};
-use crate::speaker::reason::Reason;
-use crate::speaker::transport::Transport;
-use crate::wire::message::{Capability, Family, GracefulRestart, Message, Notification, Open};
+use crate::id::{Asn, ConnectionId, HoldTime};
+use crate::reason::Reason;
+use crate::transport::Transport;
+use crate::wire::message::{
+    Capability, Directions, Family, GracefulRestart, LongLivedFamily, Message, Notification, Open,
+};
 use crate::wire::notification::{UNSPECIFIC, code, fsm as fsm_error};
-use crate::wire::{self, Decoded, Negotiated};
+use crate::wire::{self, Decoded, Decoder, Negotiated};
 
 /// RFC 4271 §8.2.2: the large hold timer of OpenSent, "4 minutes is suggested".
 pub(crate) const OPEN_HOLD: Duration = Duration::from_secs(240);
+
+/// RFC 9687 §6: SendHoldTime is eight minutes, or twice the hold time where that is more.
+const SEND_HOLD: Duration = Duration::from_secs(480);
+
+/// RFC 4724 §3: twelve bits.
+const MAX_RESTART_TIME: u16 = 0x0fff;
+
+/// RFC 9494 §3.1: 24 bits.
+const MAX_STALE_TIME: u32 = 0x00ff_ffff;
 
 /// The pause after a failure is a quarter of ConnectRetry at first, doubles with each, and stops at four times it.
 const MAX_BACKOFF_DOUBLINGS: u32 = 4;
@@ -29,6 +41,15 @@ pub(crate) enum Origin {
     Accepted,
 }
 
+/// How long the routes of a family stay once their session is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Patience {
+    /// RFC 4724 §4.2.
+    pub(crate) restart: Duration,
+    /// RFC 9494 §4.2: after that.
+    pub(crate) long_lived: Duration,
+}
+
 /// What becomes of the peer's routes when the session ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
@@ -36,6 +57,8 @@ pub(crate) enum Fate {
     Drop,
     /// They stay as stale ones, if graceful restart was agreed on (RFC 4724 §4.2).
     Stale,
+    /// They stay as stale ones, if both ends also keep them over a NOTIFICATION (RFC 8538 §4).
+    Notified,
     /// They stay as they are: this speaker is going away, and packets are to flow on.
     Keep,
 }
@@ -52,11 +75,11 @@ pub(crate) struct Cause {
 }
 
 impl Cause {
-    /// Of an event that is no failure in a state that expects it.
+    /// Of an event that is no failure in a state that expects it, and a Finite State Machine Error in another.
     pub(crate) const NONE: Cause = Cause {
         notify: None,
         reason: None,
-        fate: Fate::Drop,
+        fate: Fate::Notified,
     };
 
     /// Of an event that ends the session without a NOTIFICATION of ours.
@@ -80,44 +103,97 @@ impl Cause {
     /// Of an error in what the peer sent.
     pub(crate) fn fault(notification: Notification) -> Self {
         let reason = Reason::NotificationSent(notification.clone());
-        Self::notify(notification, reason, Fate::Drop)
+        Self::notify(notification, reason, Fate::Notified)
     }
 }
 
 /// What this speaker brings to a session with one peer.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Terms<'a> {
     /// The speaker's configuration.
-    pub(crate) config: &'a crate::speaker::SpeakerConfig,
-    /// The peer.
-    pub(crate) peer: IpAddr,
+    pub(crate) config: &'a SpeakerConfig,
+    /// The peer's.
+    pub(crate) peer: Arc<PeerConfig>,
     /// Whether the peer is in our AS.
     pub(crate) internal: bool,
     /// RFC 4724 §3: the R bit.
     pub(crate) restarted: bool,
-    /// RFC 4724 §3: the F bit of IPv4 unicast.
+    /// RFC 4724 §3: the F bits.
     pub(crate) forwarding_kept: bool,
 }
 
 impl Terms<'_> {
-    fn open(&self) -> Open {
-        let graceful_restart = GracefulRestart {
-            restarted: self.restarted,
-            notification: false,
-            restart_time: self.config.restart_time.min(4095),
-            families: vec![(Family::IPV4_UNICAST, self.forwarding_kept)],
-        };
+    /// Our AS towards the peer.
+    pub(crate) fn local_asn(&self) -> Asn {
+        self.peer.local_asn.unwrap_or(self.config.asn)
+    }
+
+    /// The hold time that we propose.
+    pub(crate) fn hold_time(&self) -> HoldTime {
+        self.peer.hold_time.unwrap_or(self.config.hold_time)
+    }
+
+    fn connect_retry(&self) -> Duration {
+        self.peer.connect_retry.unwrap_or(self.config.connect_retry)
+    }
+
+    /// Our OPEN.
+    pub(crate) fn open(&self) -> Open {
         Open {
-            asn: self.config.asn,
-            hold_time: self.config.hold_time,
+            asn: self.local_asn(),
+            hold_time: self.hold_time(),
             router_id: self.config.router_id,
-            capabilities: vec![
-                Capability::MultiProtocol(Family::IPV4_UNICAST),
-                Capability::RouteRefresh,
-                Capability::FourOctetAs(self.config.asn),
-                Capability::GracefulRestart(graceful_restart),
-            ],
+            capabilities: self.capabilities(),
         }
+    }
+
+    fn capabilities(&self) -> Vec<Capability> {
+        let families = &self.peer.families;
+        let restart_time = self.peer.restart_time.unwrap_or(self.config.restart_time);
+        let mut capabilities: Vec<_> = families.keys().copied().map(Capability::MultiProtocol).collect();
+        capabilities.extend([
+            Capability::RouteRefresh,
+            Capability::EnhancedRouteRefresh,
+            Capability::ExtendedMessage,
+            Capability::FourOctetAs(self.local_asn()),
+            Capability::GracefulRestart(GracefulRestart {
+                restarted: self.restarted,
+                notification: true,
+                restart_time: restart_time.min(MAX_RESTART_TIME),
+                families: families
+                    .keys()
+                    .map(|&family| (family, self.forwarding_kept))
+                    .collect(),
+            }),
+        ]);
+        let stale_time = self.peer.long_lived_stale_time.min(MAX_STALE_TIME);
+        if stale_time > 0 {
+            let long_lived = families.keys().map(|&family| LongLivedFamily {
+                family,
+                forwarding_kept: self.forwarding_kept,
+                stale_time,
+            });
+            capabilities.push(Capability::LongLivedGracefulRestart(long_lived.collect()));
+        }
+        let add_path = families.iter().filter_map(|(&family, of)| {
+            let directions = Directions {
+                send: of.add_path_send,
+                receive: of.add_path_receive,
+            };
+            (directions != Directions::default()).then_some((family, directions))
+        });
+        let add_path: Vec<_> = add_path.collect();
+        if !add_path.is_empty() {
+            capabilities.push(Capability::AddPath(add_path));
+        }
+        if families
+            .get(&Family::IPV4_UNICAST)
+            .is_some_and(|of| of.extended_next_hop)
+        {
+            let pair = (Family::IPV4_UNICAST, Family::IPV6_UNICAST.afi);
+            capabilities.push(Capability::ExtendedNextHop(vec![pair]));
+        }
+        capabilities
     }
 }
 
@@ -128,6 +204,7 @@ struct Deadlines {
     hold: Option<Instant>,
     keepalive: Option<Instant>,
     idle_hold: Option<Instant>,
+    send_hold: Option<Instant>,
 }
 
 impl Deadlines {
@@ -137,12 +214,14 @@ impl Deadlines {
             Timer::Hold => &mut self.hold,
             Timer::Keepalive => &mut self.keepalive,
             Timer::IdleHold => &mut self.idle_hold,
+            Timer::SendHold => &mut self.send_hold,
         }
     }
 
-    fn all(&self) -> [(Timer, Option<Instant>); 4] {
+    fn all(&self) -> [(Timer, Option<Instant>); 5] {
         [
             (Timer::Hold, self.hold),
+            (Timer::SendHold, self.send_hold),
             (Timer::Keepalive, self.keepalive),
             (Timer::ConnectRetry, self.connect_retry),
             (Timer::IdleHold, self.idle_hold),
@@ -185,6 +264,7 @@ pub(crate) struct Session {
     pub(crate) open: Option<Open>,
     /// What both sides agreed on.
     pub(crate) negotiated: Negotiated,
+    decoder: Decoder,
     /// The lower of both proposals (RFC 4271 §4.2).
     pub(crate) hold_time: HoldTime,
     /// ConnectRetryCounter (RFC 4271 §8.1.1).
@@ -204,12 +284,7 @@ impl Session {
 
     /// One in Idle, for a connection that the peer opened.
     pub(crate) fn accepted(connection: ConnectionId, now: Instant, terms: &Terms<'_>) -> Self {
-        let mut session = Self::new(
-            connection,
-            Origin::Accepted,
-            terms.config.hold_time,
-            terms.internal,
-        );
+        let mut session = Self::new(connection, Origin::Accepted, terms.hold_time(), terms.internal);
         session.connection = Some(connection);
         session.connected = Some(now);
         session
@@ -225,6 +300,7 @@ impl Session {
             established: None,
             open: None,
             negotiated: Negotiated::plain(internal),
+            decoder: Decoder::new(Negotiated::plain(internal)),
             hold_time,
             retries: 0,
             sent: 0,
@@ -260,9 +336,66 @@ impl Session {
         self.arm(Timer::IdleHold, terms, transport);
     }
 
-    /// The graceful restart capability of the peer, if it covers IPv4 unicast.
-    pub(crate) fn graceful_restart(&self) -> Option<(&GracefulRestart, bool)> {
-        self.open.as_ref().and_then(graceful_restart)
+    /// Waits in Idle until `until`.
+    pub(crate) fn pause_until(&mut self, until: Instant) {
+        self.deadlines.idle_hold = Some(until);
+    }
+
+    /// What is sent does not reach the peer's host (RFC 9687 §4.4), until it is told otherwise.
+    pub(crate) fn stalled(&mut self, stalled: bool, terms: &Terms<'_>, transport: &mut Transport) {
+        if !stalled || self.state < State::OpenConfirm {
+            self.deadlines.send_hold = None;
+        } else if self.deadlines.send_hold.is_none() {
+            self.arm(Timer::SendHold, terms, transport);
+        }
+    }
+
+    /// Whether the peer has graceful restart at all.
+    pub(crate) fn has_graceful_restart(&self) -> bool {
+        self.open.as_ref().and_then(graceful_restart).is_some()
+    }
+
+    /// How long the peer's routes of a family are to stay once this session is lost (RFC 4724 §4.2, RFC 9494 §4.2);
+    /// `None` where that was not agreed on.
+    pub(crate) fn patience(&self, family: Family, terms: &Terms<'_>) -> Option<Patience> {
+        let open = self.open.as_ref()?;
+        let restart = graceful_restart(open)?;
+        restart.families.iter().find(|(of, _)| *of == family)?;
+        let ours = terms.peer.long_lived_stale_time.min(MAX_STALE_TIME);
+        let theirs = long_lived(open, family).map_or(0, |of| of.stale_time);
+        let patience = Patience {
+            restart: Duration::from_secs(restart.restart_time.into()),
+            long_lived: Duration::from_secs(ours.min(theirs).into()),
+        };
+        (patience != Patience::default()).then_some(patience)
+    }
+
+    /// Whether the peer says that its forwarding state for a family has outlived its restart (RFC 4724 §4.2,
+    /// RFC 9494 §4.2: the F bits).
+    pub(crate) fn kept_forwarding(&self, family: Family) -> bool {
+        self.open.as_ref().is_some_and(|open| {
+            let restart = graceful_restart(open);
+            let short = restart.is_some_and(|restart| restart.families.contains(&(family, true)));
+            short || long_lived(open, family).is_some_and(|of| of.forwarding_kept)
+        })
+    }
+
+    /// Whether the peer knows routes that are stale for long (RFC 9494 §4.3).
+    pub(crate) fn knows_long_lived(&self, family: Family) -> bool {
+        let open = self.open.as_ref();
+        open.is_some_and(|open| long_lived(open, family).is_some())
+    }
+
+    /// Whether the peer answers a ROUTE-REFRESH (RFC 2918 §2).
+    pub(crate) fn can_refresh(&self) -> bool {
+        let open = self.open.as_ref();
+        open.is_some_and(|open| open.capabilities.contains(&Capability::RouteRefresh))
+    }
+
+    /// Whether both ends keep routes over a NOTIFICATION (RFC 8538 §2): we always do.
+    pub(crate) fn keeps_over_notification(&self) -> bool {
+        let restart = self.open.as_ref().and_then(graceful_restart);
+        restart.is_some_and(|restart| restart.notification)
     }
 
     /// Lets an event act. The effects go to `transport`, those for the routes into the result.
@@ -285,7 +418,7 @@ impl Session {
                 .established
                 .take()
                 .map(|since| transport.now.duration_since(since));
-            if held.is_some_and(|held| held >= terms.config.connect_retry) {
+            if held.is_some_and(|held| held >= terms.connect_retry()) {
                 self.retries = 0;
             }
         }
@@ -297,7 +430,7 @@ impl Session {
         };
         for &effect in step.effects {
             match effect {
-                Effect::Dial => self.connection = Some(transport.dial(terms.peer)),
+                Effect::Dial => self.connection = Some(transport.dial(terms.peer.address)),
                 Effect::Drop => self.drop_connection(transport),
                 Effect::SendOpen => self.send(&Message::Open(terms.open()), transport),
                 Effect::SendKeepalive => self.send(&Message::Keepalive, transport),
@@ -341,15 +474,20 @@ impl Session {
             return None;
         };
         self.consumed = self.consumed.saturating_add(message.len());
-        Some(wire::decode(message, self.negotiated))
+        Some(self.decoder.decode(message))
     }
 
     /// Takes the peer's OPEN as the terms of this session.
     pub(crate) fn accept_open(&mut self, open: Open, terms: &Terms<'_>) {
         // RFC 4271 §4.2: the smaller of both; zero means none.
-        self.hold_time = open.hold_time.min(terms.config.hold_time);
-        self.negotiated = Negotiated::between(&terms.open(), &open);
+        self.hold_time = open.hold_time.min(terms.hold_time());
+        self.agree(Negotiated::between(&terms.open(), &open));
         self.open = Some(open);
+    }
+
+    fn agree(&mut self, negotiated: Negotiated) {
+        self.negotiated = negotiated;
+        self.decoder = Decoder::new(negotiated);
     }
 
     /// Sends a message, if there is a connection.
@@ -362,6 +500,14 @@ impl Session {
         if let Some(connection) = self.connection {
             self.sent = self.sent.saturating_add(1);
             transport.send(connection, bytes);
+        }
+    }
+
+    /// Sends messages that others are sent too.
+    pub(crate) fn send_shared(&mut self, messages: u64, bytes: &Arc<Vec<u8>>, transport: &mut Transport) {
+        if let Some(connection) = self.connection {
+            self.sent = self.sent.saturating_add(messages);
+            transport.send_shared(connection, bytes);
         }
     }
 
@@ -378,20 +524,26 @@ impl Session {
         self.buffer = Vec::new();
         self.consumed = 0;
         self.open = None;
-        self.negotiated = Negotiated::plain(self.negotiated.internal);
+        self.agree(Negotiated::plain(self.negotiated.internal));
     }
 
     fn arm(&mut self, timer: Timer, terms: &Terms<'_>, transport: &mut Transport) {
-        let retry = terms.config.connect_retry;
+        let retry = terms.connect_retry();
         let hold = Duration::from_secs(u64::from(self.hold_time.seconds()));
         let after = match timer {
+            // RFC 4271 §8.1.1: a passive speaker waits for as long as it takes.
+            Timer::ConnectRetry if terms.peer.passive && self.key == DIALLER => None,
             Timer::ConnectRetry => Some(transport.jitter.shorten(retry)),
             Timer::Hold if self.state == State::OpenSent => Some(OPEN_HOLD),
             // RFC 4271 §4.4, §8.2.2: a hold time of zero starts neither timer.
-            Timer::Hold | Timer::Keepalive if hold.is_zero() => None,
+            Timer::Hold | Timer::Keepalive | Timer::SendHold if hold.is_zero() => None,
             Timer::Hold => Some(hold),
             // RFC 4271 §10: a third of the hold time.
-            Timer::Keepalive => Some(transport.jitter.shorten(hold / 3)),
+            Timer::Keepalive => {
+                let most = terms.peer.keepalive.unwrap_or(Duration::MAX);
+                Some(transport.jitter.shorten((hold / 3).min(most)))
+            }
+            Timer::SendHold => Some(SEND_HOLD.max(hold.saturating_mul(2))),
             Timer::IdleHold => {
                 let doublings = self.retries.saturating_sub(1).min(MAX_BACKOFF_DOUBLINGS);
                 Some(
@@ -416,16 +568,24 @@ fn unexpected(state: State) -> Notification {
     Notification::new(code::FINITE_STATE_MACHINE, subcode)
 }
 
-/// The graceful restart capability of an OPEN, if it covers IPv4 unicast, and that family's F bit.
-pub(crate) fn graceful_restart(open: &Open) -> Option<(&GracefulRestart, bool)> {
-    open.capabilities.iter().find_map(|capability| {
-        let Capability::GracefulRestart(restart) = capability else {
-            return None;
-        };
-        let &(_, kept) = restart
-            .families
-            .iter()
-            .find(|(family, _)| *family == Family::IPV4_UNICAST)?;
-        Some((restart, kept))
+/// The graceful restart capability of an OPEN.
+fn graceful_restart(open: &Open) -> Option<&GracefulRestart> {
+    open.capabilities.iter().find_map(|capability| match capability {
+        Capability::GracefulRestart(restart) => Some(restart),
+        _ => None,
     })
+}
+
+/// What the long-lived graceful restart capability of an OPEN says of a family. RFC 9494 §4.1: without the capability
+/// of RFC 4724 it counts for nothing.
+fn long_lived(open: &Open, family: Family) -> Option<&LongLivedFamily> {
+    graceful_restart(open)?;
+    let mut families = open
+        .capabilities
+        .iter()
+        .filter_map(|capability| match capability {
+            Capability::LongLivedGracefulRestart(families) => Some(families),
+            _ => None,
+        });
+    families.next()?.iter().find(|of| of.family == family)
 }

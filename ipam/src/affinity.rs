@@ -66,7 +66,22 @@ impl Affinity {
     /// Whether this is a claim, of whatever state, of `node` (not of a virtual owner of that name).
     #[must_use]
     pub fn is_of_node(&self, node: &str) -> bool {
-        self.node == node && self.r#type.as_deref().is_none_or(|t| t.is_empty() || t == "host")
+        self.node == node && self.kind() == "host"
+    }
+
+    /// What owns the block by it: `host` where it says nothing, as rows of older versions do.
+    #[must_use]
+    pub fn kind(&self) -> &str {
+        match self.r#type.as_deref() {
+            None | Some("") => "host",
+            Some(kind) => kind,
+        }
+    }
+
+    /// The labels that its object has to have; see [`crate::name::affinity_labels`].
+    #[must_use]
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        crate::name::affinity_labels(&self.node, self.kind(), self.cidr)
     }
 
     /// Whether it is deleted already, though the object is still there. All spellings of truth that Go's `ParseBool` takes.

@@ -5,11 +5,16 @@
 //! blocks only. What is absent and what is null mean the same here, as in Calico and Kubernetes: the default.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::pool::{Family, number};
 use crate::timestamp::Timestamp;
+
+/// The handle of addresses that Windows keeps for itself; they do not make a block one that is in use.
+pub const WINDOWS_RESERVED_HANDLE: &str = "windows-reserved-ipam-handle";
 
 /// The spec of an IPAMBlock.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -116,11 +121,113 @@ impl Block {
         self.owner() == Owner::Host(node)
     }
 
-    /// Whether somebody has an address in it.
+    /// Whether somebody has an address in it, or one in it still rests. What Windows reserves does not count, as in Calico.
     #[must_use]
     pub fn is_in_use(&self) -> bool {
-        self.allocations.iter().any(Option::is_some)
+        self.allocations
+            .iter()
+            .flatten()
+            .any(|index| !self.attribute(*index).is_some_and(Attribute::is_windows_reserved))
     }
+
+    /// How many addresses are not free.
+    #[must_use]
+    pub fn in_use(&self) -> usize {
+        self.allocations.iter().flatten().count()
+    }
+
+    /// Attributes by their index.
+    #[must_use]
+    pub fn attribute(&self, index: i64) -> Option<&Attribute> {
+        self.attributes.get(usize::try_from(index).ok()?)
+    }
+
+    /// Who has the address of an ordinal, and what else is known of that; `None` for one that is free.
+    #[must_use]
+    pub fn holder(&self, ordinal: usize) -> Option<&Attribute> {
+        self.attribute((*self.allocations.get(ordinal)?)?)
+    }
+
+    /// The ordinal of an address; `None` when it is not in the block.
+    #[must_use]
+    pub fn ordinal_of(&self, address: IpAddr) -> Option<usize> {
+        if !self.cidr.contains(&address) {
+            return None;
+        }
+        let first = number(self.cidr.network());
+        usize::try_from(number(address).checked_sub(first)?).ok()
+    }
+
+    /// The block's sequence number when the address of an ordinal was taken; 0 where that was not written down, as Calico
+    /// reads it.
+    #[must_use]
+    pub fn sequence_number_of(&self, ordinal: usize) -> u64 {
+        self.sequence_number_for_allocation
+            .as_ref()
+            .and_then(|numbers| numbers.get(&ordinal.to_string()))
+            .copied()
+            .unwrap_or(0)
+    }
+
+    /// All addresses that are not free, ascending, each with its ordinal and attributes. One whose attributes are missing is
+    /// left out.
+    pub fn taken(&self) -> impl Iterator<Item = Taken<'_>> {
+        (0..self.allocations.len()).filter_map(|ordinal| {
+            Some(Taken {
+                ordinal,
+                address: address_of(self.cidr, ordinal),
+                attribute: self.holder(ordinal)?,
+            })
+        })
+    }
+}
+
+/// An address that is not free.
+#[derive(Clone, Copy, Debug)]
+pub struct Taken<'a> {
+    /// How far it is into the block.
+    pub ordinal: usize,
+    /// The address.
+    pub address: IpAddr,
+    /// Who has it.
+    pub attribute: &'a Attribute,
+}
+
+impl Attribute {
+    /// The handle. What follows a carriage return is no part of it: a migration from another allocator wrote such handles.
+    #[must_use]
+    pub fn handle(&self) -> Option<&str> {
+        self.handle_id.as_deref().and_then(|h| h.split('\r').next())
+    }
+
+    /// A value of `secondary`.
+    #[must_use]
+    pub fn value(&self, key: &str) -> Option<&str> {
+        self.secondary.as_ref()?.get(key).map(String::as_str)
+    }
+
+    /// Whether the address was released and rests.
+    #[must_use]
+    pub fn rests(&self) -> bool {
+        self.handle_id.is_none() && self.released_at.is_some()
+    }
+
+    /// Whether Windows keeps the address for itself.
+    #[must_use]
+    pub fn is_windows_reserved(&self) -> bool {
+        self.handle()
+            .is_some_and(|h| h.eq_ignore_ascii_case(WINDOWS_RESERVED_HANDLE))
+    }
+}
+
+/// The address of an ordinal; the block's first for one that lies outside.
+pub(crate) fn address_of(cidr: IpNet, ordinal: usize) -> IpAddr {
+    let first = cidr.network();
+    u128::try_from(ordinal)
+        .ok()
+        .and_then(|o| number(first).checked_add(o))
+        .and_then(|n| crate::pool::address(Family::of(cidr), n))
+        .unwrap_or(first)
 }
 
 /// Number of addresses of a block; `None` for a range that is too large to be one.

@@ -1,11 +1,17 @@
-//! Whether a block's parts agree with each other.
+//! Whether a block's parts agree with each other ([`block()`]), and whether the objects of a cluster do ([`cluster()`]).
+
+mod cluster;
+mod finding;
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::block::{Block, size_of};
+use crate::block::{Block, address_of, size_of};
 use crate::name;
+
+pub use cluster::{Problem, cluster};
+pub use finding::Finding;
 
 /// What is wrong with a block. Such a block is left as it is, and nothing is taken from it or given back to it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -185,14 +191,4 @@ fn unallocated(block: &Block) -> Result<(), BlockFault> {
         }
     }
     Ok(())
-}
-
-/// The address of an ordinal; the block's first for one that lies outside.
-pub(crate) fn address_of(cidr: IpNet, ordinal: usize) -> IpAddr {
-    let first = cidr.network();
-    u128::try_from(ordinal)
-        .ok()
-        .and_then(|o| crate::pool::number(first).checked_add(o))
-        .and_then(|n| crate::pool::address(crate::pool::Family::of(cidr), n))
-        .unwrap_or(first)
 }

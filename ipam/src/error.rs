@@ -1,6 +1,7 @@
 //! Why a request cannot be fulfilled as things stand.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -70,6 +71,101 @@ pub enum Error {
         node: String,
         /// The family.
         family: Family,
+    },
+    /// A pool that was asked for by its range is not there.
+    #[error("node {node}: there is no pool {cidr}; name the cidr of an IPPool")]
+    NoSuchPool {
+        /// The node.
+        node: String,
+        /// What was asked for.
+        cidr: IpNet,
+    },
+    /// An address that was asked for is in no pool.
+    #[error("node {node}: {address} is in no IPPool; ask for one that is, or create a pool")]
+    NotInPool {
+        /// The node.
+        node: String,
+        /// The address.
+        address: IpAddr,
+    },
+    /// The pool of an address that was asked for gives nothing.
+    #[error("node {node}: {address} cannot be had: {refusal}; ask for another, or change the pool")]
+    AddressRefused {
+        /// The node.
+        node: String,
+        /// The address.
+        address: IpAddr,
+        /// What is against its pool.
+        refusal: PoolRefusal,
+    },
+    /// An address that was asked for is not free.
+    #[error("node {node}: {address} cannot be had: it is that of {holder}; ask for another, or release it")]
+    AddressTaken {
+        /// The node.
+        node: String,
+        /// The address.
+        address: IpAddr,
+        /// Whose it is.
+        holder: String,
+    },
+    /// An address that was asked for is in another's block.
+    #[error(
+        "node {node}: {address} is in block {block} of {owner}, and strictAffinity of IPAMConfig default is true; ask for one \
+         in a block of the node"
+    )]
+    StrictAffinity {
+        /// The node.
+        node: String,
+        /// The address.
+        address: IpAddr,
+        /// Its block.
+        block: IpNet,
+        /// Whose the block is.
+        owner: String,
+    },
+    /// An address was taken again since somebody decided to give it back.
+    #[error(
+        "{address} was to be given back as taken at sequence number {requested}, but was taken at {found}; look again who has it"
+    )]
+    BadSequenceNumber {
+        /// The address.
+        address: IpAddr,
+        /// With which it was to be given back.
+        requested: u64,
+        /// With which it was taken.
+        found: u64,
+    },
+    /// An address is another's.
+    #[error("{address} was to be given back by {requested}, but is that of {found}; look again who has it")]
+    BadHandle {
+        /// The address.
+        address: IpAddr,
+        /// Who was said to have it.
+        requested: String,
+        /// Who has it.
+        found: String,
+    },
+    /// A block that was to be given up is in use.
+    #[error("node {node}: block {block} is in use ({in_use} addresses); release them first")]
+    BlockInUse {
+        /// Its owner.
+        node: String,
+        /// The block.
+        block: IpNet,
+        /// Addresses that are not free.
+        in_use: usize,
+    },
+    /// A block was written since somebody decided to take it away.
+    #[error(
+        "block {block} was to be given up at sequence number {expected}, but is at {found}; look at it again"
+    )]
+    BlockChanged {
+        /// The block.
+        block: IpNet,
+        /// What it was.
+        expected: u64,
+        /// What it is.
+        found: u64,
     },
     /// A block that is needed is not sound.
     #[error(transparent)]

@@ -1,8 +1,11 @@
-//! The names of Calico's IPAM objects. Both sides of a shared cluster must find an object under the same name, so that
+//! The names of Calico's IPAM objects and handles, and the labels of affinities. Both sides of a shared cluster must find an object under the same name, so that
 //! creating it twice fails.
+
+use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
+use sha3::Sha3_256;
 
 /// From this length on Calico shortens a name; Kubernetes allows 253.
 const TOO_LONG: usize = 253;
@@ -45,6 +48,60 @@ pub fn affinity(node: &str, cidr: IpNet) -> String {
 #[must_use]
 pub fn handle(id: &str) -> String {
     id.to_lowercase()
+}
+
+/// The handle of a pod's addresses: the network's name (`k8s-pod-network` unless configured) and the container's ID.
+#[must_use]
+pub fn container_handle(network: &str, container: &str) -> String {
+    format!("{network}.{container}")
+}
+
+/// The handle that older versions of Calico gave a pod's addresses; released with the container's when a pod is removed.
+#[must_use]
+pub fn workload_handle(namespace: &str, pod: &str) -> String {
+    format!("{namespace}.{pod}")
+}
+
+/// The handle of the address of a node's IPIP device.
+#[must_use]
+pub fn ipip_tunnel_handle(node: &str) -> String {
+    format!("ipip-tunnel-addr-{node}")
+}
+
+/// Label of an affinity: the node's name, hashed, because names can be longer than labels may be.
+pub const HOSTNAME_HASH_LABEL: &str = "projectcalico.org/hostname-hash";
+/// Label of an affinity: `host` or `virtual`.
+pub const AFFINITY_TYPE_LABEL: &str = "projectcalico.org/affinity-type";
+/// Label of an affinity: `4` or `6`.
+pub const IP_VERSION_LABEL: &str = "projectcalico.org/ip-version";
+
+/// The labels of an affinity, by which Calico lists those of one host. What lacks them is invisible to it until it upgrades
+/// the host at its next start, so that whoever writes an affinity adds them to its metadata.
+#[must_use]
+pub fn affinity_labels(owner: &str, kind: &str, cidr: IpNet) -> BTreeMap<String, String> {
+    let version = match cidr {
+        IpNet::V4(_) => "4",
+        IpNet::V6(_) => "6",
+    };
+    BTreeMap::from([
+        (HOSTNAME_HASH_LABEL.to_owned(), hostname_hash(owner)),
+        (AFFINITY_TYPE_LABEL.to_owned(), kind.to_owned()),
+        (IP_VERSION_LABEL.to_owned(), version.to_owned()),
+    ])
+}
+
+/// The value of [`HOSTNAME_HASH_LABEL`]: SHA3-256 of the name, in base 32 (RFC 4648 §6) without padding, 52 characters.
+#[must_use]
+pub fn hostname_hash(name: &str) -> String {
+    const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
+    let hash = Sha3_256::digest(name);
+    let bit = |n: usize| hash.get(n / 8).is_some_and(|byte| byte >> (7 - n % 8) & 1 == 1);
+    (0..hash.len() * 8)
+        .step_by(5)
+        .map(|from| (from..from + 5).fold(0_usize, |digit, n| digit << 1 | usize::from(bit(n))))
+        .filter_map(|digit| ALPHABET.get(digit).copied())
+        .map(char::from)
+        .collect()
 }
 
 #[cfg(test)]
@@ -100,5 +157,15 @@ mod tests {
     #[test]
     fn a_handle_is_named_in_lower_case() {
         assert_eq!(handle("k8s-pod-network.ABC"), "k8s-pod-network.abc");
+    }
+
+    #[test]
+    fn labels_are_those_by_which_calico_lists() {
+        // printf node-a | openssl dgst -sha3-256 -binary | base32 | tr -d =
+        let hash = "PY3TQE2E3XMTETLM2MJO3UITKPFB27YUJ4T4E5XGPEJON3SM4QAA";
+        let labels = affinity_labels("node-a", "host", net("fd00::/122"));
+        assert_eq!(labels["projectcalico.org/hostname-hash"], hash);
+        assert_eq!(labels["projectcalico.org/affinity-type"], "host");
+        assert_eq!(labels["projectcalico.org/ip-version"], "6");
     }
 }

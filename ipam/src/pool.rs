@@ -9,6 +9,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
+use crate::ranges::Ranges;
+
 /// IPv4 or IPv6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Family {
@@ -19,6 +21,12 @@ pub enum Family {
 }
 
 impl Family {
+    /// The family of an address.
+    #[must_use]
+    pub fn of_address(address: IpAddr) -> Self {
+        Self::of(IpNet::from(address))
+    }
+
     /// The family of a range.
     #[must_use]
     pub fn of(net: IpNet) -> Self {
@@ -72,6 +80,8 @@ pub enum Use {
     Workload,
     /// A node's tunnel device.
     Tunnel,
+    /// A service of type LoadBalancer.
+    LoadBalancer,
 }
 
 impl fmt::Display for Use {
@@ -79,6 +89,7 @@ impl fmt::Display for Use {
         f.write_str(match self {
             Use::Workload => "Workload",
             Use::Tunnel => "Tunnel",
+            Use::LoadBalancer => "LoadBalancer",
         })
     }
 }
@@ -86,16 +97,37 @@ impl fmt::Display for Use {
 /// Why no new address may come from a pool, whatever it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Excluded {
-    /// It is disabled.
+    /// It is disabled, or being deleted.
     Disabled,
     /// Its node selector does not take this node in.
     NodeSelector(String),
-    /// It is for the pods of some namespaces only.
+    /// Its namespace selector does not take the pod's namespace in.
     NamespaceSelector(String),
     /// Packets to its addresses are not tunnelled, where only a pool with a tunnel will do.
     NotTunnelled,
     /// Its addresses are only given out by name (`assignmentMode: Manual`).
     Manual,
+    /// It overlaps a pool that comes before it.
+    Overlaps {
+        /// Its own range.
+        cidr: IpNet,
+        /// The other pool.
+        pool: String,
+        /// The other pool's range.
+        other: IpNet,
+    },
+}
+
+impl Excluded {
+    /// Whether it only holds for what is taken from any pool, and not for a pool or an address that is asked for by name: as
+    /// in Calico, whose selectors came later than its requests by name.
+    #[must_use]
+    pub fn yields_to_names(&self) -> bool {
+        match self {
+            Excluded::NodeSelector(_) | Excluded::NamespaceSelector(_) | Excluded::Manual => true,
+            Excluded::Disabled | Excluded::NotTunnelled | Excluded::Overlaps { .. } => false,
+        }
+    }
 }
 
 impl fmt::Display for Excluded {
@@ -106,10 +138,19 @@ impl fmt::Display for Excluded {
                 write!(f, "nodeSelector {selector:?} does not select this node")
             }
             Excluded::NamespaceSelector(selector) => {
-                write!(f, "namespaceSelector {selector:?} is not known here")
+                write!(
+                    f,
+                    "namespaceSelector {selector:?} does not select the pod's namespace"
+                )
             }
             Excluded::NotTunnelled => f.write_str("ipipMode is Never"),
             Excluded::Manual => f.write_str("assignmentMode is Manual"),
+            Excluded::Overlaps { cidr, pool, other } => {
+                write!(
+                    f,
+                    "its cidr {cidr} overlaps {other} of pool {pool}; delete one of the two"
+                )
+            }
         }
     }
 }
@@ -253,87 +294,149 @@ impl Pool {
         cidr.prefix_len() == self.block_size && self.block_of(cidr.network()) == Some(cidr)
     }
 
-    /// The first block, in this node's walking order, that overlaps nothing of `taken`.
+    /// Why nothing new may come from it; `None` when something may, for some use.
+    #[must_use]
+    pub fn excluded(&self) -> Option<&Excluded> {
+        self.excluded.as_ref()
+    }
+
+    /// Whether its addresses are for this use.
+    #[must_use]
+    pub fn allows(&self, usage: Use) -> bool {
+        self.allowed.contains(&usage)
+    }
+
+    /// The place of one of its blocks in this node's walking order, from 0; `None` for what is none of its blocks.
+    #[must_use]
+    pub fn rank(&self, node: &str, block: IpNet) -> Option<u128> {
+        if !self.has_block(block) {
+            return None;
+        }
+        let offset = number(block.network()).checked_sub(number(self.cidr.network()))?;
+        let index = offset / self.addresses_per_block();
+        let start = self.start(node);
+        // Both are less than the number of blocks, which is at most 2^127.
+        Some((index + self.block_count() - start) % self.block_count())
+    }
+
+    /// Where a node begins to walk.
+    fn start(&self, node: &str) -> u128 {
+        u128::from(fnv1a_32(node.as_bytes())) % self.block_count()
+    }
+
+    /// The first block, in this node's walking order, that overlaps nothing of `taken` and is not reserved as a whole.
     ///
     /// Every node walks all blocks in order of address and around the end, from a start of its own, so that nodes that
     /// claim at the same time seldom want the same block. The start is FNV-1a-32 of the node's name modulo the number of
     /// blocks. Calico seeds Go's random number generator with such a hash and takes its first number; that generator's
     /// tables are not repeated here, because nothing depends on the two being equal: a start only spreads the nodes, and
-    /// what two nodes want at once is settled by whose block is created first.
+    /// what two nodes want at once is settled by whose block is created first. It is FNV-1a where Calico has FNV-1, which
+    /// leaves names that differ in their last letter next to each other.
     #[must_use]
-    pub fn free_block(&self, node: &str, taken: &Ranges) -> Option<IpNet> {
-        let start = u128::from(fnv1a_32(node.as_bytes())) % self.block_count();
-        self.scan(start, self.block_count(), taken)
-            .or_else(|| self.scan(0, start, taken))
+    pub fn free_block(&self, node: &str, taken: &Ranges, reserved: &Ranges) -> Option<IpNet> {
+        let start = self.start(node);
+        self.scan(start, self.block_count(), taken, reserved)
+            .or_else(|| self.scan(0, start, taken, reserved))
     }
 
-    /// The first block in `from..to` that overlaps nothing of `taken`.
-    fn scan(&self, from: u128, to: u128, taken: &Ranges) -> Option<IpNet> {
+    /// The first block in `from..to` that overlaps nothing of `taken` and is not in `reserved` as a whole.
+    fn scan(&self, from: u128, to: u128, taken: &Ranges, reserved: &Ranges) -> Option<IpNet> {
         let origin = number(self.cidr.network());
         let mut index = from;
         while index < to {
             let block = self.block(index)?;
-            let Some(end) = taken.end_of_overlap(block) else {
+            let behind = if let Some(end) = taken.end_of_overlap(block) {
+                // What is taken can be larger than a block: go on behind its end.
+                (end - origin) / self.addresses_per_block() + 1
+            } else if let Some(end) = reserved.end_of_cover(block) {
+                // A block of which something is not reserved can be had.
+                (end - origin).saturating_add(1) / self.addresses_per_block()
+            } else {
                 return Some(block);
             };
-            // What is taken can be larger than a block: go on behind its end.
-            let behind = (end - origin) / self.addresses_per_block() + 1;
             index = behind.max(index + 1);
         }
         None
     }
 }
 
-/// Ranges that may not be claimed, merged, for quick search.
+/// All pools, in the order in which they are used (Calico's is that of their names).
 #[derive(Clone, Debug, Default)]
-pub struct Ranges {
-    /// First and last address, ascending and disjoint.
-    v4: Vec<(u128, u128)>,
-    v6: Vec<(u128, u128)>,
+pub struct Pools {
+    pools: Vec<Pool>,
+    wrong: Vec<PoolError>,
+    known: bool,
 }
 
-impl Ranges {
-    /// The last address of the range that overlaps `net`.
-    fn end_of_overlap(&self, net: IpNet) -> Option<u128> {
-        let ranges = match net {
-            IpNet::V4(_) => &self.v4,
-            IpNet::V6(_) => &self.v6,
-        };
-        let (first, last) = bounds(net);
-        let nearest = ranges.partition_point(|(_, end)| *end < first);
-        ranges
-            .get(nearest)
-            .filter(|(begin, _)| *begin <= last)
-            .map(|(_, end)| *end)
-    }
-
-    /// Whether `net` overlaps one of them.
+impl Pools {
+    /// All pools that there are. Those that are wrong are only told about; one that overlaps one before it gives nothing.
     #[must_use]
-    pub fn overlaps(&self, net: IpNet) -> bool {
-        self.end_of_overlap(net).is_some()
-    }
-}
-
-impl FromIterator<IpNet> for Ranges {
-    fn from_iter<I: IntoIterator<Item = IpNet>>(nets: I) -> Self {
-        let mut all = Self::default();
-        for net in nets {
-            match net {
-                IpNet::V4(_) => all.v4.push(bounds(net)),
-                IpNet::V6(_) => all.v6.push(bounds(net)),
+    pub fn new(pools: impl IntoIterator<Item = Result<Pool, PoolError>>) -> Self {
+        let mut all = Self {
+            known: true,
+            ..Self::default()
+        };
+        for pool in pools {
+            match pool {
+                Ok(pool) => {
+                    let pool = all.marked(pool);
+                    all.pools.push(pool);
+                }
+                Err(error) => all.wrong.push(error),
             }
         }
-        for ranges in [&mut all.v4, &mut all.v6] {
-            ranges.sort_unstable();
-            ranges.dedup_by(|next, kept| {
-                let touches = next.0 <= kept.1.saturating_add(1);
-                if touches {
-                    kept.1 = kept.1.max(next.1);
-                }
-                touches
-            });
-        }
         all
+    }
+
+    /// No knowledge of the pools: nothing is taken, and nothing is given up because its pool is gone.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self::default()
+    }
+
+    /// The pool with a mark if it overlaps one that is there.
+    fn marked(&self, pool: Pool) -> Pool {
+        let cidr = pool.cidr();
+        let overlapped = self.pools.iter().find(|p| {
+            let overlaps = p.cidr().contains(&cidr) || cidr.contains(&p.cidr());
+            overlaps && !matches!(p.excluded, Some(Excluded::Overlaps { .. }))
+        });
+        let Some(other) = overlapped else { return pool };
+        let excluded = Excluded::Overlaps {
+            cidr,
+            pool: other.name.clone(),
+            other: other.cidr,
+        };
+        pool.excluding(Some(excluded))
+    }
+
+    /// The sound ones, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &Pool> {
+        self.pools.iter()
+    }
+
+    /// What is wrong with the others.
+    #[must_use]
+    pub fn wrong(&self) -> &[PoolError] {
+        &self.wrong
+    }
+
+    /// Whether these are all pools: no longer true of [`Pools::unknown`], nor while one of them cannot be understood.
+    #[must_use]
+    pub fn are_known(&self) -> bool {
+        self.known && self.wrong.is_empty()
+    }
+
+    /// The pool that an address is in, disabled or not: the first, where several overlap.
+    #[must_use]
+    pub fn of_address(&self, address: IpAddr) -> Option<&Pool> {
+        self.pools.iter().find(|p| p.cidr.contains(&address))
+    }
+
+    /// The pool that a block is in: the first, where several overlap.
+    #[must_use]
+    pub fn of_block(&self, block: IpNet) -> Option<&Pool> {
+        self.pools.iter().find(|p| p.cidr.contains(&block))
     }
 }
 
@@ -344,6 +447,8 @@ pub enum Refusal {
     Excluded(Excluded),
     /// Not for this use.
     Use(Use),
+    /// Not for this request.
+    Request(Excluded),
     /// It is of the other family.
     Family(Family),
     /// Its values are wrong.
@@ -353,7 +458,7 @@ pub enum Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Refusal::Excluded(excluded) => write!(f, "{excluded}"),
+            Refusal::Excluded(excluded) | Refusal::Request(excluded) => write!(f, "{excluded}"),
             Refusal::Use(usage) => write!(f, "allowedUses does not have {usage}"),
             Refusal::Family(family) => write!(f, "is {family}"),
             Refusal::Wrong(error) => write!(f, "{error}"),
@@ -418,10 +523,6 @@ pub(crate) fn address(family: Family, number: u128) -> Option<IpAddr> {
     }
 }
 
-fn bounds(net: IpNet) -> (u128, u128) {
-    (number(net.network()), number(net.broadcast()))
-}
-
 /// FNV-1a, 32 bits (draft-eastlake-fnv-17 §2).
 fn fnv1a_32(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |hash: u32, byte| {
@@ -430,126 +531,4 @@ fn fnv1a_32(bytes: &[u8]) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn net(text: &str) -> IpNet {
-        text.parse().unwrap()
-    }
-
-    fn pool(cidr: &str, block_size: u8) -> Pool {
-        Pool::new("p", net(cidr), Some(block_size)).unwrap()
-    }
-
-    #[test]
-    fn blocks_are_26_and_122_unless_told() {
-        assert_eq!(
-            Pool::new("p", net("10.244.0.0/16"), None).unwrap().block_size(),
-            26
-        );
-        assert_eq!(Pool::new("p", net("fd00::/48"), None).unwrap().block_size(), 122);
-    }
-
-    #[test]
-    fn a_wrong_block_size_is_named_with_what_is_allowed() {
-        let error = Pool::new("blue", net("10.0.0.0/8"), Some(19)).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "pool blue: blockSize is 19, for IPv4 it must be 20 to 32"
-        );
-        assert!(Pool::new("p", net("10.0.0.0/8"), Some(33)).is_err());
-        assert!(Pool::new("p", net("fd00::/64"), Some(115)).is_err());
-        assert!(matches!(
-            Pool::new("p", net("10.0.0.0/28"), Some(26)),
-            Err(PoolError::BlockLargerThanPool { block_size: 26, .. })
-        ));
-        assert!(matches!(
-            Pool::new("p", net("::/0"), Some(128)),
-            Err(PoolError::TooManyBlocks { .. })
-        ));
-        assert_eq!(pool("::/0", 127).block_count(), 1 << 127);
-    }
-
-    #[test]
-    fn blocks_are_counted_and_found() {
-        let p = pool("10.0.0.0/8", 26);
-        assert_eq!(p.block_count(), 262_144);
-        assert_eq!(p.block(1), Some(net("10.0.0.64/26")));
-        assert_eq!(p.block(262_143), Some(net("10.255.255.192/26")));
-        assert_eq!(p.block(262_144), None);
-        assert_eq!(
-            p.block_of("10.1.2.200".parse().unwrap()),
-            Some(net("10.1.2.192/26"))
-        );
-        assert_eq!(p.block_of("11.0.0.0".parse().unwrap()), None);
-        assert!(p.has_block(net("10.0.0.64/26")));
-        assert!(!p.has_block(net("10.0.0.64/27")) && !p.has_block(net("11.0.0.0/26")));
-        let six = pool("fd00:1::/32", 122);
-        assert_eq!(
-            six.block(six.block_count() - 1),
-            Some(net("fd00:1:ffff:ffff:ffff:ffff:ffff:ffc0/122"))
-        );
-    }
-
-    #[test]
-    fn the_hash_is_fnv_1a() {
-        // Test vectors of draft-eastlake-fnv-17, Appendix C.
-        for (text, hash) in [("", 0x811c_9dc5), ("a", 0xe40c_292c), ("foobar", 0xbf9c_f968)] {
-            assert_eq!(fnv1a_32(text.as_bytes()), hash, "{text}");
-        }
-    }
-
-    #[test]
-    fn a_huge_taken_range_is_passed_in_one_stride() {
-        let p = pool("fd00::/16", 128);
-        let taken = Ranges::from_iter([net("fd00::/17")]);
-        let found = p.free_block("n", &taken).unwrap();
-        assert!(net("fd00:8000::/17").contains(&found), "{found}");
-        assert_eq!(p.free_block("n", &Ranges::from_iter([net("fd00::/15")])), None);
-    }
-
-    #[test]
-    fn a_refusal_says_why() {
-        let p = pool("10.0.0.0/16", 26).allowing([Use::Workload]);
-        assert_eq!(p.refusal(Use::Workload), None);
-        assert_eq!(
-            p.refusal(Use::Tunnel).unwrap().to_string(),
-            "allowedUses does not have Tunnel"
-        );
-        let p = p.excluding(Some(Excluded::Disabled));
-        assert_eq!(p.refusal(Use::Workload).unwrap().to_string(), "disabled");
-    }
-
-    proptest! {
-        #[test]
-        fn a_walk_takes_every_block_once_and_in_order(node in "[a-z]{1,8}", length in 24_u8..=28) {
-            let p = pool(&format!("10.0.0.0/{length}"), 28);
-            let mut taken = Vec::new();
-            while let Some(block) = p.free_block(&node, &taken.iter().copied().collect()) {
-                prop_assert!(p.has_block(block) && !taken.contains(&block));
-                taken.push(block);
-            }
-            prop_assert_eq!(taken.len() as u128, p.block_count());
-            let falls = taken.windows(2).filter(|pair| pair[1] < pair[0]).count();
-            prop_assert!(falls <= 1, "the walk wraps once: {:?}", taken);
-        }
-
-        #[test]
-        fn the_first_free_block_is_that_of_a_plain_search(
-            node in "[a-z]{1,8}",
-            taken in prop::collection::vec((0_u32..256, 24_u8..=32), 0..12),
-        ) {
-            let p = pool("10.0.0.0/24", 28);
-            let taken: Vec<IpNet> = taken
-                .iter()
-                .map(|(last, length)| net(&format!("10.0.0.{last}/{length}")).trunc())
-                .collect();
-            let start = u128::from(fnv1a_32(node.as_bytes())) % 16;
-            let plain = (0..16)
-                .filter_map(|i| p.block((start + i) % 16))
-                .find(|b| !taken.iter().any(|t| t.contains(b) || b.contains(t)));
-            prop_assert_eq!(p.free_block(&node, &taken.into_iter().collect()), plain);
-        }
-    }
-}
+mod tests;

@@ -28,6 +28,12 @@ impl Timestamp {
         Self(self.0.saturating_add(u64::from(seconds).saturating_mul(SECOND)))
     }
 
+    /// Whole seconds since an earlier instant; 0 when that is later.
+    #[must_use]
+    pub fn seconds_since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0) / SECOND
+    }
+
     /// Reads an RFC 3339 date and time, with or without a fraction of a second, in UTC or with an offset. `None` when it
     /// is none, or lies outside what this type can hold.
     #[must_use]

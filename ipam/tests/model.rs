@@ -22,9 +22,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use culvert_ipam::affinity::AffinityState;
-use culvert_ipam::allocator::{Limits, Object, Outcome, Request};
+use culvert_ipam::allocator::{Held, Object, Outcome, Request};
 use culvert_ipam::block::{Block, Owner};
 use culvert_ipam::error::Error;
+use culvert_ipam::limits::Limits;
 use culvert_ipam::ordinals::Ordinals;
 use culvert_ipam::pool::Pool;
 use ipnet::IpNet;
@@ -83,6 +84,7 @@ fn setting() -> impl Strategy<Value = Setting> {
         twins,
         shared,
         limits: Limits {
+            strict_affinity: true,
             max_blocks_per_host: blocks,
             ..Limits::default()
         },
@@ -93,6 +95,7 @@ struct Process {
     node: String,
     name: String,
     driver: Option<Driver>,
+    request: Option<Request>,
 }
 
 struct World {
@@ -121,6 +124,7 @@ impl World {
                 node: format!("n{n}"),
                 name: format!("n{n}"),
                 driver: None,
+                request: None,
             })
             .collect();
         if setting.twins {
@@ -129,6 +133,7 @@ impl World {
                 name: format!("{node}-twin"),
                 node,
                 driver: None,
+                request: None,
             });
         }
         Self {
@@ -182,9 +187,12 @@ impl World {
     }
 
     fn start(&mut self, index: usize, request: Request) {
-        if let Request::Release(release) = &request {
-            self.told.retain(|_, handle| *handle != release.handle);
+        if let Request::Release(release) = &request
+            && let Held::Handle(released) = &release.what
+        {
+            self.told.retain(|_, handle| handle != released);
         }
+        self.processes[index].request = Some(request.clone());
         self.processes[index].driver = Some(Driver::new(&self.pools, self.setting.limits, request));
     }
 
@@ -192,24 +200,23 @@ impl World {
         let Some(driver) = &mut self.processes[index].driver else {
             return;
         };
-        let outcome = match driver.step(&mut self.store) {
+        match driver.step(&mut self.store) {
             Stepped::Read => return,
-            Stepped::Wrote(_) => return self.check(),
+            Stepped::Wrote(..) => return self.check(),
             Stepped::Conflict(_) => {
                 self.statistics.conflicts += 1;
                 return;
             }
-            Stepped::Done(outcome) => outcome,
-            Stepped::Failed(Error::Exhausted { .. } | Error::BlockLimit { .. }) => {
-                self.statistics.refused += 1;
-                self.processes[index].driver = None;
-                return;
-            }
-            Stepped::Failed(error) => panic!("{error}"),
-        };
-        let request = driver.request.clone();
+            Stepped::Done => {}
+        }
+        let outcome = driver.outcomes.remove(0).unwrap();
+        let request = self.processes[index].request.clone().unwrap();
         self.processes[index].driver = None;
-        self.done(&request, outcome);
+        match outcome {
+            Ok(outcome) => self.done(&request, outcome),
+            Err(Error::Exhausted { .. } | Error::BlockLimit { .. }) => self.statistics.refused += 1,
+            Err(error) => panic!("{error}"),
+        }
     }
 
     fn done(&mut self, request: &Request, outcome: Outcome) {

@@ -9,13 +9,14 @@
 mod common;
 
 use culvert_ipam::affinity::AffinityState::{Confirmed, Pending, PendingDeletion};
-use culvert_ipam::allocator::{Key, Kind, Limits, Object, Outcome, Request, View, Write, plan};
+use culvert_ipam::allocator::{Key, Kind, Object, Outcome, Policy, Request, Wanted, Write};
 use culvert_ipam::block::Block;
 use culvert_ipam::handle::Handle;
-use culvert_ipam::pool::{Excluded, Pool, Use};
+use culvert_ipam::limits::Limits;
+use culvert_ipam::pool::{Excluded, Family, Pool, Pools, Use};
 use culvert_ipam::timestamp::Timestamp;
 
-use common::{Driver, NOW, Store, affinity, assign, claim, line, net, pool, release};
+use common::{Driver, NOW, Store, affinity, assign, assign_wanted, claim, line, net, pool, release};
 
 fn pools() -> Vec<Pool> {
     vec![pool("p", "10.0.0.0/30", 30)]
@@ -279,18 +280,21 @@ fn announced_claims_of_others_are_left_to_them_while_there_is_another_block() {
 fn several_addresses_may_come_from_several_blocks() {
     let pools = [pool("p", "10.0.0.0/29", 30)];
     let mut store = Store::default();
-    let Request::Assign(mut request) = assign("n1", "h") else {
-        unreachable!()
+    let any = |count| {
+        let wanted = Wanted::Any {
+            family: Family::V4,
+            count,
+            pools: Vec::new(),
+        };
+        assign_wanted("n1", "h", vec![wanted])
     };
-    request.count = 6;
-    let (outcome, _) = run(&mut store, &pools, Request::Assign(request.clone()));
+    let (outcome, _) = run(&mut store, &pools, any(6));
     let Ok(Outcome::Assigned(addresses)) = outcome else {
         panic!("{outcome:?}")
     };
     assert_eq!(addresses.len(), 6);
     assert_eq!(store.handle("h").unwrap().block.values().sum::<u32>(), 6);
-    request.count = 2;
-    let (again, writes) = run(&mut store, &pools, Request::Assign(request));
+    let (again, writes) = run(&mut store, &pools, any(2));
     assert_eq!(
         (again, writes.len()),
         (Ok(Outcome::Assigned(addresses[..2].to_vec())), 0)
@@ -301,8 +305,13 @@ fn several_addresses_may_come_from_several_blocks() {
 fn errors_name_the_node_the_pools_and_what_to_do() {
     let full = [pool("p", "10.0.0.0/30", 30)];
     let mut store = settled();
+    let strict = Limits {
+        strict_affinity: true,
+        ..Limits::default()
+    };
+    let (outcome, _) = Driver::new(&full, strict, assign("n2", "h")).run(&mut store);
     assert_eq!(
-        run(&mut store, &full, assign("n2", "h")).0.unwrap_err(),
+        outcome.unwrap_err().to_string(),
         "node n2: no block is left for Workload in pool p (10.0.0.0/30, 1 blocks of 4 addresses); \
          add an IPPool, or free blocks of nodes that are gone"
     );
@@ -341,10 +350,12 @@ fn errors_name_the_node_the_pools_and_what_to_do() {
 #[test]
 fn a_wrong_pool_is_named_when_there_is_no_other() {
     let wrong = Pool::new("blue", net("10.0.0.0/8"), Some(8));
-    let mut view = View::new([wrong], Limits::default());
-    view.listed(Kind::Affinity, []);
-    view.listed(Kind::Handle, []);
-    let error = plan(&view, &assign("n1", "h"), Timestamp::from_unix_nanos(NOW)).unwrap_err();
+    let policy = Policy {
+        pools: Pools::new([wrong]),
+        ..Policy::default()
+    };
+    let mut driver = Driver::batch(policy, vec![assign("n1", "h")]);
+    let error = driver.run(&mut Store::default()).0.unwrap_err();
     assert!(
         error
             .to_string()
@@ -370,11 +381,8 @@ fn twenty_blocks_are_the_limit_where_none_is_given() {
 #[test]
 fn ipv6_goes_the_same_way() {
     let pools = [pool("p", "fd00::/64", 122)];
-    let Request::Assign(mut request) = assign("n1", "h") else {
-        unreachable!()
-    };
-    request.family = culvert_ipam::pool::Family::V6;
-    let (outcome, _) = run(&mut Store::default(), &pools, Request::Assign(request));
+    let request = assign_wanted("n1", "h", vec![Wanted::one(Family::V6)]);
+    let (outcome, _) = run(&mut Store::default(), &pools, request);
     let Ok(Outcome::Assigned(addresses)) = outcome else {
         panic!("{outcome:?}")
     };

@@ -51,10 +51,13 @@ fn the_pure_crates_depend_on_values_alone() {
         Vec::<&str>::new(),
         "culvert-bgp"
     );
-    // Unknown fields are kept as JSON values; Calico shortens long names by SHA-256.
+    // Unknown fields are kept as JSON values; Calico shortens long names by SHA-256 and labels by SHA3-256.
     let ipam = dependencies(&metadata, "culvert-ipam");
     assert_eq!(
-        beyond(&ipam, &["ipnet", "serde", "serde_json", "sha2", "thiserror"]),
+        beyond(
+            &ipam,
+            &["ipnet", "serde", "serde_json", "sha2", "sha3", "thiserror"]
+        ),
         Vec::<&str>::new(),
         "culvert-ipam"
     );
@@ -107,6 +110,30 @@ fn every_source_imports_only_what_it_may() {
         broken.extend(rules::broken(&file, &std::fs::read_to_string(&path).unwrap()));
     }
     assert!(broken.is_empty(), "\n{}", broken.join("\n"));
+}
+
+#[test]
+fn what_the_compiler_cannot_check_is_in_one_file() {
+    const ALLOWED_IN: &str = "agent/src/uapi.rs";
+    // The compiler denies it wherever nobody names the lint.
+    let lint = ["unsafe", "code"].join("_");
+    let workspace = std::fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    assert!(workspace.contains(&format!("\n{lint} = \"deny\"\n")));
+    for package in &metadata().packages {
+        let manifest = std::fs::read_to_string(&package.manifest_path).unwrap();
+        assert!(
+            manifest.contains("[lints]\nworkspace = true"),
+            "{} does not take the lints of the workspace",
+            package.name
+        );
+    }
+    let mut sources = Vec::new();
+    collect(&root(), &mut sources);
+    let naming = sources
+        .iter()
+        .filter(|path| std::fs::read_to_string(path).unwrap().contains(&lint));
+    let naming: Vec<_> = naming.map(|path| path.strip_prefix(root()).unwrap()).collect();
+    assert_eq!(naming, [Path::new(ALLOWED_IN)]);
 }
 
 /// All Rust sources below a folder.

@@ -84,6 +84,12 @@ pub(crate) const RULES: &[Rule] = &[
         ],
     },
     Rule {
+        why: "the speaker stands on sessions, routes and policies, and none of them on the speaker",
+        files: &["bgp/src/"],
+        except: &["bgp/src/speaker"],
+        names: &["crate::speaker"],
+    },
+    Rule {
         why: "bgp knows nothing of the other crates",
         files: &["bgp/"],
         except: &[],

@@ -4,14 +4,17 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::UnknownFields;
+use super::{Key, Kind, UnknownFields};
 
 /// Kubernetes' object metadata, as far as the agent uses it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Metadata {
-    /// Unique within the kind.
+    /// Unique within the kind, and the namespace where there is one.
     pub name: String,
+    /// The namespace, for a kind that lives in one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
     /// The revision this was read at; a write names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resource_version: Option<String>,
@@ -42,5 +45,11 @@ impl Metadata {
             name: name.into(),
             ..Self::default()
         }
+    }
+
+    /// The key of an object of this kind with this metadata.
+    #[must_use]
+    pub fn key(&self, kind: Kind) -> Key {
+        Key::namespaced(kind, self.namespace.as_deref(), self.name.clone())
     }
 }

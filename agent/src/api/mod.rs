@@ -3,13 +3,20 @@
 //! Fields that are not known here are kept and written back, so that a newer writer loses nothing.
 
 mod bgp_configuration;
+mod bgp_filter;
+mod bgp_peer;
 mod block_affinity;
+mod endpoint_slice;
 mod ip_pool;
+mod ip_reservation;
 mod ipam_block;
 mod ipam_config;
 mod ipam_handle;
 mod metadata;
 mod node;
+mod secret;
+mod service;
+mod text;
 mod validate;
 
 use std::collections::BTreeMap;
@@ -18,14 +25,31 @@ use std::fmt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-pub use bgp_configuration::{BgpConfiguration, BgpConfigurationSpec};
+pub use bgp_configuration::{
+    Aggregation, BgpConfiguration, BgpConfigurationSpec, BindMode, NamedCommunity, PrefixAdvertisement,
+    ServiceCidr,
+};
+pub use bgp_filter::{
+    AddCommunity, BgpFilter, BgpFilterSpec, CommunityMatch, FilterAction, FilterOperation, FilterRule,
+    MatchOperator, MatchSource, PeerTypeMatch, PrefixLengths, PrependAsPath, SetPriority,
+};
+pub use bgp_peer::{
+    BgpPassword, BgpPeer, BgpPeerSpec, NextHopMode, ReversePeering, SecretKeyRef, SourceAddress,
+};
 pub use block_affinity::BlockAffinity;
+pub use endpoint_slice::{Endpoint, EndpointConditions, EndpointSlice, SERVICE_NAME_LABEL};
 pub use ip_pool::{EncapsulationMode, IpPool, IpPoolSpec};
+pub use ip_reservation::{IpReservation, IpReservationSpec};
 pub use ipam_block::IpamBlock;
 pub use ipam_config::{IpamConfig, IpamConfigSpec};
 pub use ipam_handle::IpamHandle;
 pub use metadata::Metadata;
 pub use node::{AdvertisedAddress, Node, NodeAddress, NodeSpec, NodeStatus, annotation};
+pub use secret::Secret;
+pub use service::{
+    ExternalTrafficPolicy, LoadBalancerIngress, LoadBalancerStatus, Service, ServiceSpec, ServiceStatus,
+};
+pub use text::{AsNumber, GoDuration, PeerAddress, community};
 pub use validate::{FieldError, NAME_MAX, check_name};
 
 /// The API group and version of Calico's custom resources.
@@ -43,6 +67,21 @@ where
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
+/// Reads `null` and an empty text as nothing, as Calico does where it says "if non-empty".
+pub(crate) fn empty_as_none<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    T: DeserializeOwned,
+    D: serde::Deserializer<'de>,
+{
+    match serde_json::Value::deserialize(deserializer)? {
+        serde_json::Value::Null => Ok(None),
+        serde_json::Value::String(text) if text.is_empty() => Ok(None),
+        value => serde_json::from_value(value)
+            .map(Some)
+            .map_err(serde::de::Error::custom),
+    }
+}
+
 /// A kind of resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
@@ -50,6 +89,8 @@ pub enum Kind {
     Node,
     /// A range of pod addresses.
     IpPool,
+    /// Addresses that are not given out unless somebody asks for them by name.
+    IpReservation,
     /// Settings of the BGP speakers.
     BgpConfiguration,
     /// A block of addresses of a pool, and who has each.
@@ -60,14 +101,30 @@ pub enum Kind {
     IpamHandle,
     /// Settings of address allocation.
     IpamConfig,
+    /// Who is a BGP peer of which nodes, and how.
+    BgpPeer,
+    /// Which routes are taken from a peer, and told to it.
+    BgpFilter,
+    /// core/v1 Secret: passwords of BGP peers.
+    Secret,
+    /// core/v1 Service: the addresses that are advertised for it.
+    Service,
+    /// discovery.k8s.io/v1 EndpointSlice: on which nodes a service is.
+    EndpointSlice,
 }
 
 impl Kind {
     /// Every kind, in the order in which a datastore reads them.
-    pub const ALL: [Kind; 7] = [
+    pub const ALL: [Kind; 13] = [
         Kind::Node,
         Kind::IpPool,
+        Kind::IpReservation,
         Kind::BgpConfiguration,
+        Kind::BgpFilter,
+        Kind::BgpPeer,
+        Kind::Secret,
+        Kind::Service,
+        Kind::EndpointSlice,
         Kind::IpamConfig,
         Kind::BlockAffinity,
         Kind::IpamBlock,
@@ -80,11 +137,17 @@ impl Kind {
         match self {
             Kind::Node => "Node",
             Kind::IpPool => "IPPool",
+            Kind::IpReservation => "IPReservation",
             Kind::BgpConfiguration => "BGPConfiguration",
             Kind::IpamBlock => "IPAMBlock",
             Kind::BlockAffinity => "BlockAffinity",
             Kind::IpamHandle => "IPAMHandle",
             Kind::IpamConfig => "IPAMConfig",
+            Kind::BgpPeer => "BGPPeer",
+            Kind::BgpFilter => "BGPFilter",
+            Kind::Secret => "Secret",
+            Kind::Service => "Service",
+            Kind::EndpointSlice => "EndpointSlice",
         }
     }
 
@@ -92,7 +155,8 @@ impl Kind {
     #[must_use]
     pub fn api_version(self) -> &'static str {
         match self {
-            Kind::Node => "v1",
+            Kind::Node | Kind::Secret | Kind::Service => "v1",
+            Kind::EndpointSlice => "discovery.k8s.io/v1",
             _ => CALICO_API_VERSION,
         }
     }
@@ -103,11 +167,35 @@ impl Kind {
         match self {
             Kind::Node => "nodes",
             Kind::IpPool => "ippools",
+            Kind::IpReservation => "ipreservations",
             Kind::BgpConfiguration => "bgpconfigurations",
             Kind::IpamBlock => "ipamblocks",
             Kind::BlockAffinity => "blockaffinities",
             Kind::IpamHandle => "ipamhandles",
             Kind::IpamConfig => "ipamconfigs",
+            Kind::BgpPeer => "bgppeers",
+            Kind::BgpFilter => "bgpfilters",
+            Kind::Secret => "secrets",
+            Kind::Service => "services",
+            Kind::EndpointSlice => "endpointslices",
+        }
+    }
+
+    /// Whether its objects live in namespaces: then two of one name may stand side by side.
+    #[must_use]
+    pub fn is_namespaced(self) -> bool {
+        match self {
+            Kind::Service | Kind::EndpointSlice | Kind::Secret => true,
+            Kind::Node
+            | Kind::IpPool
+            | Kind::IpReservation
+            | Kind::BgpConfiguration
+            | Kind::BgpPeer
+            | Kind::BgpFilter
+            | Kind::IpamBlock
+            | Kind::BlockAffinity
+            | Kind::IpamHandle
+            | Kind::IpamConfig => false,
         }
     }
 
@@ -120,21 +208,36 @@ impl Kind {
     }
 }
 
-/// An object's kind and name.
+/// The namespace of an object of a namespaced kind that names none, as `kubectl apply` has it.
+pub const DEFAULT_NAMESPACE: &str = "default";
+
+/// An object's kind and name, and its namespace where its kind has one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
     /// Its kind.
     pub kind: Kind,
+    /// Its `metadata.namespace`; none for a kind that lives in no namespace.
+    pub namespace: Option<String>,
     /// Its `metadata.name`.
     pub name: String,
 }
 
 impl Key {
-    /// The key of the object of this kind and name.
+    /// The key of the object of this kind and name, in the namespace `default` where the kind has one.
     #[must_use]
     pub fn new(kind: Kind, name: impl Into<String>) -> Self {
+        Self::namespaced(kind, None, name)
+    }
+
+    /// The key of the object of this kind, namespace and name. No namespace is `default`; for a kind that lives in none,
+    /// it is left out.
+    #[must_use]
+    pub fn namespaced(kind: Kind, namespace: Option<&str>, name: impl Into<String>) -> Self {
+        let namespace = namespace.filter(|namespace| !namespace.is_empty());
+        let namespace = namespace.unwrap_or(DEFAULT_NAMESPACE).to_owned();
         Self {
             kind,
+            namespace: kind.is_namespaced().then_some(namespace),
             name: name.into(),
         }
     }
@@ -142,7 +245,11 @@ impl Key {
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.kind.as_str(), self.name)
+        write!(f, "{} ", self.kind.as_str())?;
+        if let Some(namespace) = &self.namespace {
+            write!(f, "{namespace}/")?;
+        }
+        f.write_str(&self.name)
     }
 }
 
@@ -165,7 +272,7 @@ pub trait Resource: Clone + Serialize + DeserializeOwned + Send + Sync + Sized +
 
     /// Its key.
     fn key(&self) -> Key {
-        Key::new(Self::KIND, self.metadata().name.clone())
+        self.metadata().key(Self::KIND)
     }
 }
 
@@ -205,7 +312,7 @@ macro_rules! objects {
             /// Its kind and name.
             #[must_use]
             pub fn key(&self) -> Key {
-                match self { $(Object::$kind(o) => Key::new(Kind::$kind, o.metadata.name.clone()),)* }
+                match self { $(Object::$kind(o) => o.metadata.key(Kind::$kind),)* }
             }
 
             /// Its metadata.
@@ -273,9 +380,15 @@ macro_rules! objects {
 objects! {
     Node => Node,
     IpPool => IpPool,
+    IpReservation => IpReservation,
     BgpConfiguration => BgpConfiguration,
     IpamBlock => IpamBlock,
     BlockAffinity => BlockAffinity,
     IpamHandle => IpamHandle,
     IpamConfig => IpamConfig,
+    BgpPeer => BgpPeer,
+    BgpFilter => BgpFilter,
+    Secret => Secret,
+    Service => Service,
+    EndpointSlice => EndpointSlice,
 }

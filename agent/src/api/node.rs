@@ -1,9 +1,9 @@
 //! core/v1 Node: how a node is known to the others.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use culvert_bgp::id::Asn;
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::de::{self, Deserializer, Unexpected};
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +15,10 @@ pub mod annotation {
     pub const IPV4_ADDRESS: &str = "projectcalico.org/IPv4Address";
     /// The node's AS number, where it has one of its own.
     pub const AS_NUMBER: &str = "projectcalico.org/ASNumber";
+    /// The advertised IPv6 address, with its prefix length.
+    pub const IPV6_ADDRESS: &str = "projectcalico.org/IPv6Address";
+    /// The cluster that the node is a route reflector of: four octets, written as an address.
+    pub const ROUTE_REFLECTOR_CLUSTER_ID: &str = "projectcalico.org/RouteReflectorClusterID";
     /// The address of the node's `tunl0`.
     pub const IPIP_TUNNEL_ADDRESS: &str = "projectcalico.org/IPv4IPIPTunnelAddr";
 }
@@ -136,6 +140,20 @@ impl Node {
         Ipv4Net::new(address.address, address.prefix_length.unwrap_or(32)).ok()
     }
 
+    /// The IPv6 address that it advertises, as it has published it; one without a prefix length counts as /128.
+    #[must_use]
+    pub fn advertised_address_v6(&self) -> Option<Ipv6Net> {
+        let text = self.annotation(annotation::IPV6_ADDRESS)?;
+        let alone = text.parse::<Ipv6Addr>().ok().map(Ipv6Net::from);
+        alone.or_else(|| text.parse().ok())
+    }
+
+    /// The cluster that it is a route reflector of (RFC 4456 §7); none where it is none.
+    #[must_use]
+    pub fn reflector_cluster(&self) -> Option<Ipv4Addr> {
+        super::text::four_octets(self.annotation(annotation::ROUTE_REFLECTOR_CLUSTER_ID)?)
+    }
+
     /// The AS number that it has for its own; none for the cluster's.
     #[must_use]
     pub fn as_number(&self) -> Option<Asn> {
@@ -173,7 +191,11 @@ mod tests {
             ("projectcalico.org/IPv4Address", "172.18.0.11/24"),
             ("projectcalico.org/ASNumber", "65001"),
             ("projectcalico.org/IPv4IPIPTunnelAddr", "10.65.17.64"),
+            ("projectcalico.org/IPv6Address", "2001:db8::11/64"),
+            ("projectcalico.org/RouteReflectorClusterID", "244.0.0.1"),
         ]);
+        assert_eq!(node.advertised_address_v6(), "2001:db8::11/64".parse().ok());
+        assert_eq!(node.reflector_cluster(), Some(Ipv4Addr::new(244, 0, 0, 1)));
         assert_eq!(node.advertised_address(), "172.18.0.11/24".parse().ok());
         assert_eq!(node.as_number(), Asn::new(65_001));
         assert_eq!(node.tunnel_address(), Some(Ipv4Addr::new(10, 65, 17, 64)));
@@ -191,9 +213,13 @@ mod tests {
             ("projectcalico.org/IPv4Address", "172.18.0.11/33"),
             ("projectcalico.org/ASNumber", "0"),
             ("projectcalico.org/IPv4IPIPTunnelAddr", "10.65.17.64/26"),
+            ("projectcalico.org/IPv6Address", "172.18.0.11"),
+            ("projectcalico.org/RouteReflectorClusterID", "0.0.0.0"),
         ]);
         for node in [wrong, annotated(&[])] {
             assert_eq!(node.advertised_address(), None);
+            assert_eq!(node.advertised_address_v6(), None);
+            assert_eq!(node.reflector_cluster(), None);
             assert_eq!(node.as_number(), None);
             assert_eq!(node.tunnel_address(), None);
         }

@@ -1,9 +1,13 @@
 //! What the types of the fields cannot say: checked wherever an object enters, from a file or from the agent itself.
 
+mod bgp;
+
+use std::borrow::Cow;
 use std::fmt;
 
 use ipnet::IpNet;
 
+use super::ip_reservation::range;
 use super::{EncapsulationMode, IpPoolSpec, Object};
 
 /// Longest name of an object (Kubernetes' limit for a DNS subdomain).
@@ -13,8 +17,8 @@ pub const NAME_MAX: usize = 253;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field} is {value}: {allowed}")]
 pub struct FieldError {
-    /// The field's path in the manifest, as in `spec.blockSize`.
-    pub field: &'static str,
+    /// The field's path in the manifest, as in `spec.blockSize` or `spec.importV4[0].cidr`.
+    pub field: Cow<'static, str>,
     /// What it holds.
     pub value: String,
     /// What it may hold.
@@ -22,9 +26,13 @@ pub struct FieldError {
 }
 
 impl FieldError {
-    fn new(field: &'static str, value: impl fmt::Display, allowed: impl Into<String>) -> Self {
+    fn new(
+        field: impl Into<Cow<'static, str>>,
+        value: impl fmt::Display,
+        allowed: impl Into<String>,
+    ) -> Self {
         Self {
-            field,
+            field: field.into(),
             value: value.to_string(),
             allowed: allowed.into(),
         }
@@ -40,14 +48,15 @@ impl Object {
         check_name(&self.metadata().name)?;
         match self {
             Object::IpPool(pool) => check_pool(&pool.spec),
-            Object::BgpConfiguration(bgp) => {
-                let spec = &bgp.spec;
-                // RFC 7607 §2: AS 0 is reserved.
-                check_not_zero("spec.asNumber", spec.as_number, "1 to 4294967295")?;
-                check_not_zero("spec.listenPort", spec.listen_port.map(u32::from), "1 to 65535")
-            }
+            Object::BgpConfiguration(bgp) => bgp::configuration(&bgp.spec),
+            Object::BgpPeer(peer) => bgp::peer(&peer.spec),
+            Object::BgpFilter(filter) => bgp::filter(&filter.spec),
+            Object::IpReservation(reservation) => check_reserved(&reservation.spec.reserved_cidrs),
             Object::IpamBlock(block) => check_range("spec.cidr", block.spec.cidr),
             Object::BlockAffinity(affinity) => check_range("spec.cidr", affinity.spec.cidr),
+            Object::Secret(_) | Object::Service(_) | Object::EndpointSlice(_) => {
+                check_namespace(self.metadata().namespace.as_deref())
+            }
             Object::Node(_) | Object::IpamHandle(_) | Object::IpamConfig(_) => Ok(()),
         }
     }
@@ -58,16 +67,26 @@ impl Object {
 /// # Errors
 /// When it is empty, longer than [`NAME_MAX`] bytes, or has a character that is not allowed.
 pub fn check_name(name: &str) -> Result<(), FieldError> {
-    const FIELD: &str = "metadata.name";
+    check_label("metadata.name", name)
+}
+
+fn check_namespace(namespace: Option<&str>) -> Result<(), FieldError> {
+    match namespace {
+        None | Some("") => Ok(()),
+        Some(namespace) => check_label("metadata.namespace", namespace),
+    }
+}
+
+fn check_label(field: &'static str, name: &str) -> Result<(), FieldError> {
     let ends = |c: char| c.is_ascii_alphanumeric();
     let within = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() {
-        return Err(FieldError::new(FIELD, "empty", "every object needs a name"));
+        return Err(FieldError::new(field, "empty", "every object needs a name"));
     }
     if name.len() > NAME_MAX {
         let value = format!("{} bytes long", name.len());
         return Err(FieldError::new(
-            FIELD,
+            field,
             value,
             format!("at most {NAME_MAX} are allowed"),
         ));
@@ -75,7 +94,7 @@ pub fn check_name(name: &str) -> Result<(), FieldError> {
     if !(name.starts_with(ends) && name.ends_with(ends) && name.chars().all(within)) {
         let allowed =
             "letters, digits, '-', '_' and '.' are allowed, the first and the last a letter or digit";
-        return Err(FieldError::new(FIELD, format!("{name:?}"), allowed));
+        return Err(FieldError::new(field, format!("{name:?}"), allowed));
     }
     Ok(())
 }
@@ -105,19 +124,22 @@ fn check_pool(pool: &IpPoolSpec) -> Result<(), FieldError> {
     Ok(())
 }
 
-fn check_range(field: &'static str, range: IpNet) -> Result<(), FieldError> {
+fn check_reserved(entries: &[String]) -> Result<(), FieldError> {
+    match entries.iter().find(|entry| range(entry).is_none()) {
+        Some(entry) => {
+            let allowed = "ranges such as 10.0.0.0/28 and addresses are allowed";
+            Err(FieldError::new("spec.reservedCIDRs", entry, allowed))
+        }
+        None => Ok(()),
+    }
+}
+
+fn check_range(field: impl Into<Cow<'static, str>>, range: IpNet) -> Result<(), FieldError> {
     if range != range.trunc() {
         let allowed = format!("bits beyond the prefix are set, write {}", range.trunc());
         return Err(FieldError::new(field, range, allowed));
     }
     Ok(())
-}
-
-fn check_not_zero(field: &'static str, value: Option<u32>, allowed: &str) -> Result<(), FieldError> {
-    match value {
-        Some(0) => Err(FieldError::new(field, 0, format!("{allowed} is allowed"))),
-        Some(_) | None => Ok(()),
-    }
 }
 
 #[cfg(test)]
@@ -177,6 +199,11 @@ mod tests {
                 "IPPool",
                 r#"{"cidr":"fd00::/64","ipipMode":"Always"}"#,
                 "spec.ipipMode is Always: an IPv6 pool allows only Never",
+            ),
+            (
+                "IPReservation",
+                r#"{"reservedCIDRs":["10.0.0.0/28","10.0.0"]}"#,
+                "spec.reservedCIDRs is 10.0.0: ranges such as 10.0.0.0/28 and addresses are allowed",
             ),
             (
                 "BGPConfiguration",

@@ -93,7 +93,12 @@ async fn read(store: &dyn Datastore, arguments: &Arguments) -> Result<Vec<Object
     }
     let mut objects = Vec::new();
     for name in &arguments.names {
-        let key = Key::new(arguments.kind, name.clone());
+        // An object of a namespace is named as NAMESPACE/NAME, or by its name where that is the usual one.
+        let (namespace, name) = match name.split_once('/') {
+            Some((namespace, name)) => (Some(namespace), name),
+            None => (None, name.as_str()),
+        };
+        let key = Key::namespaced(arguments.kind, namespace, name);
         objects.push(store.get(&key).await?.ok_or(CliError::NoObject { key })?);
     }
     Ok(objects)

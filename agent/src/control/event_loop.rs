@@ -19,21 +19,23 @@ use super::report::{self, Observation};
 use super::sources::SourceCheck;
 use crate::api::{EncapsulationMode, Key, Kind};
 use crate::claims::Needs;
-use crate::cluster::{Cluster, SharedAddress};
+use crate::cluster::{Cluster, ClusterChange, SharedAddress};
 use crate::dataplane::{Dataplane, DataplaneError, Netlink};
 use crate::datastore::Update;
-use crate::desired::{self, Known, Learned, Plan, Rejected, Rejection, Settings, Unpinned};
+use crate::desired::{
+    Changed, Known, Learned, Plan, Planner, Rejected, Rejection, Settings, Unpinned, Updated,
+};
 use crate::fib::{Change, KernelEvent, MAIN_TABLE, Route, RouteKey, Rule, protocol_name};
 use crate::firewall;
 use crate::metrics::Metrics;
-use crate::reconcile::{Actual, Observed, Ours, Removal, diff, taken_over_from};
+use crate::reconcile::{Actual, Difference, Observed, Ours, Removal, taken_over_from};
 use crate::speaker::{Command, News, Running};
 use crate::status::AgentStatus;
 
 /// The first and the longest wait before a change that the kernel refused is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
-/// The status is told at most this often: putting it together looks at every route and peer.
+/// The status is told at most this often: putting it together looks at every peer.
 const STATUS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// So many destinations that are not installed are named at once in the log.
@@ -70,14 +72,16 @@ pub(super) struct EventLoop {
     /// `actual` is known to be out of date.
     must_dump: bool,
 
-    /// The routes of the last plan.
-    planned: BTreeMap<RouteKey, Route>,
+    planner: Planner,
+    /// What the planner was not told yet.
+    changed: Changed,
+    /// Where the kernel is not as planned.
+    difference: Difference,
+    /// The rules of the plan before.
     planned_rules: BTreeSet<Rule>,
-    rejected: Vec<Rejected>,
     unpinned: Vec<Unpinned>,
     sources: SourceCheck,
     shared_addresses: Vec<SharedAddress>,
-    pod_mtu: u32,
     /// The changes that the kernel refused, and why.
     failures: Vec<(Change, DataplaneError)>,
     fights: Fights,
@@ -109,10 +113,17 @@ impl EventLoop {
         status: watch::Sender<Arc<AgentStatus>>,
         metrics: Metrics,
     ) -> Self {
+        let ours = Ours {
+            protocol: settings.protocol,
+        };
         Self {
-            ours: Ours {
-                protocol: settings.protocol,
+            ours,
+            planner: Planner::new(settings.clone()),
+            changed: Changed {
+                everything: true,
+                ..Changed::default()
             },
+            difference: Difference::none(ours),
             settings,
             asn,
             cluster: Cluster::default(),
@@ -122,13 +133,10 @@ impl EventLoop {
             converged: false,
             actual,
             must_dump: false,
-            planned: BTreeMap::new(),
             planned_rules: BTreeSet::new(),
-            rejected: Vec::new(),
             unpinned: Vec::new(),
             sources: SourceCheck::default(),
             shared_addresses: Vec::new(),
-            pod_mtu: 0,
             failures: Vec::new(),
             fights: Fights::default(),
             retry: None,
@@ -234,7 +242,7 @@ impl EventLoop {
 
     /// Whether the update changes what should be.
     fn take_update(&mut self, update: Update) -> bool {
-        let (changed, key) = match update {
+        let (change, key) = match update {
             Update::Upsert(object) => (self.cluster.upsert(&object), object.key()),
             Update::Delete(key) => (self.cluster.remove(&key), key),
             Update::InSync => {
@@ -245,10 +253,11 @@ impl EventLoop {
             // The intake makes a remark of it.
             Update::Problem(_) => return false,
         };
-        if changed {
+        if change != ClusterChange::Nothing {
             self.note_claims(&key);
         }
-        changed
+        self.changed.cluster = self.changed.cluster.max(change);
+        change > ClusterChange::Usage
     }
 
     /// Wakes the claims when something they rest on changed.
@@ -260,7 +269,13 @@ impl EventLoop {
     }
 
     fn take_news(&mut self, news: News) -> Wake {
+        let wake = if news.routes.is_empty() && (self.converged || !news.converged) {
+            Wake::Tell
+        } else {
+            Wake::Plan
+        };
         for (prefix, best) in news.routes {
+            self.changed.learned.insert(prefix);
             if best.is_empty() {
                 self.learned.remove(&prefix);
             } else {
@@ -271,7 +286,7 @@ impl EventLoop {
         self.metrics
             .bgp_session_transitions
             .inc_by(news.sessions.len() as u64);
-        Wake::Plan
+        wake
     }
 
     /// Reads the kernel anew. When that fails the last picture stands, and it is tried again.
@@ -279,6 +294,7 @@ impl EventLoop {
         match self.dataplane.dump().await {
             Ok(snapshot) => {
                 self.actual = Actual::new(snapshot);
+                self.changed.everything = true;
                 self.must_dump = false;
             }
             Err(error) => {
@@ -294,33 +310,52 @@ impl EventLoop {
         if !self.in_sync {
             return;
         }
-        let known = Known {
-            cluster: &self.cluster,
-            learned: &self.learned,
-            actual: &self.actual,
-        };
-        let plan = desired::plan(&self.settings, known);
-        self.note_rejected(&plan.rejected);
-        self.note_unpinned(&plan.unpinned);
-        self.sources.ask_about(&plan.tunnelled_to);
-        self.note_shared_addresses();
-        self.state_needs();
-        self.firewall
-            .want(&self.settings.node, self.settings.address, &self.cluster);
-        self.tell_speaker(&plan).await;
-        self.pod_mtu = plan.pod_mtu;
+        let updated = self.plan();
+        note_rejected(&updated.rejected);
+        if updated.beyond_routes {
+            self.note_unpinned();
+            self.sources.ask_about(&self.planner.plan().tunnelled_to);
+            self.note_shared_addresses();
+            self.state_needs();
+            self.firewall
+                .want(&self.settings.node, self.settings.address, &self.cluster);
+            self.tell_speaker().await;
+        }
         let removal = if self.converged {
             Removal::Now
         } else {
             Removal::Later
         };
-        let mut changes = diff(&plan.desired, &self.actual, &self.ours, removal);
-        let repairs = self.repairs(&changes);
+        let desired = &self.planner.plan().desired;
+        let mut changes = self.difference.steps(desired, &self.actual, removal);
+        let repairs = self.repairs(&changes, &updated.keys);
         self.slow_fights(&repairs, &mut changes);
         self.note_repairs(&repairs, &changes);
-        self.planned = plan.desired.routes;
-        self.planned_rules = plan.desired.rules;
+        if updated.beyond_routes {
+            self.planned_rules.clone_from(&self.planner.plan().desired.rules);
+        }
         self.apply(changes).await;
+    }
+
+    /// Brings the plan and the difference up to date with all that has happened.
+    fn plan(&mut self) -> Updated {
+        let mut changed = std::mem::take(&mut self.changed);
+        changed.kernel = self.actual.take_touched();
+        let known = Known {
+            cluster: &self.cluster,
+            learned: &self.learned,
+            actual: &self.actual,
+        };
+        let updated = self.planner.update(known, &changed);
+        let desired = &self.planner.plan().desired;
+        if changed.everything {
+            self.difference = Difference::whole(desired, &self.actual, self.ours);
+        } else {
+            for key in updated.keys.union(&changed.kernel.routes) {
+                self.difference.look_at(key, desired, &self.actual);
+            }
+        }
+        updated
     }
 
     fn state_needs(&self) {
@@ -340,7 +375,8 @@ impl EventLoop {
     }
 
     /// Tells the speaker what changed for it. Should it be gone, the loop notices by itself.
-    async fn tell_speaker(&mut self, plan: &Plan) {
+    async fn tell_speaker(&mut self) {
+        let plan: &Plan = self.planner.plan();
         if self.told_peers.as_ref() != Some(&plan.peers) {
             let _ = self
                 .speaker
@@ -359,30 +395,13 @@ impl EventLoop {
         }
     }
 
-    /// Says once of each destination that it is not installed, and why.
-    fn note_rejected(&mut self, rejected: &[Rejected]) {
-        let new = desired::newly_rejected(&self.rejected, rejected);
-        let (passing, lasting): (Vec<_>, Vec<_>) =
-            new.into_iter().partition(|new| new.reason == Rejection::NoTunnel);
-        for new in passing {
-            debug!(prefix = %new.prefix, reason = %new.reason, "destination not installed");
-        }
-        for new in lasting.iter().take(TOLD_AT_ONCE) {
-            warn!(prefix = %new.prefix, reason = %new.reason, "destination not installed");
-        }
-        // A peer decides how many there are; the log is not its to fill.
-        if let Some(more @ 1..) = lasting.len().checked_sub(TOLD_AT_ONCE) {
-            warn!(more, "further destinations not installed");
-        }
-        self.rejected = rejected.to_vec();
-    }
-
     /// Says once of each that it keeps encapsulated packets from their source.
-    fn note_unpinned(&mut self, unpinned: &[Unpinned]) {
+    fn note_unpinned(&mut self) {
+        let unpinned = &self.planner.plan().unpinned;
         for new in unpinned.iter().filter(|u| !self.unpinned.contains(u)) {
             error!(problem = %new, "source not pinned");
         }
-        self.unpinned = unpinned.to_vec();
+        self.unpinned.clone_from(unpinned);
     }
 
     /// Says once of each node that it is left out, since another has its address.
@@ -399,9 +418,9 @@ impl EventLoop {
         self.shared_addresses = shared;
     }
 
-    /// What `changes` put back since somebody else changed it: routes that should be as they were before and that the
-    /// kernel did not refuse, each with the protocol number of what is there instead.
-    fn repairs(&self, changes: &[Change]) -> BTreeMap<RouteKey, Option<u8>> {
+    /// What `changes` put back since somebody else changed it: routes that should be as they were before, whose plan is
+    /// not `new`, and that the kernel did not refuse, each with the protocol number of what is there instead.
+    fn repairs(&self, changes: &[Change], new: &BTreeSet<RouteKey>) -> BTreeMap<RouteKey, Option<u8>> {
         let refused: BTreeSet<&RouteKey> = self
             .failures
             .iter()
@@ -411,9 +430,7 @@ impl EventLoop {
             })
             .collect();
         let repaired = changes.iter().filter_map(|change| match change {
-            Change::ReplaceRoute(route)
-                if self.planned.get(&route.key) == Some(route) && !refused.contains(&route.key) =>
-            {
+            Change::ReplaceRoute(route) if !new.contains(&route.key) && !refused.contains(&route.key) => {
                 Some((route.key, taken_over_from(change, &self.actual, &self.ours)))
             }
             _ => None,
@@ -496,6 +513,7 @@ impl EventLoop {
                         info!("net.ipv4.ip_forward was 0: switched on, since this node routes for its pods");
                     }
                     self.actual.applied(&change);
+                    self.look_at_route_of(&change);
                 }
                 Err(error) => {
                     // The same answer to the same change is told once, however often it is tried.
@@ -519,6 +537,13 @@ impl EventLoop {
         }
     }
 
+    fn look_at_route_of(&mut self, change: &Change) {
+        if let Change::ReplaceRoute(route) | Change::DeleteRoute(route) = change {
+            let desired = &self.planner.plan().desired;
+            self.difference.look_at(&route.key, desired, &self.actual);
+        }
+    }
+
     /// Tries again, from a new dump, after a wait that doubles.
     fn retry_later(&mut self) {
         self.retry = Some(Instant::now() + self.retry_wait);
@@ -536,14 +561,12 @@ impl EventLoop {
             remarks: &self.remarks,
             converged: self.converged,
             actual: &self.actual,
-            planned: &self.planned,
-            rejected: &self.rejected,
+            plan: self.planner.plan(),
+            difference: &self.difference,
             failures: &self.failures,
             fights: &self.fights,
-            pod_mtu: self.pod_mtu,
             peers: &self.speaker.peers.borrow(),
             sources: &self.sources,
-            unpinned: &self.unpinned,
             firewall: self.firewall.status.borrow().clone(),
         });
         self.status.send_replace(Arc::new(status));
@@ -554,6 +577,21 @@ impl EventLoop {
         if self.speaker.commands.send(Command::Stop { done }).await.is_ok() {
             let _ = timeout(STOP_TIMEOUT, stopped).await;
         }
+    }
+}
+
+/// Says of each destination that it is not installed, and why.
+fn note_rejected(new: &[Rejected]) {
+    let (passing, lasting): (Vec<_>, Vec<_>) = new.iter().partition(|new| new.reason == Rejection::NoTunnel);
+    for new in passing {
+        debug!(prefix = %new.prefix, reason = %new.reason, "destination not installed");
+    }
+    for new in lasting.iter().take(TOLD_AT_ONCE) {
+        warn!(prefix = %new.prefix, reason = %new.reason, "destination not installed");
+    }
+    // A peer decides how many there are; the log is not its to fill.
+    if let Some(more @ 1..) = lasting.len().checked_sub(TOLD_AT_ONCE) {
+        warn!(more, "further destinations not installed");
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) struct Identity {
 struct Basis {
     node: Option<Node>,
     pools: Vec<IpPool>,
-    bgp: Option<BgpConfiguration>,
+    bgp: Vec<BgpConfiguration>,
 }
 
 impl Basis {
@@ -40,7 +40,7 @@ impl Basis {
         Ok(Self {
             node: datastore::get(store, name).await?,
             pools: datastore::list(store).await?,
-            bgp: datastore::get(store, "default").await?,
+            bgp: datastore::list(store).await?,
         })
     }
 
@@ -48,15 +48,13 @@ impl Basis {
         let mut basis = Self {
             node: None,
             pools: Vec::new(),
-            bgp: None,
+            bgp: Vec::new(),
         };
         for object in copy.objects.values() {
             match object {
                 Object::Node(node) if node.metadata.name == name => basis.node = Some(node.clone()),
                 Object::IpPool(pool) => basis.pools.push(pool.clone()),
-                Object::BgpConfiguration(bgp) if bgp.metadata.name == "default" => {
-                    basis.bgp = Some(bgp.clone());
-                }
+                Object::BgpConfiguration(bgp) => basis.bgp.push(bgp.clone()),
                 _ => {}
             }
         }
@@ -133,7 +131,7 @@ impl Identity {
         let router_id = RouterId::new(address.addr()).filter(|_| unicast);
         let router_id = router_id.ok_or(AgentError::NotUnicast { address })?;
         let mut cluster = Cluster::default();
-        if let Some(bgp) = bgp {
+        for bgp in bgp {
             cluster.upsert(&bgp.into_object());
         }
         let own_asn = config.node.as_number.and_then(|number| Asn::new(number.get()));
@@ -145,7 +143,7 @@ impl Identity {
             .bgp
             .listen_port
             .and_then(|port| u16::try_from(port.get()).ok());
-        let port = configured.or(cluster.listen_port()).unwrap_or(BGP_PORT);
+        let port = configured.or(cluster.bgp().listen_port(name)).unwrap_or(BGP_PORT);
         info!(%address, %asn, port, "this node");
         Ok(Self {
             address,

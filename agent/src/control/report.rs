@@ -13,9 +13,9 @@ use super::intake::Remarks;
 use super::sources::SourceCheck;
 use crate::cluster::Cluster;
 use crate::dataplane::DataplaneError;
-use crate::desired::{Rejected, Settings, Unpinned};
-use crate::fib::{Change, Route, RouteKey, protocol_name};
-use crate::reconcile::{Actual, overshadowing};
+use crate::desired::{Plan, Settings};
+use crate::fib::{Change, Route, protocol_name};
+use crate::reconcile::{Actual, Difference, overshadowing};
 use crate::status::{
     AgentStatus, DatastoreStatus, FirewallStatus, PeerStatus, PeerType, RouteProblem, RouteStatus,
     SourceStatus,
@@ -34,14 +34,12 @@ pub(super) struct Observation<'a> {
     pub(super) remarks: &'a Remarks,
     pub(super) converged: bool,
     pub(super) actual: &'a Actual,
-    pub(super) planned: &'a BTreeMap<RouteKey, Route>,
-    pub(super) rejected: &'a [Rejected],
+    pub(super) plan: &'a Plan,
+    pub(super) difference: &'a Difference,
     pub(super) failures: &'a [(Change, DataplaneError)],
     pub(super) fights: &'a Fights,
-    pub(super) pod_mtu: u32,
     pub(super) peers: &'a [Session],
     pub(super) sources: &'a SourceCheck,
-    pub(super) unpinned: &'a [Unpinned],
     pub(super) firewall: FirewallStatus,
 }
 
@@ -69,6 +67,7 @@ pub(super) fn status(known: &Observation<'_>) -> AgentStatus {
         sources: SourceStatus {
             mismatches: known.sources.mismatches(),
             problems: known
+                .plan
                 .unpinned
                 .iter()
                 .map(ToString::to_string)
@@ -84,7 +83,7 @@ pub(super) fn status(known: &Observation<'_>) -> AgentStatus {
             Change::CreateTunnel { .. } | Change::SetLink { .. } => Some(error.to_string()),
             _ => None,
         }),
-        pod_mtu: known.pod_mtu,
+        pod_mtu: known.plan.pod_mtu,
         withdrawals_held: known.remarks.held,
         problems: known.remarks.node.iter().cloned().collect(),
         converged: known.converged,
@@ -110,25 +109,23 @@ fn peer(session: &Session, nodes: &BTreeMap<IpAddr, &str>, sources: &SourceCheck
 }
 
 fn routes(known: &Observation<'_>) -> RouteStatus {
-    let programmed = |route: &&Route| {
-        known
-            .actual
-            .route(&route.key)
-            .is_some_and(|there| there.is_same_as(route))
-    };
     let failed = known.failures.iter().map(|(change, error)| RouteProblem {
         route: subject(change, known.actual),
         reason: error.to_string(),
     });
-    let rejected = known.rejected.iter().map(|rejected| RouteProblem {
-        route: rejected.prefix.to_string(),
-        reason: rejected.reason.to_string(),
+    let rejected = known.plan.rejected.iter().map(|(prefix, reasons)| RouteProblem {
+        route: prefix.to_string(),
+        reason: reasons
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join("; "),
     });
     let fought_over = known.fights.words().map(|(key, what)| RouteProblem {
         route: key.to_string(),
         reason: what,
     });
-    let overshadowed = known.planned.keys().filter_map(|key| {
+    let overshadowed = known.difference.overshadowed().iter().filter_map(|key| {
         let other = overshadowing(key, known.actual)?;
         Some(RouteProblem {
             route: key.to_string(),
@@ -142,19 +139,21 @@ fn routes(known: &Observation<'_>) -> RouteStatus {
             ),
         })
     });
+    let desired = known.plan.desired.routes.len();
+    let count = known.failures.len() + known.fights.count() + known.difference.overshadowed().len();
     RouteStatus {
-        desired: known.planned.len(),
-        programmed: known.planned.values().filter(programmed).count(),
-        failed: first(failed.chain(fought_over).chain(overshadowed)),
-        rejected: first(rejected),
+        desired,
+        programmed: desired.saturating_sub(known.difference.missing()),
+        failed: first(failed.chain(fought_over).chain(overshadowed), count),
+        rejected: first(rejected, known.plan.rejected.len()),
     }
 }
 
-/// The first problems, and how many more there are. A peer decides how many destinations are rejected, and the status is
-/// put together again at every change.
-fn first(mut problems: impl Iterator<Item = RouteProblem>) -> Vec<RouteProblem> {
-    let mut told: Vec<RouteProblem> = problems.by_ref().take(PROBLEMS_TOLD).collect();
-    let more = problems.count();
+/// The first of `count` problems, and how many more there are. A peer decides how many destinations are rejected, and the
+/// status is put together again at every change: the others are not looked at.
+fn first(problems: impl Iterator<Item = RouteProblem>, count: usize) -> Vec<RouteProblem> {
+    let mut told: Vec<RouteProblem> = problems.take(PROBLEMS_TOLD).collect();
+    let more = count.saturating_sub(told.len());
     if more > 0 {
         told.push(RouteProblem {
             route: format!("{more} more"),

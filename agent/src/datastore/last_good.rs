@@ -16,7 +16,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tracing::warn;
 
-use crate::api::{Key, Kind, Node, Object, UnknownFields};
+use crate::api::{ExternalTrafficPolicy, Key, Kind, Node, Object, UnknownFields};
 
 /// What the first line begins with, so that nobody takes another file for this one.
 const FORMAT: &str = "culvert-last-good";
@@ -259,10 +259,36 @@ pub fn kept(object: &Object, node: &str) -> Option<Object> {
         Object::IpamBlock(block) if block.spec.affinity.as_deref() != Some(&format!("host:{node}")) => {
             return None;
         }
-        Object::IpPool(_) | Object::BgpConfiguration(_) | Object::BlockAffinity(_) | Object::IpamBlock(_) => {
-            object.clone()
+        // What is advertised for a service, beside the ranges of the BGPConfiguration, is for its endpoints here alone.
+        Object::Service(full) if full.spec.external_traffic_policy == Some(ExternalTrafficPolicy::Local) => {
+            let mut short = full.clone();
+            short.unknown.clear();
+            short.spec.unknown.clear();
+            Object::Service(short)
         }
-        Object::IpamHandle(_) | Object::IpamConfig(_) => return None,
+        Object::EndpointSlice(full) => {
+            let mut short = full.clone();
+            short.unknown.clear();
+            short
+                .endpoints
+                .retain(|endpoint| endpoint.node_name.as_deref() == Some(node));
+            if short.endpoints.is_empty() {
+                return None;
+            }
+            Object::EndpointSlice(short)
+        }
+        Object::IpPool(_)
+        | Object::BgpConfiguration(_)
+        | Object::BgpPeer(_)
+        | Object::BgpFilter(_)
+        | Object::BlockAffinity(_)
+        | Object::IpamBlock(_) => object.clone(),
+        // A password is written nowhere: a session that needs one waits for the datastore.
+        Object::Service(_)
+        | Object::Secret(_)
+        | Object::IpReservation(_)
+        | Object::IpamHandle(_)
+        | Object::IpamConfig(_) => return None,
     };
     let metadata = kept.metadata_mut();
     // Revisions and times change without a meaning here, and would be written each time.

@@ -17,7 +17,7 @@ use crate::fib::Link;
 const LEAST_MTU: u32 = 68;
 
 /// The `mtu` of routes to the blocks of those nodes whose paths need one, in bytes.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(super) struct PathMtus {
     /// Through the tunnel: the outer header taken off.
     pub(super) tunnelled: BTreeMap<IpAddr, u32>,

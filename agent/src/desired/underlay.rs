@@ -112,6 +112,27 @@ pub(super) fn pins(
     pins
 }
 
+/// What of the kernel the ways to nodes rest on.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Watched {
+    /// The nodes, and the gateways on the ways to them.
+    addresses: BTreeSet<IpAddr>,
+    /// The links on the ways to them, and those that carry the advertised address.
+    pub(super) links: BTreeSet<u32>,
+    /// The links that carry the advertised address.
+    pub(super) carriers: BTreeSet<u32>,
+}
+
+impl Watched {
+    /// Whether a route to `prefix` would be looked at.
+    pub(super) fn is_asked_for(&self, prefix: &IpNet) -> bool {
+        self.addresses
+            .range(prefix.network()..=prefix.broadcast())
+            .next()
+            .is_some()
+    }
+}
+
 /// How packets get to a node.
 struct UnderlayWay {
     next_hops: Vec<NextHop>,
@@ -143,6 +164,28 @@ impl<'a> Underlay<'a> {
                 .map(|link| link.index)
                 .collect(),
         }
+    }
+
+    /// What the answers about these nodes rest on.
+    pub(super) fn watched(&self, nodes: impl IntoIterator<Item = IpAddr>) -> Watched {
+        let mut watched = Watched {
+            addresses: nodes.into_iter().collect(),
+            links: self.carriers.clone(),
+            carriers: self.carriers.clone(),
+        };
+        for route in &self.routes {
+            if watched.is_asked_for(&route.key.prefix) {
+                watched.links.extend(route.next_hops.iter().map(|hop| hop.link));
+            }
+        }
+        let gateways = self
+            .routes
+            .iter()
+            .filter(|route| watched.is_asked_for(&route.key.prefix))
+            .flat_map(|route| route.next_hops.iter().filter_map(|hop| hop.gateway));
+        let gateways: Vec<IpAddr> = gateways.collect();
+        watched.addresses.extend(gateways);
+        watched
     }
 
     /// The kernel's own choice: the longest, then the one of the lowest metric, of which the first. None where that one

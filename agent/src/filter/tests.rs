@@ -108,10 +108,7 @@ fn nothing_is_wanted_while_the_list_of_nodes_does_not_hold_this_node_with_an_add
     assert_eq!(of_node1(&Cluster::default()), None);
     let mut cluster = cluster(&objects());
     assert!(of_node1(&cluster).is_some());
-    cluster.remove(&Key {
-        kind: Kind::Node,
-        name: "node1".into(),
-    });
+    cluster.remove(&Key::new(Kind::Node, "node1"));
     assert_eq!(of_node1(&cluster), None, "the others alone are not the cluster");
     cluster.upsert(&node("node1", "", &["192.168.0.110"]));
     assert_eq!(of_node1(&cluster), None);

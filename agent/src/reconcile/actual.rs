@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::fib::{Address, Change, KernelEvent, Link, Route, RouteKey, Rule, Snapshot};
+use crate::fib::{Address, Change, KernelEvent, Link, MAIN_TABLE, Route, RouteKey, Rule, Snapshot};
 
 /// What an event did to the knowledge of the kernel; of several the greatest counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,6 +19,18 @@ pub enum Observed {
     MustDump,
 }
 
+/// What of the kernel may be another than it was.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// The keys of routes. Not those of our own in the main table that were written where nothing was, or over another of
+    /// ours: there may be a hundred thousand of them, and no plan rests on them.
+    pub routes: BTreeSet<RouteKey>,
+    /// The links, by index.
+    pub links: BTreeSet<u32>,
+    /// The addresses that came or went.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
 /// What the kernel holds, kept current by events.
 #[derive(Clone, Debug, Default)]
 pub struct Actual {
@@ -29,6 +41,7 @@ pub struct Actual {
     rules: BTreeSet<Rule>,
     forwarding: bool,
     strict: BTreeSet<u32>,
+    touched: Touched,
 }
 
 impl Actual {
@@ -53,7 +66,13 @@ impl Actual {
             rules: snapshot.rules.into_iter().collect(),
             forwarding: snapshot.forwarding,
             strict: snapshot.strict,
+            touched: Touched::default(),
         }
+    }
+
+    /// What events and changes have touched since this was last asked.
+    pub fn take_touched(&mut self) -> Touched {
+        std::mem::take(&mut self.touched)
     }
 
     /// Takes note of an event.
@@ -65,7 +84,7 @@ impl Actual {
         match event {
             KernelEvent::Link(link) => self.link(link),
             KernelEvent::LinkGone(link) => self.link_gone(*link),
-            KernelEvent::Address(address) => changed(self.addresses.insert(*address)),
+            KernelEvent::Address(address) => changed(self.insert_address(*address)),
             KernelEvent::AddressGone(address) => self.address_gone(address),
             KernelEvent::Route(route) => self.route_added(route),
             KernelEvent::RouteReplaced(route) => self.route_replaced(route),
@@ -87,14 +106,12 @@ impl Actual {
         match change {
             Change::EnableForwarding => self.forwarding = true,
             Change::AddAddress(address) => {
-                self.addresses.insert(*address);
+                self.insert_address(*address);
             }
             Change::DeleteAddress(address) => {
-                self.addresses.remove(address);
+                self.remove_address(address);
             }
-            Change::ReplaceRoute(route) => {
-                let _ = self.route_replaced(&route.as_reported());
-            }
+            Change::ReplaceRoute(route) => self.written(route.as_reported()),
             Change::DeleteRoute(route) => self.remove(&route.key, |present| {
                 present.protocol == route.protocol && present.kind == route.kind
             }),
@@ -105,6 +122,7 @@ impl Actual {
             }
             Change::SetLink { link, mtu } => {
                 if let Some(link) = self.links.get_mut(link) {
+                    self.touched.links.insert(link.index);
                     link.up = true;
                     link.mtu = *mtu;
                 }
@@ -181,9 +199,14 @@ impl Actual {
         self.routes.values().flatten()
     }
 
-    /// Of each key the route that counts, in order of the keys.
-    pub(super) fn counting(&self) -> impl Iterator<Item = &Route> {
-        self.routes.values().filter_map(|routes| routes.first())
+    /// All routes by their keys, in order of these; of one key, the one that counts first.
+    pub(super) fn by_key(&self) -> impl Iterator<Item = (&RouteKey, &[Route])> {
+        self.routes.iter().map(|(key, routes)| (key, routes.as_slice()))
+    }
+
+    /// The routes of `key`, the one that counts first.
+    pub(super) fn routes_of(&self, key: &RouteKey) -> &[Route] {
+        self.routes.get(key).map_or(&[], Vec::as_slice)
     }
 
     /// The route that counts for `key`.
@@ -223,6 +246,7 @@ impl Actual {
         if former.as_ref() == Some(link) {
             return Observed::Unchanged;
         }
+        self.touched.links.insert(link.index);
         if former.is_some_and(|former| former.up) && !link.up && self.any_route_through(link.index) {
             return Observed::MustDump;
         }
@@ -231,11 +255,27 @@ impl Actual {
 
     fn link_gone(&mut self, index: u32) -> Observed {
         let known = self.links.remove(&index).is_some();
-        self.addresses.retain(|address| address.link != index);
+        self.touched.links.insert(index);
+        let Touched {
+            routes: touched_routes,
+            addresses: touched_addresses,
+            ..
+        } = &mut self.touched;
+        self.addresses.retain(|address| {
+            let stays = address.link != index;
+            if !stays {
+                touched_addresses.insert(address.net.addr());
+            }
+            stays
+        });
         // No index is given twice, so this cannot hit a route newer than the event. A multipath route stays, with a
         // next hop less or a dead one.
-        self.routes.retain(|_, routes| {
+        self.routes.retain(|key, routes| {
+            let count = routes.len();
             routes.retain(|route| !route.is_only_through(index));
+            if routes.len() != count {
+                touched_routes.insert(*key);
+            }
             !routes.is_empty()
         });
         if self.any_route_through(index) {
@@ -245,7 +285,7 @@ impl Actual {
     }
 
     fn address_gone(&mut self, address: &Address) -> Observed {
-        if !self.addresses.remove(address) {
+        if !self.remove_address(address) {
             return Observed::Unchanged;
         }
         let last = self
@@ -261,6 +301,7 @@ impl Actual {
     fn route_added(&mut self, route: &Route) -> Observed {
         match self.routes.get(&route.key) {
             None => {
+                self.touched.routes.insert(route.key);
                 self.routes.insert(route.key, vec![route.clone()]);
                 Observed::Changed
             }
@@ -273,16 +314,42 @@ impl Actual {
     fn route_replaced(&mut self, route: &Route) -> Observed {
         let routes = self.routes.entry(route.key).or_default();
         match routes.first_mut() {
-            Some(first) if first == route => Observed::Unchanged,
-            Some(first) => {
-                *first = route.clone();
-                Observed::Changed
-            }
-            None => {
-                routes.push(route.clone());
-                Observed::Changed
-            }
+            Some(first) if first == route => return Observed::Unchanged,
+            Some(first) => *first = route.clone(),
+            None => routes.push(route.clone()),
         }
+        self.touched.routes.insert(route.key);
+        Observed::Changed
+    }
+
+    /// Takes note of a route of ours that was written.
+    fn written(&mut self, route: Route) {
+        if route.key.table != MAIN_TABLE {
+            self.touched.routes.insert(route.key);
+        }
+        let routes = self
+            .routes
+            .entry(route.key)
+            .or_insert_with(|| Vec::with_capacity(1));
+        match routes.first_mut() {
+            Some(first) => {
+                if first.protocol != route.protocol {
+                    self.touched.routes.insert(route.key);
+                }
+                *first = route;
+            }
+            None => routes.push(route),
+        }
+    }
+
+    fn insert_address(&mut self, address: Address) -> bool {
+        self.touched.addresses.insert(address.net.addr());
+        self.addresses.insert(address)
+    }
+
+    fn remove_address(&mut self, address: &Address) -> bool {
+        self.touched.addresses.insert(address.net.addr());
+        self.addresses.remove(address)
     }
 
     fn route_gone(&mut self, route: &Route) -> Observed {
@@ -303,6 +370,7 @@ impl Actual {
         };
         if let Some(place) = routes.iter().position(meant) {
             routes.remove(place);
+            self.touched.routes.insert(*key);
         }
         if routes.is_empty() {
             self.routes.remove(key);

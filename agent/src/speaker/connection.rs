@@ -58,11 +58,14 @@ pub(super) struct Connection {
 /// What waits for the peer to read.
 #[derive(Debug)]
 struct Backlog {
-    queue: mpsc::UnboundedSender<Vec<u8>>,
+    queue: mpsc::UnboundedSender<Rest>,
     /// Octets in the queue or being written.
     waiting: Arc<AtomicUsize>,
     writer: JoinHandle<io::Result<()>>,
 }
+
+/// Messages, perhaps many peers', and how many of their octets this one has got.
+type Rest = (Arc<Vec<u8>>, usize);
 
 impl Connection {
     pub(super) fn spawn(id: ConnectionId, stream: TcpStream, events: mpsc::Sender<SocketEvent>) -> Self {
@@ -82,8 +85,8 @@ impl Connection {
     /// Writes messages, at once as far as the kernel takes them; the rest waits. False when too much waits already.
     ///
     /// That the connection is broken is the reader's to say: it comes behind what the peer had to say before.
-    pub(super) fn send(&mut self, bytes: &[u8]) -> bool {
-        let mut left = bytes;
+    pub(super) fn send(&mut self, bytes: Arc<Vec<u8>>) -> bool {
+        let mut left = bytes.as_slice();
         // Nothing overtakes what waits.
         if self.waiting() == 0 {
             while !left.is_empty() {
@@ -102,8 +105,9 @@ impl Connection {
         }
         let backlog = self.backlog.get_or_insert_with(|| Backlog::new(&self.stream));
         backlog.waiting.fetch_add(left.len(), Ordering::Relaxed);
+        let sent = bytes.len().saturating_sub(left.len());
         // A writer that is gone has found the connection broken.
-        let _ = backlog.queue.send(left.to_vec());
+        let _ = backlog.queue.send((bytes, sent));
         true
     }
 
@@ -185,16 +189,17 @@ async fn read(id: ConnectionId, stream: Arc<TcpStream>, events: mpsc::Sender<Soc
 
 async fn write(
     stream: Arc<TcpStream>,
-    mut queued: mpsc::UnboundedReceiver<Vec<u8>>,
+    mut queued: mpsc::UnboundedReceiver<Rest>,
     waiting: Arc<AtomicUsize>,
 ) -> io::Result<()> {
-    while let Some(bytes) = queued.recv().await {
+    while let Some((bytes, sent)) = queued.recv().await {
+        let left = bytes.get(sent..).unwrap_or_default();
         if queued.is_closed() {
-            timeout(FLUSH_TIMEOUT, write_all(&stream, &bytes)).await??;
+            timeout(FLUSH_TIMEOUT, write_all(&stream, left)).await??;
         } else {
-            write_all(&stream, &bytes).await?;
+            write_all(&stream, left).await?;
         }
-        waiting.fetch_sub(bytes.len(), Ordering::Relaxed);
+        waiting.fetch_sub(left.len(), Ordering::Relaxed);
     }
     end(&stream);
     Ok(())
@@ -301,7 +306,7 @@ mod tests {
         let (mut ours, mut peer) = connected().await;
         let sent: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_be_bytes).collect();
         for message in sent.chunks(4096) {
-            assert!(ours.send(message));
+            assert!(ours.send(Arc::new(message.to_vec())));
         }
         assert!(ours.backlog.is_some(), "no kernel holds twelve megabytes");
         drop(ours);
@@ -313,9 +318,9 @@ mod tests {
     #[tokio::test]
     async fn a_peer_that_does_not_read_is_not_held_in_memory() {
         let (mut ours, _peer) = connected().await;
-        let message = vec![0; 1 << 20];
+        let message = Arc::new(vec![0; 1 << 20]);
         // The kernel itself may hold some more.
-        let taken = (0..100).take_while(|_| ours.send(&message)).count();
+        let taken = (0..100).take_while(|_| ours.send(Arc::clone(&message))).count();
         assert!((16..64).contains(&taken), "{taken} MiB taken");
         assert!(ours.waiting() <= SEND_QUEUE);
     }

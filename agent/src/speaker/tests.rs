@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use culvert_bgp::id::{Asn, HoldTime, RouterId};
+use culvert_bgp::id::{Asn, RouterId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
@@ -18,14 +18,9 @@ const STRANGER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
 
 fn config() -> SpeakerConfig {
     SpeakerConfig {
-        asn: Asn::new(64_512).unwrap(),
-        router_id: RouterId::new(LOCAL).unwrap(),
-        local_address: LOCAL,
-        hold_time: HoldTime::new(90).unwrap(),
         connect_retry: Duration::from_secs(3600),
-        restart_time: 120,
-        restarted: false,
         seed: 1,
+        ..SpeakerConfig::new(Asn::new(64_512).unwrap(), RouterId::new(LOCAL).unwrap(), LOCAL)
     }
 }
 

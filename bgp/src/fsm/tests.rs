@@ -12,6 +12,7 @@ fn meaning(cell: &str) -> (Option<State>, Vec<Effect>) {
         // Beginnings.
         "start" => (Some(State::Connect), vec![ForgetRetries, Arm(ConnectRetry), Dial]),
         "listen" => (Some(State::Active), vec![ForgetRetries, Arm(ConnectRetry)]),
+        "wait" => (Some(State::Active), vec![Arm(ConnectRetry)]),
         "dial" => (Some(State::Connect), vec![Arm(ConnectRetry), Dial]),
         "redial" => (Some(State::Connect), vec![Drop, Arm(ConnectRetry), Dial]),
         "await" => (Some(State::Active), vec![Release, Arm(ConnectRetry)]),
@@ -54,6 +55,7 @@ const TABLE: &str = "
     HoldExpires          -       fail     fail    notify    notify       notify
     KeepaliveExpires     -       fail     fail    notify    beat         beat
     IdleHoldExpires      dial    fail     fail    notify    notify       notify
+    IdleHoldExpiresPassive wait  fail     fail    notify    notify       notify
     TcpEstablished       -       greet    greet   notify    notify       notify
     TcpFails             -       await*   fail    await     fail         fail
     Open                 -       fail     fail    agree     notify*      notify
@@ -66,6 +68,7 @@ const TABLE: &str = "
     Update               -       fail     fail    notify    notify       learn
     UpdateError          -       fail     fail    notify    notify       notify
     RouteRefresh         -       fail     fail    notify    notify       learn
+    SendHoldExpires      -       fail     fail    notify    notify       notify
 ";
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::id::Prefix;
-use crate::wire::message::PathAttributes;
+use crate::wire::message::{Family, Nlri, PathAttributes};
 
 /// One route of the peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,93 +12,182 @@ struct Route {
     attributes: Arc<PathAttributes>,
     /// Of a session that is gone, and not announced again yet (RFC 4724 §4.2).
     stale: bool,
+    /// Not announced again yet since the peer began to tell all its routes once more (RFC 7313 §4).
+    unrefreshed: bool,
+}
+
+/// The routes of one family.
+#[derive(Clone, Debug, Default)]
+struct Table {
+    routes: BTreeMap<Nlri, Route>,
+    stale: usize,
+}
+
+impl Table {
+    fn take_where(&mut self, gone: impl Fn(&Route) -> bool) -> Vec<Nlri> {
+        let mut taken = Vec::new();
+        self.routes.retain(|&nlri, route| {
+            let goes = gone(route);
+            if goes {
+                taken.push(nlri);
+                self.stale -= usize::from(route.stale);
+            }
+            !goes
+        });
+        taken
+    }
 }
 
 /// The routes of one peer, whether import accepted them or not.
 #[derive(Clone, Debug, Default)]
 pub struct AdjRibIn {
-    routes: BTreeMap<Prefix, Route>,
-    stale: usize,
+    ipv4: Table,
+    ipv6: Table,
 }
 
 impl AdjRibIn {
+    fn table(&self, family: Family) -> &Table {
+        if family == Family::IPV4_UNICAST {
+            &self.ipv4
+        } else {
+            &self.ipv6
+        }
+    }
+
+    fn table_mut(&mut self, family: Family) -> &mut Table {
+        if family == Family::IPV4_UNICAST {
+            &mut self.ipv4
+        } else {
+            &mut self.ipv6
+        }
+    }
+
     /// Takes an announcement in place of an earlier one (RFC 4271 §9: implicit withdrawal). Says whether the path
     /// differs from what was there.
-    pub fn announce(&mut self, prefix: Prefix, attributes: &Arc<PathAttributes>) -> bool {
+    pub fn announce(&mut self, nlri: Nlri, attributes: &Arc<PathAttributes>) -> bool {
         let route = Route {
             attributes: Arc::clone(attributes),
             stale: false,
+            unrefreshed: false,
         };
-        match self.routes.insert(prefix, route) {
+        let table = self.table_mut(Family::of(nlri.prefix));
+        match table.routes.insert(nlri, route) {
             None => true,
             Some(old) => {
-                self.stale -= usize::from(old.stale);
+                table.stale -= usize::from(old.stale);
                 old.attributes != *attributes
             }
         }
     }
 
     /// Takes a withdrawal. Says whether there was a route.
-    pub fn withdraw(&mut self, prefix: Prefix) -> bool {
-        let Some(old) = self.routes.remove(&prefix) else {
+    pub fn withdraw(&mut self, nlri: Nlri) -> bool {
+        let table = self.table_mut(Family::of(nlri.prefix));
+        let Some(old) = table.routes.remove(&nlri) else {
             return false;
         };
-        self.stale -= usize::from(old.stale);
+        table.stale -= usize::from(old.stale);
         true
     }
 
-    /// RFC 4724 §4.2: the session is lost, its routes stay for a while.
-    pub fn mark_stale(&mut self) {
-        for route in self.routes.values_mut() {
-            route.stale = true;
+    /// Puts other attributes on a route, which stays as stale as it is.
+    pub fn change(&mut self, nlri: Nlri, attributes: &Arc<PathAttributes>) {
+        if let Some(route) = self.table_mut(Family::of(nlri.prefix)).routes.get_mut(&nlri) {
+            route.attributes = Arc::clone(attributes);
         }
-        self.stale = self.routes.len();
+    }
+
+    /// RFC 4724 §4.2: the session is lost, its routes stay for a while.
+    pub fn mark_stale(&mut self, family: Family) {
+        let table = self.table_mut(family);
+        for route in table.routes.values_mut() {
+            route.stale = true;
+            route.unrefreshed = false;
+        }
+        table.stale = table.routes.len();
     }
 
     /// RFC 4724 §4.2: removes what is still stale, and says what that was.
-    pub fn sweep_stale(&mut self) -> Vec<Prefix> {
-        if self.stale == 0 {
+    pub fn sweep_stale(&mut self, family: Family) -> Vec<Nlri> {
+        let table = self.table_mut(family);
+        if table.stale == 0 {
             return Vec::new();
         }
-        self.stale = 0;
-        let gone = self
-            .routes
-            .iter()
-            .filter(|(_, route)| route.stale)
-            .map(|(&prefix, _)| prefix)
-            .collect();
-        self.routes.retain(|_, route| !route.stale);
-        gone
+        table.take_where(|route| route.stale)
     }
 
-    /// Removes everything, and says what that was.
-    pub fn clear(&mut self) -> Vec<Prefix> {
-        self.stale = 0;
-        std::mem::take(&mut self.routes).into_keys().collect()
+    /// RFC 7313 §4: the peer begins to tell all its routes once more.
+    pub fn mark_unrefreshed(&mut self, family: Family) {
+        for route in self.table_mut(family).routes.values_mut() {
+            route.unrefreshed = true;
+        }
+    }
+
+    /// RFC 7313 §4: removes what the peer has not told again, and says what that was.
+    pub fn sweep_unrefreshed(&mut self, family: Family) -> Vec<Nlri> {
+        self.table_mut(family).take_where(|route| route.unrefreshed)
+    }
+
+    /// Removes all routes of a family, and says what that was.
+    pub fn clear(&mut self, family: Family) -> Vec<Nlri> {
+        let table = std::mem::take(self.table_mut(family));
+        table.routes.into_keys().collect()
+    }
+
+    /// How many routes of a family there are, stale ones included.
+    #[must_use]
+    pub fn count(&self, family: Family) -> usize {
+        self.table(family).routes.len()
     }
 
     /// How many routes there are, stale ones included.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.routes.len()
+        self.ipv4.routes.len() + self.ipv6.routes.len()
     }
 
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.routes.is_empty()
+        self.len() == 0
     }
 
     /// How many of them are stale.
     #[must_use]
     pub fn stale(&self) -> usize {
-        self.stale
+        self.ipv4.stale + self.ipv6.stale
     }
 
-    /// The routes, in order of their prefix.
-    pub fn iter(&self) -> impl Iterator<Item = (Prefix, &Arc<PathAttributes>)> {
-        self.routes
-            .iter()
-            .map(|(&prefix, route)| (prefix, &route.attributes))
+    /// How many of a family are stale.
+    #[must_use]
+    pub fn stale_of(&self, family: Family) -> usize {
+        self.table(family).stale
+    }
+
+    /// The routes, in order of their prefix, IPv4 first.
+    pub fn iter(&self) -> impl Iterator<Item = (Nlri, &Arc<PathAttributes>)> {
+        let tables = self.ipv4.routes.iter().chain(&self.ipv6.routes);
+        tables.map(|(&nlri, route)| (nlri, &route.attributes))
+    }
+
+    /// The stale routes of a family.
+    pub fn iter_stale(&self, family: Family) -> impl Iterator<Item = (Nlri, &Arc<PathAttributes>)> {
+        let routes = self.table(family).routes.iter();
+        routes
+            .filter(|(_, route)| route.stale)
+            .map(|(&nlri, route)| (nlri, &route.attributes))
+    }
+
+    /// The routes to one destination.
+    pub fn paths(&self, prefix: Prefix) -> impl Iterator<Item = (Nlri, &Arc<PathAttributes>)> {
+        let (first, last) = (
+            Nlri { prefix, path_id: 0 },
+            Nlri {
+                prefix,
+                path_id: u32::MAX,
+            },
+        );
+        let routes = self.table(Family::of(prefix)).routes.range(first..=last);
+        routes.map(|(&nlri, route)| (nlri, &route.attributes))
     }
 }

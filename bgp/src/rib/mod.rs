@@ -2,5 +2,7 @@
 
 pub mod adj_in;
 pub mod adj_out;
+pub mod attributes;
+pub mod community;
 pub mod decision;
 pub mod loc;

@@ -3,12 +3,13 @@
 use std::net::IpAddr;
 
 use super::Speaker;
-use super::reason::Reason;
+use super::routes::FAMILIES;
 use crate::fsm::{Event, State};
 use crate::id::ConnectionId;
+use crate::reason::Reason;
 use crate::session::{Cause, Fate};
 use crate::wire::Decoded;
-use crate::wire::message::{Message, Notification, Open, RefreshKind};
+use crate::wire::message::{Message, Notification, Open};
 use crate::wire::notification::{cease, code, open as open_error};
 
 impl Speaker {
@@ -62,11 +63,13 @@ impl Speaker {
                     (code::OPEN_MESSAGE, subcode) if subcode == version => Event::VersionError,
                     _ => Event::Notification,
                 };
-                // RFC 4724 §4: a NOTIFICATION ends retention as well. But not the one that says that the other
-                // connection was kept: the peer is as alive as before.
                 let fate = match (notification.code, notification.subcode) {
+                    // The other connection was kept: the peer is as alive as before.
                     (code::CEASE, cease::CONNECTION_COLLISION) => Fate::Stale,
-                    _ => Fate::Drop,
+                    // RFC 8538 §3.1.
+                    (code::CEASE, cease::HARD_RESET) => Fate::Drop,
+                    // RFC 4724 §4: a NOTIFICATION ends retention as well. RFC 8538 §4: unless that was agreed on.
+                    _ => Fate::Notified,
                 };
                 let reason = Reason::NotificationReceived(notification);
                 self.apply(address, key, event, Cause::reason(reason, fate));
@@ -77,9 +80,8 @@ impl Speaker {
                 }
             }
             Message::RouteRefresh { family, kind } => {
-                let wanted = kind == RefreshKind::Request;
-                if self.apply(address, key, Event::RouteRefresh, Cause::NONE) && wanted {
-                    self.refresh(address, family);
+                if self.apply(address, key, Event::RouteRefresh, Cause::NONE) {
+                    self.refresh(address, family, kind);
                 }
             }
         }
@@ -89,7 +91,7 @@ impl Speaker {
         let Some(peer) = self.peers.get(&address) else {
             return;
         };
-        let terms = peer.terms(&self.config, address, self.converged);
+        let terms = peer.terms(&self.config, self.converged);
         if peer
             .session(key)
             .is_some_and(|session| session.state == State::OpenSent)
@@ -110,7 +112,7 @@ impl Speaker {
             let Some(peer) = self.peers.get_mut(&address) else {
                 return;
             };
-            let terms = peer.terms(&self.config, address, self.converged);
+            let terms = peer.terms(&self.config, self.converged);
             if let Some(session) = peer.session_mut(key) {
                 session.accept_open(open, &terms);
             }
@@ -124,13 +126,14 @@ impl Speaker {
         };
         // A peer without graceful restart sends no End-of-RIB: by the first KEEPALIVE after the one that brought the
         // session up, it has sent what it had.
-        let stands_for_end = !peer.end_of_rib_received
-            && peer.session(key).is_some_and(|session| {
-                session.state == State::Established && session.graceful_restart().is_none()
-            });
+        let stands_for_end = peer.session(key).is_some_and(|session| {
+            session.state == State::Established && !session.has_graceful_restart() && !peer.has_sent_all()
+        });
         self.apply(address, key, Event::Keepalive, Cause::NONE);
         if stands_for_end {
-            self.end_of_rib(address);
+            for family in FAMILIES {
+                self.end_of_rib(address, family);
+            }
         }
     }
 }

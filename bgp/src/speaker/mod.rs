@@ -9,214 +9,49 @@
 //! A driver calls [`Speaker::handle`] with what happened, then [`Speaker::poll_output`] until there is no more, and
 //! comes back with [`Input::Timer`] when [`Speaker::deadline`] has passed.
 
+mod group;
 mod messages;
 mod peer;
-pub mod reason;
+mod query;
+mod refresh;
+mod retention;
+mod ribs;
 mod routes;
-pub(crate) mod transport;
+mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use reason::{Reason, TransportError};
-pub use routes::MAX_PREFIXES;
+pub use query::{PathView, RouteView};
+pub use status::PeerStatus;
 
+pub use crate::config::{PeerConfig, SpeakerConfig};
 pub use crate::fsm::State;
 use crate::fsm::{Event, Timer};
-use crate::id::{Asn, ConnectionId, HoldTime, NextHop, Prefix, RouterId};
-use crate::policy::Export;
-use crate::rib::loc::LocRib;
+use crate::id::{ConnectionId, Prefix};
+pub use crate::input::Input;
+pub use crate::output::{Output, RibChange, SessionChange};
+pub use crate::reason::{Reason, TransportError};
 use crate::session::{Cause, DIALLER, Fate, OPEN_HOLD};
-use crate::wire::message::Notification;
+use crate::transport::Transport;
+use crate::wire::message::{Message, Notification};
 use crate::wire::notification::{cease, code};
+use crate::wire::{self, Negotiated};
 use peer::Peer;
-use transport::Transport;
-
-/// What a speaker is told once.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SpeakerConfig {
-    /// Our AS.
-    pub asn: Asn,
-    /// Our BGP Identifier.
-    pub router_id: RouterId,
-    /// The address that peers send packets to: the NEXT_HOP of what we announce.
-    pub local_address: Ipv4Addr,
-    /// The hold time that we propose; 90 s is usual (RFC 4271 §10).
-    pub hold_time: HoldTime,
-    /// ConnectRetryTime (RFC 4271 §10): how long one attempt to connect may take, and the pause between two of them.
-    pub connect_retry: Duration,
-    /// Seconds, up to 4095, for which peers keep our routes after this process is gone (RFC 4724 §3), and for which a
-    /// restarted one waits for its peers before it calls itself converged.
-    pub restart_time: u16,
-    /// The kernel still holds the routes of a former run of this process: peers are told so (RFC 4724 §3, R and F).
-    pub restarted: bool,
-    /// Seed of the jitter of timers (RFC 4271 §10). It should differ between nodes.
-    pub seed: u64,
-}
-
-/// A peer, as configured.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PeerConfig {
-    /// Where to connect to, and where connections from it come from.
-    pub address: IpAddr,
-    /// Its AS.
-    pub asn: Asn,
-}
-
-impl PeerConfig {
-    /// A peer with nothing special about it.
-    #[must_use]
-    pub fn new(address: IpAddr, asn: Asn) -> Self {
-        Self { address, asn }
-    }
-}
-
-/// What happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Input<'a> {
-    /// The whole set of peers. The difference to the one before is applied: an unchanged peer is not disturbed, a
-    /// removed one is told (Cease, peer de-configured) and its routes go at once.
-    Peers(BTreeMap<IpAddr, PeerConfig>),
-    /// The whole set of prefixes that this node originates. Until it is given for the first time, no peer gets an
-    /// End-of-RIB marker, because that would end its patience with the routes of our former run (RFC 4724 §4.2).
-    Exports(BTreeSet<Prefix>),
-    /// The connection of an [`Output::Dial`] stands.
-    Dialled {
-        /// Its number.
-        connection: ConnectionId,
-    },
-    /// A peer has connected. Where there is no such peer, the answer is [`Output::Close`].
-    Accepted {
-        /// A number from [`Speaker::next_connection`].
-        connection: ConnectionId,
-        /// The address it comes from.
-        peer: IpAddr,
-    },
-    /// Bytes came in, in the order of the stream.
-    Received {
-        /// On this connection.
-        connection: ConnectionId,
-        /// Any number of them.
-        bytes: &'a [u8],
-    },
-    /// A connection, or the attempt at one, is over. It needs no [`Output::Close`], and gets none.
-    Closed {
-        /// Its number.
-        connection: ConnectionId,
-        /// How it ended.
-        error: TransportError,
-    },
-    /// The [`Speaker::deadline`] has passed.
-    Timer,
-    /// The end of this speaker: every session goes down, every connection is closed, and nothing else is answered any
-    /// more. No route is withdrawn from the driver: packets are to flow on.
-    Stop {
-        /// Tell the peers (Cease, administrative shutdown), so that they remove our routes at once. Else the
-        /// connections just close, and peers with graceful restart keep our routes for our restart time.
-        notify: bool,
-    },
-}
-
-/// What the driver is to do, or to know.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Output {
-    /// Open a connection to a peer; answer with [`Input::Dialled`] or [`Input::Closed`].
-    Dial {
-        /// Its number from now on.
-        connection: ConnectionId,
-        /// The address of the peer.
-        peer: IpAddr,
-    },
-    /// Send bytes: one or more whole messages.
-    Send {
-        /// On this connection.
-        connection: ConnectionId,
-        /// These.
-        bytes: Vec<u8>,
-    },
-    /// Close a connection once what was to be sent is sent, or give the attempt up. It is not heard of again.
-    Close {
-        /// Its number.
-        connection: ConnectionId,
-    },
-    /// The best route for a prefix has changed.
-    RibChange(RibChange),
-    /// The state of a peer has changed.
-    SessionChange(SessionChange),
-    /// Given once: every configured peer's End-of-RIB is in, or [`SpeakerConfig::restart_time`] has passed since the
-    /// first [`Input::Peers`]. Routes of a former run that no peer has announced by now are not coming back.
-    Converged,
-}
-
-/// The best route for a prefix.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RibChange {
-    /// The destination.
-    pub prefix: Prefix,
-    /// Where packets for it go; empty when it is withdrawn, or originated by this node itself.
-    pub best: Vec<NextHop>,
-}
-
-/// The state of a peer: that of its session, or of the one of its two sessions that is further on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SessionChange {
-    /// The address of the peer.
-    pub peer: IpAddr,
-    /// The state it was in.
-    pub from: State,
-    /// The state it is in.
-    pub to: State,
-    /// Why, when something went wrong or was stopped.
-    pub reason: Option<Reason>,
-}
-
-/// What is known of a peer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PeerStatus {
-    /// Its address.
-    pub peer: IpAddr,
-    /// Its AS, as configured.
-    pub asn: Asn,
-    /// The state of its session.
-    pub state: State,
-    /// Why it last went down, or does not come up.
-    pub reason: Option<Reason>,
-    /// Routes in Adj-RIB-In, stale ones included.
-    pub prefixes_received: usize,
-    /// Routes in Adj-RIB-Out.
-    pub prefixes_sent: usize,
-    /// How often it has become Established.
-    pub established_count: u64,
-    /// Whether it has sent all its routes, in the session that is up.
-    pub end_of_rib: bool,
-    /// Routes of a session that is gone, not announced again yet (RFC 4724 §4.2).
-    pub stale: usize,
-    /// Faults in its UPDATEs that cost a route or an attribute, but not the session (RFC 7606).
-    pub faults: u64,
-    /// Messages received.
-    pub messages_in: u64,
-    /// Messages sent.
-    pub messages_out: u64,
-    /// Since when it is in its state.
-    pub since: Instant,
-    /// Its BGP Identifier, while Established.
-    pub router_id: Option<RouterId>,
-    /// The hold time agreed on, while Established.
-    pub hold_time: Option<HoldTime>,
-}
+use ribs::Ribs;
 
 /// A BGP-4 speaker.
 #[derive(Debug)]
 pub struct Speaker {
     config: SpeakerConfig,
-    export: Export,
     peers: BTreeMap<IpAddr, Peer>,
-    loc: LocRib,
+    ribs: Ribs,
     /// What this node originates, once that is known.
     exports: Option<BTreeSet<Prefix>>,
-    /// The Established external peers: they hear of every route, internal ones only of outward ones.
-    external: BTreeSet<IpAddr>,
+    /// The clusters that this speaker reflects in (RFC 4456 §7).
+    clusters: BTreeSet<Ipv4Addr>,
     transport: Transport,
     /// Peers by the earliest of their deadlines. An entry may be too early, never too late: a deadline that moves away,
     /// as the hold timer does with each message, is corrected when the entry comes up.
@@ -236,11 +71,10 @@ impl Speaker {
     #[must_use]
     pub fn new(config: SpeakerConfig, now: Instant) -> Self {
         Self {
-            export: Export::new(config.asn, config.local_address),
             peers: BTreeMap::new(),
-            loc: LocRib::default(),
+            ribs: Ribs::new(config.multipath),
             exports: None,
-            external: BTreeSet::new(),
+            clusters: BTreeSet::new(),
             transport: Transport::new(now, config.seed),
             queue: BTreeSet::new(),
             touched: BTreeSet::new(),
@@ -268,11 +102,14 @@ impl Speaker {
             Input::Accepted { connection, peer } => self.accepted(connection, peer),
             Input::Received { connection, bytes } => self.received(connection, bytes),
             Input::Closed { connection, error } => self.closed(connection, error),
+            Input::Stalled { connection } => self.stalled(connection, true),
+            Input::Sent { connection } => self.stalled(connection, false),
+            Input::Refresh { peer } => self.ask_refresh(peer),
             Input::Timer => self.expire(),
             Input::Stop { notify } => self.stop(notify),
         }
         for address in std::mem::take(&mut self.touched) {
-            self.advertise(address);
+            self.tell_end_of_rib(address);
             self.enqueue(address);
         }
         self.converge();
@@ -280,6 +117,10 @@ impl Speaker {
 
     /// The next thing to do, in order.
     pub fn poll_output(&mut self) -> Option<Output> {
+        // What several inputs have changed is told at once.
+        if self.transport.is_idle() && self.ribs.groups.is_dirty() {
+            self.flush();
+        }
         self.transport.pop()
     }
 
@@ -304,7 +145,10 @@ impl Speaker {
 
     /// What is known of each peer, in order of address.
     pub fn peers(&self) -> impl Iterator<Item = PeerStatus> {
-        self.peers.values().map(Peer::status)
+        self.peers.iter().map(|(&address, peer)| {
+            let group = peer.group.and_then(|group| self.ribs.groups.get(group));
+            peer.status(group.map_or(0, |group| group.routes.count(address)))
+        })
     }
 
     /// Whether [`Output::Converged`] was given.
@@ -317,7 +161,10 @@ impl Speaker {
         let gone: Vec<(IpAddr, bool)> = self
             .peers
             .iter()
-            .filter(|(address, peer)| wanted.get(*address) != Some(&peer.config))
+            .filter(|(address, peer)| match wanted.get(*address) {
+                Some(config) => peer.config.needs_new_session(config),
+                None => true,
+            })
             .map(|(&address, _)| (address, wanted.contains_key(&address)))
             .collect();
         for (address, stays) in gone {
@@ -328,21 +175,60 @@ impl Speaker {
                 self.remove_peer(address, cease::PEER_DECONFIGURED, &Reason::Deconfigured);
             }
         }
+        self.set_clusters(&wanted);
         let now = self.transport.now;
         for (address, config) in wanted {
-            if self.peers.contains_key(&address) {
+            if let Some(peer) = self.peers.get_mut(&address) {
+                if *peer.config != config {
+                    self.reconfigure(address, Arc::new(config));
+                }
                 continue;
             }
-            let internal = config.asn == self.config.asn;
+            let passive = config.passive;
             self.peers
-                .insert(address, Peer::new(config, internal, self.config.hold_time, now));
+                .insert(address, Peer::new(Arc::new(config), &self.config, now));
             if !self.converged {
                 self.waiting.insert(address);
             }
-            self.apply(address, DIALLER, Event::Start, Cause::NONE);
+            let event = if passive {
+                Event::StartPassive
+            } else {
+                Event::Start
+            };
+            self.apply(address, DIALLER, event, Cause::NONE);
         }
         let patience = Duration::from_secs(self.config.restart_time.into());
         self.converge_by.get_or_insert(now + patience);
+    }
+
+    /// RFC 4456 §8: a path that has been in one of our clusters is not used.
+    fn set_clusters(&mut self, peers: &BTreeMap<IpAddr, PeerConfig>) {
+        let clusters = peers.values().filter_map(|peer| peer.reflector_client).collect();
+        if self.clusters != clusters {
+            self.clusters = clusters;
+            for address in self.peers.keys().copied().collect::<Vec<_>>() {
+                self.import_again(address);
+            }
+        }
+    }
+
+    /// Applies what is not in the OPEN to the session that stands.
+    fn reconfigure(&mut self, address: IpAddr, config: Arc<PeerConfig>) {
+        let Some(peer) = self.peers.get_mut(&address) else {
+            return;
+        };
+        let before = Arc::clone(&peer.config);
+        let mut terms = peer.terms(&self.config, self.converged);
+        terms.peer = config;
+        peer.reconfigure(&terms, &mut self.transport);
+        if before.imports_otherwise(&terms.peer) {
+            self.import_again(address);
+        }
+        self.export_again(address);
+        if let Some(key) = self.peers.get(&address).and_then(Peer::established_key) {
+            self.limit_prefixes(address, key);
+        }
+        self.touched.insert(address);
     }
 
     fn remove_peer(&mut self, address: IpAddr, subcode: u8, reason: &Reason) {
@@ -382,6 +268,14 @@ impl Speaker {
             self.transport.close(connection);
             return;
         };
+        if peer.is_refused(self.transport.now) {
+            // RFC 4486 §4: a peer that is configured, and not wanted now.
+            let notification = Message::Notification(Notification::cease(cease::CONNECTION_REJECTED));
+            self.transport
+                .send(connection, wire::encode(&notification, Negotiated::plain(false)));
+            self.transport.close(connection);
+            return;
+        }
         for key in peer.superfluous_beside_new() {
             self.apply(
                 address,
@@ -393,7 +287,7 @@ impl Speaker {
         let Some(peer) = self.peers.get_mut(&address) else {
             return;
         };
-        let terms = peer.terms(&self.config, address, self.converged);
+        let terms = peer.terms(&self.config, self.converged);
         self.transport.adopt(connection, address);
         peer.add_accepted(connection, &terms, &mut self.transport);
         self.apply(address, connection, Event::TcpEstablished, Cause::NONE);
@@ -419,6 +313,19 @@ impl Speaker {
         );
     }
 
+    fn stalled(&mut self, connection: ConnectionId, stalled: bool) {
+        let Some((address, key)) = self.find(connection) else {
+            return;
+        };
+        if let Some(peer) = self.peers.get_mut(&address) {
+            let terms = peer.terms(&self.config, self.converged);
+            if let Some(session) = peer.session_mut(key) {
+                session.stalled(stalled, &terms, &mut self.transport);
+            }
+        }
+        self.touched.insert(address);
+    }
+
     fn expire(&mut self) {
         let now = self.transport.now;
         while let Some(&(at, address)) = self.queue.first()
@@ -430,9 +337,8 @@ impl Speaker {
                 continue;
             };
             peer.queued = None;
-            if peer.retention.until.is_some_and(|until| until <= now) {
-                self.sweep_stale(address);
-            }
+            self.expire_stale(address);
+            self.expire_refresh(address);
             for key in self.peers.get(&address).map(Peer::keys).unwrap_or_default() {
                 while let Some(timer) = self
                     .peers
@@ -451,6 +357,7 @@ impl Speaker {
         };
         let Some(session) = peer.session(key) else { return };
         let (state, hold) = (session.state, session.hold_time.seconds());
+        let passive = peer.config.passive && key == DIALLER;
         let unneeded = key == DIALLER && peer.is_greeted_beside(key);
         let (event, cause) = match timer {
             Timer::ConnectRetry | Timer::IdleHold if unneeded => (Event::Abandon, Cause::NONE),
@@ -459,6 +366,7 @@ impl Speaker {
                 Cause::reason(Reason::Transport(TransportError::TimedOut), Fate::Drop),
             ),
             Timer::ConnectRetry => (Event::ConnectRetryExpires, Cause::NONE),
+            Timer::IdleHold if passive => (Event::IdleHoldExpiresPassive, Cause::NONE),
             Timer::IdleHold => (Event::IdleHoldExpires, Cause::NONE),
             Timer::Keepalive => (Event::KeepaliveExpires, Cause::NONE),
             Timer::Hold => {
@@ -473,8 +381,14 @@ impl Speaker {
                 let notification = Notification::new(code::HOLD_TIMER_EXPIRED, 0);
                 (
                     Event::HoldExpires,
-                    Cause::notify(notification, reason, Fate::Drop),
+                    Cause::notify(notification, reason, Fate::Notified),
                 )
+            }
+            Timer::SendHold => {
+                // RFC 9687 §4.4, §5. The peer does not read: what is sent with it may never arrive.
+                let notification = Notification::new(code::SEND_HOLD_TIMER_EXPIRED, 0);
+                let cause = Cause::notify(notification, Reason::SendHoldTimer, Fate::Notified);
+                (Event::SendHoldExpires, cause)
             }
         };
         self.apply(address, key, event, cause);
@@ -510,11 +424,11 @@ impl Speaker {
         let Some(peer) = self.peers.get_mut(&address) else {
             return false;
         };
-        let terms = peer.terms(&self.config, address, self.converged);
+        let terms = peer.terms(&self.config, self.converged);
         let outcome = peer.apply(key, event, cause, &terms, &mut self.transport);
         self.touched.insert(address);
         if let Some(loss) = outcome.down {
-            self.lost(address, loss);
+            self.lost(address, &loss);
         }
         if outcome.up {
             self.established(address);

@@ -3,18 +3,28 @@
 //! Both sides dial. The session that dials is always there, even if it only waits; a connection that the peer opens
 //! gets a session of its own (RFC 4271 §8.2.1). While the peer is Established through the one it opened, the dialler rests.
 
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::reason::{Families, Reason};
-use super::transport::Transport;
-use super::{Output, PeerConfig, PeerStatus, SessionChange};
+use super::group::Encoded;
+use super::refresh::Refresh;
+use super::retention::Retention;
+use super::routes::FAMILIES;
+use super::status::PeerStatus;
+use crate::config::{PeerConfig, SpeakerConfig};
 use crate::fsm::{Event, State};
 use crate::id::{ConnectionId, HoldTime, RouterId};
+use crate::output::{Output, SessionChange};
+use crate::policy::export::Export;
+use crate::policy::import::Import;
+use crate::reason::{Families, Reason};
 use crate::rib::adj_in::AdjRibIn;
-use crate::rib::adj_out::AdjRibOut;
-use crate::session::{Cause, DIALLER, Fate, Origin, Session, Terms};
-use crate::wire::message::{Capability, Family, Message, Notification, Open};
+use crate::rib::decision::Neighbour;
+use crate::session::{Cause, DIALLER, Fate, Origin, Patience, Session, Terms};
+use crate::transport::Transport;
+use crate::wire::Negotiated;
+use crate::wire::message::{Family, Message, Notification, Open};
 use crate::wire::notification::{cease, code, open as open_error};
 
 /// A connection that the peer opens within this time after another one became Established may still be the other half
@@ -22,7 +32,7 @@ use crate::wire::notification::{cease, code, open as open_error};
 const CROSSING: Duration = Duration::from_secs(2);
 
 /// What an event has done to a peer, for those who keep the routes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Outcome {
     /// The message is for the routes.
     pub(crate) deliver: bool,
@@ -33,29 +43,20 @@ pub(crate) struct Outcome {
 }
 
 /// What becomes of the peer's routes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Loss {
     /// They go.
     Drop,
-    /// They stay, as stale ones, for as long as the peer asked for.
-    Stale(Duration),
+    /// Those of these families stay, as stale ones, for as long as the peer asked for; the others go.
+    Stale(BTreeMap<Family, Patience>),
     /// They stay as they are.
     Keep,
-}
-
-/// How long stale routes stay (RFC 4724 §4.2).
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Retention {
-    /// When the session was lost whose routes are the oldest stale ones.
-    pub(crate) since: Option<Instant>,
-    /// When what is still stale goes.
-    pub(crate) until: Option<Instant>,
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    pub(crate) config: PeerConfig,
+    pub(crate) config: Arc<PeerConfig>,
     pub(crate) internal: bool,
     dialler: Session,
     accepted: Vec<Session>,
@@ -63,24 +64,39 @@ pub(crate) struct Peer {
     since: Instant,
     reason: Option<Reason>,
     pub(crate) routes_in: AdjRibIn,
-    pub(crate) routes_out: AdjRibOut,
-    pub(crate) retention: Retention,
-    pub(crate) end_of_rib_received: bool,
+    /// Those that are told the same, while Established.
+    pub(super) group: Option<u64>,
+    /// What is let in.
+    pub(crate) import: Import,
+    /// What paths say of the peer, as of the last session that came up.
+    pub(crate) neighbour: Option<Arc<Neighbour>>,
+    pub(super) retention: BTreeMap<Family, Retention>,
+    pub(super) refresh: BTreeMap<Family, Refresh>,
+    pub(crate) end_of_rib_received: BTreeSet<Family>,
     pub(crate) end_of_rib_sent: bool,
     pub(crate) established_count: u64,
     pub(crate) messages_in: u64,
     pub(crate) faults: u64,
+    /// UPDATEs whose paths were not let in.
+    pub(crate) rejected: u64,
+    /// The families that near their limit, so that this is said once.
+    pub(crate) warned: BTreeSet<Family>,
     messages_out: u64,
     /// The peer's identifier and the hold time, as of the last session that came up.
     agreed: Option<(RouterId, HoldTime)>,
     stopped: bool,
+    /// Until then it is refused: it announced more than it may.
+    refused_until: Option<Instant>,
     /// The deadline under which the speaker's queue holds it.
     pub(crate) queued: Option<Instant>,
 }
 
 impl Peer {
-    pub(crate) fn new(config: PeerConfig, internal: bool, hold_time: HoldTime, now: Instant) -> Self {
+    pub(crate) fn new(config: Arc<PeerConfig>, speaker: &SpeakerConfig, now: Instant) -> Self {
+        let internal = config.asn == config.local_asn.unwrap_or(speaker.asn);
+        let hold_time = config.hold_time.unwrap_or(speaker.hold_time);
         Self {
+            import: Import::new(speaker, &config),
             config,
             internal,
             dialler: Session::dialler(hold_time, internal),
@@ -89,16 +105,21 @@ impl Peer {
             since: now,
             reason: None,
             routes_in: AdjRibIn::default(),
-            routes_out: AdjRibOut::default(),
-            retention: Retention::default(),
-            end_of_rib_received: false,
+            group: None,
+            neighbour: None,
+            retention: BTreeMap::new(),
+            refresh: BTreeMap::new(),
+            end_of_rib_received: BTreeSet::new(),
             end_of_rib_sent: false,
             established_count: 0,
             messages_in: 0,
             faults: 0,
+            rejected: 0,
+            warned: BTreeSet::new(),
             messages_out: 0,
             agreed: None,
             stopped: false,
+            refused_until: None,
             queued: None,
         }
     }
@@ -131,17 +152,29 @@ impl Peer {
     }
 
     /// The Established session.
-    pub(crate) fn established(&mut self) -> Option<&mut Session> {
+    pub(crate) fn established(&self) -> Option<&Session> {
+        self.sessions()
+            .find(|session| session.state == State::Established)
+    }
+
+    /// The same, to change it.
+    pub(crate) fn established_mut(&mut self) -> Option<&mut Session> {
         std::iter::once(&mut self.dialler)
             .chain(&mut self.accepted)
             .find(|s| s.state == State::Established)
+    }
+
+    /// The key of the Established session.
+    pub(crate) fn established_key(&self) -> Option<ConnectionId> {
+        self.established().map(|session| session.key)
     }
 
     /// The earliest of its timers.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.sessions()
             .filter_map(Session::deadline)
-            .chain(self.retention.until)
+            .chain(self.retention.values().map(|stale| stale.until))
+            .chain(self.refresh.values().filter_map(Refresh::deadline))
             .min()
     }
 
@@ -156,16 +189,26 @@ impl Peer {
         &mut self,
         key: ConnectionId,
         event: Event,
-        cause: Cause,
+        mut cause: Cause,
         terms: &Terms<'_>,
         transport: &mut Transport,
     ) -> Outcome {
         let Some(session) = self.session_mut(key) else {
             return Outcome::default();
         };
-        let restart_time = session
-            .graceful_restart()
-            .map(|(restart, _)| restart.restart_time);
+        let keeps = session.keeps_over_notification();
+        if keeps
+            && matches!(cause.fate, Fate::Drop | Fate::Keep)
+            && session.state == State::Established
+            && let Some(notification) = cause.notify.take()
+        {
+            // RFC 8538 §3: else the peer would keep our routes.
+            cause.notify = Some(hard_reset(&notification));
+        }
+        let patience: BTreeMap<_, _> = FAMILIES
+            .into_iter()
+            .filter_map(|family| Some((family, session.patience(family, terms)?)))
+            .collect();
         let applied = session.apply(event, &cause, terms, transport);
         let was_up = applied.from == State::Established;
         let is_up = applied.to == State::Established;
@@ -176,10 +219,15 @@ impl Peer {
         if is_up && !was_up {
             self.agreed = agreed;
         }
-        let loss = match (cause.fate, restart_time) {
-            (Fate::Stale, Some(seconds)) if seconds > 0 => Loss::Stale(Duration::from_secs(seconds.into())),
-            (Fate::Keep, _) => Loss::Keep,
-            (Fate::Stale | Fate::Drop, _) => Loss::Drop,
+        let fate = match cause.fate {
+            Fate::Notified if keeps => Fate::Stale,
+            Fate::Notified => Fate::Drop,
+            fate => fate,
+        };
+        let loss = match fate {
+            Fate::Stale => Loss::Stale(patience),
+            Fate::Keep => Loss::Keep,
+            Fate::Notified | Fate::Drop => Loss::Drop,
         };
         let reason = cause
             .reason
@@ -211,6 +259,11 @@ impl Peer {
             dialler.apply(Event::Abandon, &Cause::NONE, terms, transport);
         } else if !greeted && !self.stopped && dialler.state == State::Idle && !dialler.is_pausing() {
             dialler.pause(terms, transport);
+        }
+        if dialler.state == State::Idle
+            && let Some(until) = self.refused_until.filter(|&until| until > transport.now)
+        {
+            dialler.pause_until(until);
         }
     }
 
@@ -245,10 +298,37 @@ impl Peer {
         }));
     }
 
+    /// Keeps the peer away until `until`.
+    pub(crate) fn refuse_until(&mut self, until: Instant) {
+        self.refused_until = Some(until);
+    }
+
+    /// Whether it is kept away.
+    pub(crate) fn is_refused(&self, now: Instant) -> bool {
+        self.refused_until.is_some_and(|until| until > now)
+    }
+
+    /// Takes a configuration under which the session can go on.
+    pub(crate) fn reconfigure(&mut self, terms: &Terms<'_>, transport: &mut Transport) {
+        let passive = self.config.passive;
+        self.config = Arc::clone(&terms.peer);
+        self.import = Import::new(terms.config, &self.config);
+        self.neighbour = self.neighbour.take().map(|known| {
+            let mut neighbour = Neighbour::clone(&known);
+            neighbour.reflector_client = self.config.reflector_client;
+            Arc::new(neighbour)
+        });
+        if passive != self.config.passive && self.dialler.state < State::OpenSent {
+            self.dialler.apply(Event::Abandon, &Cause::NONE, terms, transport);
+            self.settle(terms, transport);
+            self.report(None, transport);
+        }
+    }
+
     /// Nothing is to be tried any more.
     pub(crate) fn stop(&mut self) {
         self.stopped = true;
-        self.retention = Retention::default();
+        self.retention.clear();
     }
 
     /// The sessions that a new connection which the peer opened makes superfluous, to be ended first.
@@ -300,21 +380,20 @@ impl Peer {
             };
             return refuse(open_error::BAD_BGP_IDENTIFIER, Vec::new(), reason);
         }
-        let families: Vec<Family> = open
-            .capabilities
-            .iter()
-            .filter_map(|capability| match capability {
-                Capability::MultiProtocol(family) => Some(*family),
-                _ => None,
-            })
-            .collect();
-        // RFC 4760 §8: who announces no family exchanges IPv4 unicast.
-        if !families.is_empty() && !families.contains(&Family::IPV4_UNICAST) {
-            // RFC 5492 §5: the data is the capability that is missing.
-            let reason = Reason::NoIpv4Unicast {
-                offered: Families(families),
+        let ours = &self.config.families;
+        let agreed = Negotiated::between(&terms.open(), open).families().count();
+        if agreed == 0 && !ours.is_empty() {
+            // RFC 5492 §5: the data is the capabilities that are missing.
+            let multiprotocol = |family: &Family| {
+                let [high, low] = family.afi.to_be_bytes();
+                [1, 4, high, low, 0, family.safi]
             };
-            return refuse(open_error::UNSUPPORTED_CAPABILITY, vec![1, 4, 0, 1, 0, 1], reason);
+            let data = ours.keys().flat_map(multiprotocol).collect();
+            let reason = Reason::NoCommonFamily {
+                offered: Families::of(open),
+                ours: Families(ours.keys().copied().collect()),
+            };
+            return refuse(open_error::UNSUPPORTED_CAPABILITY, data, reason);
         }
         Ok(())
     }
@@ -355,7 +434,7 @@ impl Peer {
         if other.established.is_none_or(|since| crosses(this, since)) {
             // RFC 4271 §6.8: the connection opened by the side with the higher identifier stays; RFC 6286 §2.3: where
             // they are equal, the higher AS.
-            let ours = (terms.config.router_id, terms.config.asn);
+            let ours = (terms.config.router_id, terms.local_asn());
             let stays = if ours < (open.router_id, open.asn) {
                 Origin::Accepted
             } else {
@@ -364,7 +443,7 @@ impl Peer {
             return Some(collides(if this.origin == stays { other } else { this }));
         }
         // RFC 4724 §4.2: a new OPEN from a peer that can restart says that it has restarted.
-        if other.graceful_restart().is_some() {
+        if other.has_graceful_restart() {
             return Some(replaced());
         }
         // RFC 4271 §6.8: else the Established one stays.
@@ -374,12 +453,52 @@ impl Peer {
     /// Sends a KEEPALIVE out of turn on the Established session: if the peer has lost it, its host answers with a
     /// reset, and the peer's next connection meets no other.
     pub(crate) fn probe(&mut self, transport: &mut Transport) {
-        if let Some(session) = self.established() {
+        if let Some(session) = self.established_mut() {
             session.send(&Message::Keepalive, transport);
         }
     }
 
-    pub(crate) fn status(&self) -> PeerStatus {
+    /// Sends a message on the Established session.
+    pub(crate) fn tell(&mut self, message: &Message, transport: &mut Transport) {
+        if let Some(session) = self.established_mut() {
+            session.send(message, transport);
+        }
+    }
+
+    /// Sends what was written out, on the Established session.
+    pub(super) fn send(&mut self, encoded: &Encoded, transport: &mut Transport) {
+        if let Some(session) = self.established_mut() {
+            for (messages, bytes) in &encoded.pieces {
+                session.send_shared(*messages, bytes, transport);
+            }
+        }
+    }
+
+    /// What decides what the peer is told, while Established.
+    pub(crate) fn export(&self, speaker: &SpeakerConfig) -> Option<Export> {
+        let session = self.established()?;
+        let mut families = session.negotiated.families();
+        let long_lived = families.all(|family| session.knows_long_lived(family));
+        Some(Export::new(speaker, &self.config, session.negotiated, long_lived))
+    }
+
+    /// Whether the peer has told all it has, in the session that is up.
+    pub(crate) fn has_sent_all(&self) -> bool {
+        self.established().is_some_and(|session| {
+            let mut families = session.negotiated.families();
+            families.all(|family| self.end_of_rib_received.contains(&family))
+        })
+    }
+
+    /// Forgets what was of the session that is no longer Established.
+    pub(super) fn session_is_gone(&mut self) {
+        self.refresh.clear();
+        self.end_of_rib_received.clear();
+        self.end_of_rib_sent = false;
+    }
+
+    /// `sent` is how many routes it has been told.
+    pub(crate) fn status(&self, sent: usize) -> PeerStatus {
         let agreed = self.agreed.filter(|_| self.state == State::Established);
         PeerStatus {
             peer: self.config.address,
@@ -387,9 +506,9 @@ impl Peer {
             state: self.state,
             reason: self.reason.clone(),
             prefixes_received: self.routes_in.len(),
-            prefixes_sent: self.routes_out.len(),
+            prefixes_sent: sent,
             established_count: self.established_count,
-            end_of_rib: self.end_of_rib_received,
+            end_of_rib: self.has_sent_all(),
             stale: self.routes_in.stale(),
             faults: self.faults,
             messages_in: self.messages_in,
@@ -403,15 +522,10 @@ impl Peer {
     }
 
     /// What our OPEN says of our own restart (RFC 4724 §3).
-    pub(crate) fn terms<'a>(
-        &self,
-        config: &'a super::SpeakerConfig,
-        peer: IpAddr,
-        converged: bool,
-    ) -> Terms<'a> {
+    pub(crate) fn terms<'a>(&self, config: &'a SpeakerConfig, converged: bool) -> Terms<'a> {
         Terms {
             config,
-            peer,
+            peer: Arc::clone(&self.config),
             internal: self.internal,
             // RFC 4724 §4.1: the R bit, until the restart is over.
             restarted: config.restarted && !converged,
@@ -420,6 +534,13 @@ impl Peer {
             forwarding_kept: config.restarted || self.established_count > 0,
         }
     }
+}
+
+/// RFC 8538 §3.1: the NOTIFICATION that says that nothing is to be kept, with the reason in it.
+fn hard_reset(notification: &Notification) -> Notification {
+    let mut data = vec![notification.code, notification.subcode];
+    data.extend_from_slice(&notification.data);
+    Notification::with_data(code::CEASE, cease::HARD_RESET, data)
 }
 
 /// Whether `this` may be the other half of a simultaneous open of the connection that is Established `since`. We dial

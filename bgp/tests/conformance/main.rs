@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod language;
+mod words;
 
 use std::fmt::Write as _;
 use std::fs;

@@ -3,9 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use culvert_bgp::id::{Asn, ConnectionId, HoldTime, NextHop, Prefix, RouterId};
+use culvert_bgp::id::{Asn, ConnectionId, NextHop, Prefix, RouterId};
 use culvert_bgp::speaker::{
     Input, Output, PeerConfig, SessionChange, Speaker, SpeakerConfig, State, TransportError,
 };
@@ -63,7 +64,7 @@ pub(crate) struct Node {
 
 enum Segment {
     Confirm,
-    Bytes(Vec<u8>),
+    Bytes(Arc<Vec<u8>>),
     End(TransportError),
 }
 
@@ -194,14 +195,15 @@ impl Network {
     fn boot(&mut self, node: usize, restarted: bool) {
         self.boots += 1;
         let config = SpeakerConfig {
-            asn: Asn::new(64512).unwrap(),
-            router_id: RouterId::new(address(node)).unwrap(),
-            local_address: address(node),
-            hold_time: HoldTime::new(90).unwrap(),
             connect_retry: Duration::from_secs(5),
             restart_time: RESTART_TIME,
             restarted,
             seed: self.random.next(),
+            ..SpeakerConfig::new(
+                Asn::new(64512).unwrap(),
+                RouterId::new(address(node)).unwrap(),
+                address(node),
+            )
         };
         self.nodes[node] = Some(Node {
             speaker: Speaker::new(config, now()),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use culvert_bgp::id::{Asn, ConnectionId, HoldTime, NextHop, Prefix, RouterId};
 use culvert_bgp::speaker::{
-    Input, MAX_PREFIXES, Output, PeerConfig, Reason, Speaker, SpeakerConfig, State, TransportError,
+    Input, Output, PeerConfig, Reason, Speaker, SpeakerConfig, State, TransportError,
 };
 use culvert_bgp::wire::message::{
     Capability, Family, GracefulRestart, Message, Nlri, Notification, Open, PathAttributes, RefreshKind,
@@ -23,6 +23,7 @@ const INTERNAL: Negotiated = Negotiated {
     ..Negotiated::plain(true)
 };
 const PEERS: u8 = 3;
+const MAX_PREFIXES: usize = 200_000;
 
 /// The one origin of time; all else is measured from it.
 #[allow(clippy::disallowed_methods, reason = "a test needs some instant to begin at")]
@@ -81,14 +82,13 @@ impl Watched {
     fn new() -> Self {
         let now = origin();
         let config = SpeakerConfig {
-            asn: Asn::new(64512).unwrap(),
-            router_id: RouterId::new(address(10)).unwrap(),
-            local_address: address(10),
-            hold_time: HoldTime::new(90).unwrap(),
             connect_retry: Duration::from_secs(5),
-            restart_time: 120,
-            restarted: false,
             seed: 7,
+            ..SpeakerConfig::new(
+                Asn::new(64512).unwrap(),
+                RouterId::new(address(10)).unwrap(),
+                address(10),
+            )
         };
         let mut watched = Self {
             speaker: Speaker::new(config, now),

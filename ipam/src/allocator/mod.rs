@@ -1,14 +1,19 @@
-//! What to read or write next, so that a request comes true.
+//! What to read or write next, so that requests come true.
 //!
 //! [`plan`] has no memory: each time it looks at what is known and at what is asked for, and tells one step. Whoever drives
 //! it does that step, tells the [`View`] what came of it, and asks again. So a crash between any two writes needs no
 //! recovery of its own: the next plan, of whichever process, starts from what is there.
+//!
+//! Requests that wait at the same time are planned together: one write of a block serves all that take from it or give back
+//! to it, and writes to different objects are told in one step, to be done at once. A request that fails holds back no other.
 //!
 //! The order of writes is what makes that safe:
 //!
 //! - **Claim.** The affinity is written `pending`, then the block is created, then the affinity is `confirmed`. Only one
 //!   creation of a block succeeds, so that only one node ever confirms; a `pending` affinity owns nothing, and is either
 //!   carried on or taken back by its node.
+//! - **Unclaim.** The affinity is written `pendingDeletion`, then the block is deleted, or left without an owner if somebody
+//!   lives in it, then the affinity is deleted.
 //! - **Assign.** The handle's count is raised before the block is written. A count may thus be too high after a crash, and
 //!   is set right by the next request for that handle; it is never too low, so that a release finds every address.
 //! - **Release.** The block is written before the count is lowered, for the same reason.
@@ -20,188 +25,103 @@
 
 mod assign;
 mod claim;
+mod object;
+mod place;
 mod release;
+mod request;
+mod round;
+mod unclaim;
 mod view;
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
-
-use ipnet::IpNet;
-
 use crate::error::Error;
-use crate::pool::{Family, Use};
 use crate::timestamp::Timestamp;
 
-pub use view::{Key, Kind, Limits, Object, View};
+pub use object::{Key, Kind, Object, Read, Write};
+pub use request::{Assign, Claim, Freed, Held, HeldAddress, Outcome, Release, Request, Unclaim, Wanted};
+pub use view::{Policy, View};
 
-/// What is asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Request {
-    /// Addresses for a handle.
-    Assign(Assign),
-    /// That a handle has no addresses.
-    Release(Release),
-    /// That a node has a block.
-    Claim(Claim),
-}
-
-/// Addresses for a handle on a node; those that it has there already count.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Assign {
-    /// The node.
-    pub node: String,
-    /// Who gets them.
-    pub handle: String,
-    /// What is written beside them: `pod`, `namespace`, `type`, `timestamp`. `node` is written in any case.
-    pub attributes: BTreeMap<String, String>,
-    /// What they are for.
-    pub usage: Use,
-    /// Their family.
-    pub family: Family,
-    /// How many.
-    pub count: usize,
-}
-
-/// That a handle has no addresses, in any block that it says it has some in, or that belongs to the node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Release {
-    /// The node that asks.
-    pub node: String,
-    /// Who gives them back.
-    pub handle: String,
-}
-
-/// That a node has at least one confirmed block in a pool for this use. What it left half done is finished on the way.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claim {
-    /// The node.
-    pub node: String,
-    /// What its addresses are for.
-    pub usage: Use,
-    /// Its family.
-    pub family: Family,
+/// What a batch of requests has come to, and what to do next.
+///
+/// A driver answers the requests that have an outcome, does the step, and plans the others again, until all have an outcome
+/// and the step is [`Step::Done`]. A batch makes progress each time: it is never [`Step::Done`] without a new outcome.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// What each request has come to, in the order of the batch; `None` for one that needs more steps.
+    pub outcomes: Vec<Option<Result<Outcome, Error>>>,
+    /// What to do next.
+    pub step: Step,
 }
 
 /// The next thing to do.
 #[derive(Clone, Debug, PartialEq)]
-#[allow(
-    clippy::large_enum_variant,
-    reason = "a step is made, done and dropped, never stored"
-)]
 pub enum Step {
-    /// Read this and tell the view.
-    Read(Read),
-    /// Write this by compare-and-swap. Then tell the view that it was written; or, if it was refused because somebody else
-    /// wrote, created or deleted the object, have the view forget it.
-    Write {
-        /// What to write.
-        write: Write,
-        /// The addresses that are given back by it.
-        frees: Vec<IpAddr>,
-    },
-    /// The request has come true.
-    Done(Outcome),
+    /// Read all of this, in any order, and tell the view.
+    Read(Vec<Read>),
+    /// Write all of this by compare-and-swap, in any order or at once: each is about another object. For each, tell the view
+    /// that it was written; or, if it was refused because somebody else wrote, created or deleted the object, have the view
+    /// forget the object. One that fails otherwise may be left: the view still knows the old state.
+    Write(Vec<Change>),
+    /// Nothing: requests without an outcome wait for others of the batch that have one now.
+    Done,
 }
 
-/// What to read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Read {
-    /// All objects of a kind.
-    List(Kind),
-    /// One object.
-    Get(Key),
-}
-
-/// What to write.
+/// A write, and what it means.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Write {
-    /// A new object; it must not be there.
-    Create {
-        /// Its name.
-        name: String,
-        /// Its spec.
-        object: Object,
-    },
-    /// A new spec; everything else of the object stays.
-    Update {
-        /// Its name.
-        name: String,
-        /// The revision that it must still have.
-        revision: String,
-        /// Its spec.
-        object: Object,
-    },
-    /// No object.
-    Delete {
-        /// Which.
-        key: Key,
-        /// The revision that it must still have.
-        revision: String,
-    },
+pub struct Change {
+    /// The write.
+    pub write: Write,
+    /// The addresses that it gives back.
+    pub frees: Vec<Freed>,
+    /// Whether it sets a handle's counts right after addresses were given back.
+    pub(crate) settles: bool,
 }
 
-impl Write {
-    /// The object that it is about.
-    #[must_use]
-    pub fn key(&self) -> Key {
-        match self {
-            Write::Create { name, object } | Write::Update { name, object, .. } => {
-                Key::new(object.kind(), name.clone())
-            }
-            Write::Delete { key, .. } => key.clone(),
+impl From<Write> for Change {
+    fn from(write: Write) -> Self {
+        Self {
+            write,
+            frees: Vec::new(),
+            settles: false,
         }
     }
 }
 
-/// What a request has come to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// As many addresses as were asked for.
-    Assigned(Vec<IpAddr>),
-    /// The handle has no addresses. Those that it had were told with the steps that freed them.
-    Released,
-    /// The confirmed blocks of the node, in the request's family.
-    Claimed(Vec<IpNet>),
-}
-
-/// The next step towards what is asked for. `now` is used for new sequence numbers and time stamps only, never to decide
-/// what is safe.
+/// What the requests have come to by now, and the next step towards the others. They are planned in their order; one for a
+/// handle waits for those before it that are for the same.
 ///
-/// # Errors
-/// When the request cannot come true as things stand; see [`Error`].
-pub fn plan(view: &View, request: &Request, now: Timestamp) -> Result<Step, Error> {
-    let outcome = match request {
-        Request::Assign(assign) => assign::plan(view, assign, now).map(Outcome::Assigned),
-        Request::Release(release) => release::plan(view, release, now).map(|()| Outcome::Released),
-        Request::Claim(claim) => claim::plan(view, claim, now).map(Outcome::Claimed),
-    };
-    match outcome {
-        Ok(outcome) => Ok(Step::Done(outcome)),
-        Err(Halt::Step(step)) => Ok(*step),
-        Err(Halt::Error(error)) => Err(*error),
-    }
+/// `now` is used for new sequence numbers and time stamps, for how long an address has rested, and for how long another node
+/// has had an empty block that this one needs; never to decide what is safe.
+#[must_use]
+pub fn plan(view: &View, batch: &[Request], now: Timestamp) -> Plan {
+    round::plan(view, batch, now)
 }
 
 /// A value, or why it is not known yet: something must be read or written first, or it cannot be.
 type Progress<T> = Result<T, Halt>;
 
-/// Why planning goes no further.
+/// Why planning of a request goes no further for now.
 enum Halt {
-    Step(Box<Step>),
+    /// This must be read.
+    Read(Read),
+    /// This must be written.
+    Write(Box<Change>),
+    /// What others of the batch, or its node, have under way must be done.
+    Wait,
+    /// It is over.
     Error(Box<Error>),
 }
 
 impl Halt {
-    fn step(step: Step) -> Self {
-        Halt::Step(Box::new(step))
-    }
-
     fn write(write: Write) -> Self {
-        Self::write_freeing(write, Vec::new())
+        Halt::Write(Box::new(Change::from(write)))
     }
 
-    fn write_freeing(write: Write, frees: Vec<IpAddr>) -> Self {
-        Self::step(Step::Write { write, frees })
+    /// Sets a handle right.
+    fn settle(write: Write) -> Self {
+        Halt::Write(Box::new(Change {
+            settles: true,
+            ..Change::from(write)
+        }))
     }
 
     fn create(name: String, object: Object) -> Self {
@@ -209,18 +129,26 @@ impl Halt {
     }
 
     fn update(name: String, revision: &str, object: Object) -> Self {
-        Self::write(Write::Update {
-            name,
-            revision: revision.to_owned(),
-            object,
-        })
+        Self::write(update(name, revision, object))
     }
 
     fn delete(kind: Kind, name: &str, revision: &str) -> Self {
-        Self::write(Write::Delete {
-            key: Key::new(kind, name),
-            revision: revision.to_owned(),
-        })
+        Self::write(delete(kind, name, revision))
+    }
+}
+
+fn update(name: String, revision: &str, object: Object) -> Write {
+    Write::Update {
+        name,
+        revision: revision.to_owned(),
+        object,
+    }
+}
+
+fn delete(kind: Kind, name: &str, revision: &str) -> Write {
+    Write::Delete {
+        key: Key::new(kind, name),
+        revision: revision.to_owned(),
     }
 }
 

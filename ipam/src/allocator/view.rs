@@ -1,121 +1,30 @@
-//! What was read of the store for one request, and kept up to date with what was written for it.
+//! What was read of the store, and kept up to date with what was written.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 use ipnet::IpNet;
 
 use crate::affinity::Affinity;
 use crate::block::Block;
-use crate::error::PoolRefusal;
 use crate::handle::Handle;
+use crate::limits::Limits;
 use crate::name;
-use crate::pool::{Family, Pool, PoolError, Refusal, Use};
+use crate::pool::Pools;
+use crate::ranges::Ranges;
 
-use super::{Halt, Progress, Read, Step, Write};
+use super::object::{Key, Kind, Object, Read, Write};
+use super::request::Freed;
+use super::{Change, Halt, Progress};
 
-/// Blocks a node may have when the configuration gives no number.
-const DEFAULT_MAX_BLOCKS_PER_HOST: u32 = 20;
-
-/// The kinds of objects that allocation reads and writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// BlockAffinity.
-    Affinity,
-    /// IPAMBlock.
-    Block,
-    /// IPAMHandle.
-    Handle,
-}
-
-/// An object's kind and name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Key {
-    /// Its kind.
-    pub kind: Kind,
-    /// Its `metadata.name`.
-    pub name: String,
-}
-
-impl Key {
-    /// The key of the object of this kind and name.
-    #[must_use]
-    pub fn new(kind: Kind, name: impl Into<String>) -> Self {
-        Self {
-            kind,
-            name: name.into(),
-        }
-    }
-}
-
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match self.kind {
-            Kind::Affinity => "BlockAffinity",
-            Kind::Block => "IPAMBlock",
-            Kind::Handle => "IPAMHandle",
-        };
-        write!(f, "{kind} {}", self.name)
-    }
-}
-
-/// The spec of an object.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Object {
-    /// Of a BlockAffinity.
-    Affinity(Affinity),
-    /// Of an IPAMBlock.
-    Block(Block),
-    /// Of an IPAMHandle.
-    Handle(Handle),
-}
-
-impl Object {
-    /// Its kind.
-    #[must_use]
-    pub fn kind(&self) -> Kind {
-        match self {
-            Object::Affinity(_) => Kind::Affinity,
-            Object::Block(_) => Kind::Block,
-            Object::Handle(_) => Kind::Handle,
-        }
-    }
-}
-
-/// Settings of allocation (Calico's IPAMConfig).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// A node hands out addresses of its own blocks only. It does so here in any case: borrowing from others' blocks, which
-    /// `false` would allow, is not done.
-    pub strict_affinity: bool,
-    /// A node whose blocks are full claims another.
-    pub auto_allocate_blocks: bool,
-    /// Most blocks a node may have of each family; 0 means 20.
-    pub max_blocks_per_host: u32,
-    /// Seconds for which a released address rests before it is free.
-    pub cooldown_seconds: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            strict_affinity: false,
-            auto_allocate_blocks: true,
-            max_blocks_per_host: 0,
-            cooldown_seconds: 0,
-        }
-    }
-}
-
-impl Limits {
-    /// Most blocks a node may have of each family.
-    #[must_use]
-    pub fn max_blocks(&self) -> u32 {
-        match self.max_blocks_per_host {
-            0 => DEFAULT_MAX_BLOCKS_PER_HOST,
-            given => given,
-        }
-    }
+/// What allocation goes by, besides the objects that it reads and writes.
+#[derive(Clone, Debug, Default)]
+pub struct Policy {
+    /// All pools, as the node of the requests may use them.
+    pub pools: Pools,
+    /// Addresses that are given out only by name (the ranges of all IPReservations).
+    pub reserved: Ranges,
+    /// Settings.
+    pub limits: Limits,
 }
 
 /// What is known of one object.
@@ -140,7 +49,10 @@ enum Seen {
 /// view.
 #[derive(Clone, Copy, Debug)]
 struct Since {
-    turn: u64,
+    /// When this state was first seen or written.
+    first: u64,
+    /// When it was last seen to be this one.
+    last: u64,
     written: bool,
 }
 
@@ -158,104 +70,216 @@ pub(super) enum BlockSeen<'a> {
 
 /// A handle, as far as a planner cares.
 pub(super) enum HandleSeen<'a> {
+    /// Nobody has looked.
+    Unknown,
     Absent,
-    Deleted { revision: &'a str },
-    Present { revision: &'a str, handle: &'a Handle },
-    Unreadable { reason: &'a str },
+    Deleted {
+        revision: &'a str,
+    },
+    Present {
+        revision: &'a str,
+        handle: &'a Handle,
+    },
+    Unreadable {
+        reason: &'a str,
+    },
 }
 
-/// What was read: the pools and limits, and of the objects those that the planner asked for.
+/// An affinity: its object's name and revision, and what it says.
+#[derive(Clone, Copy)]
+pub(super) struct AffinitySeen<'a> {
+    pub(super) name: &'a str,
+    pub(super) revision: &'a str,
+    pub(super) affinity: &'a Affinity,
+}
+
+/// What was read: the policy, and of the objects those that the planner asked for, or that its driver was told about by
+/// other ways.
 ///
 /// It may be out of date from the first moment; that shows when a write is refused, and then what was refused is
-/// forgotten and read again.
+/// forgotten and read again. So it may live as long as its driver, and be kept fresh from a watch.
 #[derive(Clone, Debug, Default)]
 pub struct View {
-    pools: Vec<Pool>,
-    wrong_pools: Vec<PoolError>,
-    limits: Limits,
+    policy: Policy,
     listed: BTreeSet<Kind>,
     /// Counts reads and writes.
     turn: u64,
     seen: BTreeMap<Key, Seen>,
+    /// What is to be read again.
+    forgotten: BTreeSet<Key>,
+    /// The names of the affinities of each node.
+    of_node: BTreeMap<String, BTreeSet<String>>,
+    /// By how much the counts of handles (by name) are still to be lowered, by block, after addresses were given back.
+    owed: BTreeMap<String, BTreeMap<IpNet, u32>>,
 }
 
 impl View {
-    /// A view of which nothing was read yet but the pools (in the order in which they are to be used; those that are
-    /// wrong are only told about) and the limits.
+    /// A view of which nothing was read yet but the policy.
     #[must_use]
-    pub fn new(pools: impl IntoIterator<Item = Result<Pool, PoolError>>, limits: Limits) -> Self {
-        let mut view = Self {
-            limits,
+    pub fn new(policy: Policy) -> Self {
+        Self {
+            policy,
             ..Self::default()
-        };
-        for pool in pools {
-            match pool {
-                Ok(pool) => view.pools.push(pool),
-                Err(error) => view.wrong_pools.push(error),
-            }
         }
-        view
+    }
+
+    /// Goes by another policy from now on.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.policy = policy;
+    }
+
+    /// What it goes by.
+    #[must_use]
+    pub fn policy(&self) -> &Policy {
+        &self.policy
     }
 
     /// Takes in all objects of a kind: name, revision, spec. Those it had and that are not among them are gone.
     pub fn listed(&mut self, kind: Kind, objects: impl IntoIterator<Item = (String, String, Object)>) {
-        self.seen
-            .retain(|key, seen| key.kind != kind || matches!(seen, Seen::Unreadable(_)));
-        let since = self.next_turn(false);
+        let old: Vec<Key> = self
+            .seen
+            .iter()
+            .filter(|(key, seen)| key.kind == kind && !matches!(seen, Seen::Unreadable(_)))
+            .map(|(key, _)| key.clone())
+            .collect();
+        let mut kept = BTreeMap::new();
+        for key in old {
+            if let Some(seen) = self.remove(&key) {
+                kept.insert(key, seen);
+            }
+        }
+        self.turn += 1;
         for (name, revision, object) in objects {
-            let seen = Seen::Present {
-                revision,
-                object,
-                since,
-            };
-            self.seen.insert(Key::new(kind, name), seen);
+            let key = Key::new(kind, name);
+            let seen = self.present(kept.get(&key), revision, object, false);
+            self.insert(key, seen);
         }
         self.listed.insert(kind);
     }
 
     /// Takes in one object: its revision and spec, or that there is none.
     pub fn got(&mut self, key: Key, object: Option<(String, Object)>) {
+        self.turn += 1;
         let seen = match object {
-            Some((revision, object)) => Seen::Present {
-                revision,
-                object,
-                since: self.next_turn(false),
-            },
-            None => Seen::Absent,
+            Some((revision, object)) => {
+                let old = self.remove(&key);
+                self.present(old.as_ref(), revision, object, false)
+            }
+            None => {
+                if key.kind == Kind::Handle {
+                    self.owed.remove(&key.name);
+                }
+                Seen::Absent
+            }
         };
-        self.seen.insert(key, seen);
+        self.insert(key, seen);
     }
 
     /// Takes in that an object is there, but is not what its kind says.
     pub fn unreadable(&mut self, key: Key, reason: String) {
-        self.seen.insert(key, Seen::Unreadable(reason));
+        self.insert(key, Seen::Unreadable(reason));
     }
 
-    /// Takes in that a write succeeded; `revision` is the object's new one (of no meaning after a deletion).
-    pub fn wrote(&mut self, write: Write, revision: String) {
-        let key = write.key();
-        let seen = match write {
-            Write::Create { object, .. } | Write::Update { object, .. } => Seen::Present {
-                revision,
-                object,
-                since: self.next_turn(true),
-            },
+    /// Takes in that a change was written; `revision` is the object's new one (of no meaning after a deletion).
+    pub fn wrote(&mut self, change: Change, revision: String) {
+        self.turn += 1;
+        let key = change.write.key();
+        for freed in &change.frees {
+            self.owe(&key, freed);
+        }
+        if key.kind == Kind::Handle && change.settles {
+            self.owed.remove(&key.name);
+        }
+        let seen = match change.write {
+            Write::Create { object, .. } | Write::Update { object, .. } => {
+                self.present(None, revision, object, true)
+            }
             Write::Delete { .. } => Seen::Absent,
         };
-        self.seen.insert(key, seen);
+        self.insert(key, seen);
     }
 
     /// Forgets an object, so that it is read again: after a write to it was refused.
     pub fn forget(&mut self, key: Key) {
-        self.seen.insert(key, Seen::Forgotten);
+        self.insert(key, Seen::Forgotten);
     }
 
-    fn next_turn(&mut self, written: bool) -> Since {
-        self.turn += 1;
-        Since {
-            turn: self.turn,
-            written,
+    /// The revision at which an object is known, for a driver that is told of it by a watch too.
+    #[must_use]
+    pub fn revision(&self, key: &Key) -> Option<&str> {
+        match self.seen.get(key) {
+            Some(Seen::Present { revision, .. }) => Some(revision),
+            _ => None,
         }
+    }
+
+    fn owe(&mut self, block: &Key, freed: &Freed) {
+        let (Some(handle), Some(Seen::Present { object, .. })) = (&freed.handle, self.seen.get(block)) else {
+            return;
+        };
+        let name = name::handle(handle);
+        let is_gone = match self.seen.get(&Key::new(Kind::Handle, name.as_str())) {
+            Some(Seen::Absent) => true,
+            None => self.listed.contains(&Kind::Handle),
+            Some(_) => false,
+        };
+        if is_gone {
+            return;
+        }
+        if let Object::Block(block) = object {
+            let cidr = block.cidr;
+            let owed = self.owed.entry(name).or_default();
+            *owed.entry(cidr).or_default() += 1;
+        }
+    }
+
+    fn present(&self, old: Option<&Seen>, revision: String, object: Object, written: bool) -> Seen {
+        let mut since = Since {
+            first: self.turn,
+            last: self.turn,
+            written,
+        };
+        // The same state seen again.
+        if let Some(Seen::Present {
+            revision: known,
+            since: before,
+            ..
+        }) = old
+            && *known == revision
+        {
+            since.first = before.first;
+            since.written = before.written;
+        }
+        Seen::Present {
+            revision,
+            object,
+            since,
+        }
+    }
+
+    fn insert(&mut self, key: Key, seen: Seen) {
+        self.remove(&key);
+        if let Some(node) = node_of(&seen) {
+            self.of_node
+                .entry(node.to_owned())
+                .or_default()
+                .insert(key.name.clone());
+        }
+        if matches!(seen, Seen::Forgotten) {
+            self.forgotten.insert(key.clone());
+        }
+        self.seen.insert(key, seen);
+    }
+
+    fn remove(&mut self, key: &Key) -> Option<Seen> {
+        self.forgotten.remove(key);
+        let seen = self.seen.remove(key)?;
+        if let Some(node) = node_of(&seen)
+            && let Some(names) = self.of_node.get_mut(node)
+        {
+            names.remove(&key.name);
+        }
+        Some(seen)
     }
 
     fn since(&self, kind: Kind, name: &str) -> Option<Since> {
@@ -265,66 +289,34 @@ impl View {
         }
     }
 
-    /// Whether the view itself wrote this block, after it learned the present state of this affinity.
+    /// Whether the view itself wrote this block, after this affinity came to be as it is.
     pub(super) fn wrote_block_after(&self, cidr: IpNet, affinity: &str) -> bool {
         let block = self.since(Kind::Block, &name::block(cidr));
         let affinity = self.since(Kind::Affinity, affinity);
         block
             .zip(affinity)
-            .is_some_and(|(block, affinity)| block.written && block.turn > affinity.turn)
+            .is_some_and(|(block, affinity)| block.written && block.first > affinity.first)
     }
 
-    /// Whether the view learned the present state of this affinity after that of this block.
+    /// Whether this affinity was seen to be as it is after this block was.
     pub(super) fn saw_affinity_after(&self, affinity: &str, cidr: IpNet) -> bool {
         let block = self.since(Kind::Block, &name::block(cidr));
         let affinity = self.since(Kind::Affinity, affinity);
         block
             .zip(affinity)
-            .is_some_and(|(block, affinity)| affinity.turn > block.turn)
+            .is_some_and(|(block, affinity)| affinity.last > block.first)
     }
 
-    pub(super) fn limits(&self) -> &Limits {
-        &self.limits
-    }
-
-    /// The pools from which such addresses may come, in order.
-    pub(super) fn pools_for(&self, usage: Use, family: Family) -> impl Iterator<Item = &Pool> {
-        self.pools
-            .iter()
-            .filter(move |p| p.family() == family && p.refusal(usage).is_none())
-    }
-
-    /// Whether a block of this range may be made at all.
-    pub(super) fn may_have_block(&self, cidr: IpNet) -> bool {
-        let usable = |p: &Pool| {
-            [Use::Workload, Use::Tunnel]
-                .into_iter()
-                .any(|u| p.refusal(u).is_none())
-        };
-        self.pools.iter().any(|p| p.has_block(cidr) && usable(p))
-    }
-
-    /// What is against each pool.
-    pub(super) fn refusals(&self, usage: Use, family: Family) -> Vec<PoolRefusal> {
-        let of_family = |pool: &Pool| (pool.family() != family).then(|| Refusal::Family(pool.family()));
-        let pools = self.pools.iter().filter_map(|pool| {
-            Some(PoolRefusal {
-                pool: pool.name().to_owned(),
-                refusal: of_family(pool).or_else(|| pool.refusal(usage))?,
-            })
-        });
-        let wrong = self.wrong_pools.iter().map(|error| PoolRefusal {
-            pool: String::new(),
-            refusal: Refusal::Wrong(error.clone()),
-        });
-        pools.chain(wrong).collect()
+    /// The counts of handles that are still to be lowered.
+    pub(super) fn owed(&self) -> &BTreeMap<String, BTreeMap<IpNet, u32>> {
+        &self.owed
     }
 
     fn look(&self, kind: Kind, name: &str) -> Progress<&Seen> {
         let key = Key::new(kind, name);
         match self.seen.get(&key) {
             None if self.listed.contains(&kind) => Ok(&Seen::Absent),
-            None | Some(Seen::Forgotten) => Err(Halt::step(Step::Read(Read::Get(key)))),
+            None | Some(Seen::Forgotten) => Err(Halt::Read(Read::Get(key))),
             Some(seen) => Ok(seen),
         }
     }
@@ -357,6 +349,15 @@ impl View {
         })
     }
 
+    /// A handle, even one that nobody has looked for yet.
+    pub(super) fn handle_unread(&self, id: &str) -> Progress<HandleSeen<'_>> {
+        let key = Key::new(Kind::Handle, name::handle(id));
+        if !self.seen.contains_key(&key) && !self.listed.contains(&Kind::Handle) {
+            return Ok(HandleSeen::Unknown);
+        }
+        self.handle(id)
+    }
+
     pub(super) fn handle(&self, id: &str) -> Progress<HandleSeen<'_>> {
         Ok(match self.look(Kind::Handle, &name::handle(id))? {
             Seen::Present {
@@ -374,44 +375,86 @@ impl View {
         })
     }
 
-    /// All affinities that can be read, deleted ones too: name, revision, spec.
-    pub(super) fn affinities(&self) -> Progress<Vec<(&str, &str, &Affinity)>> {
-        let all = self.all(Kind::Affinity)?;
-        Ok(all
-            .into_iter()
-            .filter_map(|(name, revision, object)| match object {
-                Object::Affinity(affinity) => Some((name, revision, affinity)),
-                Object::Block(_) | Object::Handle(_) => None,
-            })
+    /// The affinity of a node to a block; `None` when there is none, or none that can be read.
+    pub(super) fn affinity(&self, node: &str, cidr: IpNet) -> Progress<Option<AffinitySeen<'_>>> {
+        let key = Key::new(Kind::Affinity, name::affinity(node, cidr));
+        self.look(Kind::Affinity, &key.name)?;
+        Ok(self.seen.get_key_value(&key).and_then(affinity_seen))
+    }
+
+    /// All affinities that can be read, deleted ones too.
+    pub(super) fn affinities(&self) -> Progress<Vec<AffinitySeen<'_>>> {
+        self.all(Kind::Affinity)?;
+        let first = Key::new(Kind::Affinity, "");
+        Ok(self
+            .seen
+            .range(first..)
+            .take_while(|(key, _)| key.kind == Kind::Affinity)
+            .filter_map(affinity_seen)
+            .collect())
+    }
+
+    /// All affinities of a host that can be read, deleted ones too.
+    pub(super) fn affinities_of(&self, node: &str) -> Progress<Vec<AffinitySeen<'_>>> {
+        self.all(Kind::Affinity)?;
+        let names = self.of_node.get(node).into_iter().flatten();
+        let seen = names.filter_map(|name| self.seen.get_key_value(&Key::new(Kind::Affinity, name.as_str())));
+        Ok(seen
+            .filter_map(affinity_seen)
+            .filter(|a| a.affinity.is_of_node(node))
             .collect())
     }
 
     /// All blocks that can be read and are not deleted.
     pub(super) fn blocks(&self) -> Progress<Vec<&Block>> {
-        let all = self.all(Kind::Block)?;
-        Ok(all
-            .into_iter()
-            .filter_map(|(_, _, object)| match object {
-                Object::Block(block) => (!block.deleted).then_some(block),
-                Object::Affinity(_) | Object::Handle(_) => None,
+        self.all(Kind::Block)?;
+        let first = Key::new(Kind::Block, "");
+        Ok(self
+            .seen
+            .range(first..)
+            .take_while(|(key, _)| key.kind == Kind::Block)
+            .filter_map(|(_, seen)| match seen {
+                Seen::Present {
+                    object: Object::Block(block),
+                    ..
+                } => (!block.deleted).then_some(block),
+                _ => None,
             })
             .collect())
     }
 
-    fn all(&self, kind: Kind) -> Progress<Vec<(&str, &str, &Object)>> {
+    /// Makes sure that all objects of a kind are known.
+    fn all(&self, kind: Kind) -> Progress<()> {
         if !self.listed.contains(&kind) {
-            return Err(Halt::step(Step::Read(Read::List(kind))));
+            return Err(Halt::Read(Read::List(kind)));
         }
-        let mut all = Vec::new();
-        for (key, seen) in self.seen.iter().filter(|(key, _)| key.kind == kind) {
-            match seen {
-                Seen::Forgotten => return Err(Halt::step(Step::Read(Read::Get(key.clone())))),
-                Seen::Present { revision, object, .. } => {
-                    all.push((key.name.as_str(), revision.as_str(), object));
-                }
-                Seen::Absent | Seen::Unreadable(_) => {}
-            }
-        }
-        Ok(all)
+        let forgotten = self.forgotten.range(Key::new(kind, "")..).next();
+        let forgotten = forgotten.filter(|key| key.kind == kind);
+        forgotten.map_or(Ok(()), |key| Err(Halt::Read(Read::Get(key.clone()))))
+    }
+}
+
+fn node_of(seen: &Seen) -> Option<&str> {
+    match seen {
+        Seen::Present {
+            object: Object::Affinity(affinity),
+            ..
+        } => Some(&affinity.node),
+        _ => None,
+    }
+}
+
+fn affinity_seen<'a>((key, seen): (&'a Key, &'a Seen)) -> Option<AffinitySeen<'a>> {
+    match seen {
+        Seen::Present {
+            revision,
+            object: Object::Affinity(affinity),
+            ..
+        } => Some(AffinitySeen {
+            name: &key.name,
+            revision,
+            affinity,
+        }),
+        _ => None,
     }
 }

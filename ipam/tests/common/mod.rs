@@ -1,17 +1,19 @@
 //! A store with compare-and-swap in memory, and a driver that does one step at a time.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 
 use culvert_ipam::affinity::{Affinity, AffinityState};
 use culvert_ipam::allocator::{
-    Assign, Claim, Key, Limits, Object, Outcome, Read, Release, Request, Step, View, Write, plan,
+    Assign, Change, Claim, Freed, Held, HeldAddress, Key, Object, Outcome, Policy, Read, Release, Request,
+    Step, Unclaim, View, Wanted, Write, plan,
 };
 use culvert_ipam::block::Block;
 use culvert_ipam::error::Error;
 use culvert_ipam::handle::Handle;
-use culvert_ipam::pool::{Family, Pool, Use};
+use culvert_ipam::limits::Limits;
+use culvert_ipam::pool::{Family, Pool, Pools, Use};
 use culvert_ipam::timestamp::Timestamp;
 use ipnet::IpNet;
 
@@ -112,97 +114,189 @@ impl Store {
     }
 }
 
-/// A process on a node in the midst of a request.
+/// A policy of these pools.
+pub(crate) fn policy(pools: &[Pool], limits: Limits) -> Policy {
+    Policy {
+        pools: Pools::new(pools.iter().cloned().map(Ok)),
+        limits,
+        ..Policy::default()
+    }
+}
+
+/// A process in the midst of a batch of requests.
 #[derive(Clone, Debug)]
 pub(crate) struct Driver {
-    pub(crate) request: Request,
+    /// Those that have no outcome yet, with their place in the batch.
+    waiting: Vec<(usize, Request)>,
+    pub(crate) outcomes: Vec<Option<Result<Outcome, Error>>>,
     pub(crate) view: View,
     pub(crate) freed: Vec<IpAddr>,
+    reads: VecDeque<Read>,
+    writes: VecDeque<Change>,
+    /// Seconds that the clock is ahead.
+    pub(crate) ahead: u64,
     /// Steps since the last write that was refused.
     steps: u32,
 }
 
 /// What a step came to.
+#[allow(clippy::large_enum_variant, reason = "made and dropped, never stored")]
 pub(crate) enum Stepped {
     Read,
-    Wrote(Write),
+    Wrote(Write, Vec<Freed>),
     Conflict(Key),
-    Done(Outcome),
-    Failed(Error),
+    /// All requests have an outcome.
+    Done,
 }
 
 impl Driver {
     pub(crate) fn new(pools: &[Pool], limits: Limits, request: Request) -> Self {
-        let view = View::new(pools.iter().cloned().map(Ok), limits);
+        Self::batch(policy(pools, limits), vec![request])
+    }
+
+    pub(crate) fn batch(policy: Policy, requests: Vec<Request>) -> Self {
+        Self::on(View::new(policy), requests)
+    }
+
+    /// With what is known already.
+    pub(crate) fn on(view: View, requests: Vec<Request>) -> Self {
         Self {
-            request,
+            outcomes: vec![None; requests.len()],
+            waiting: requests.into_iter().enumerate().collect(),
             view,
             freed: Vec::new(),
+            reads: VecDeque::new(),
+            writes: VecDeque::new(),
+            ahead: 0,
             steps: 0,
         }
     }
 
     /// Does one read or one write.
     pub(crate) fn step(&mut self, store: &mut Store) -> Stepped {
-        self.steps += 1;
-        assert!(
-            self.steps < 500,
-            "no end of steps for {:?} on {store:#?}",
-            self.request
-        );
-        let now = Timestamp::from_unix_nanos(NOW + store.writes);
-        match plan(&self.view, &self.request, now) {
-            Err(error) => Stepped::Failed(error),
-            Ok(Step::Done(outcome)) => Stepped::Done(outcome),
-            Ok(Step::Read(read)) => {
+        loop {
+            self.steps += 1;
+            assert!(
+                self.steps < 2000,
+                "no end of steps for {:?} on {store:#?}",
+                self.waiting
+            );
+            if let Some(read) = self.reads.pop_front() {
                 store.read(&read, &mut self.view);
-                Stepped::Read
+                return Stepped::Read;
             }
-            Ok(Step::Write { write, frees }) => match store.write(&write) {
-                Ok(revision) => {
-                    self.view.wrote(write.clone(), revision);
-                    self.freed.extend(frees);
-                    Stepped::Wrote(write)
-                }
-                Err(Refused) => {
-                    self.steps = 0;
-                    self.view.forget(write.key());
-                    Stepped::Conflict(write.key())
-                }
-            },
+            if let Some(change) = self.writes.pop_front() {
+                return self.write(store, change);
+            }
+            if self.plan(store) {
+                return Stepped::Done;
+            }
         }
     }
 
+    fn write(&mut self, store: &mut Store, change: Change) -> Stepped {
+        match store.write(&change.write) {
+            Ok(revision) => {
+                self.view.wrote(change.clone(), revision);
+                self.freed.extend(change.frees.iter().map(|f| f.address));
+                Stepped::Wrote(change.write, change.frees)
+            }
+            Err(Refused) => {
+                self.steps = 0;
+                self.view.forget(change.write.key());
+                Stepped::Conflict(change.write.key())
+            }
+        }
+    }
+
+    /// Plans the next step; whether there is none.
+    fn plan(&mut self, store: &Store) -> bool {
+        let now = Timestamp::from_unix_nanos(NOW + store.writes + self.ahead * 1_000_000_000);
+        let batch: Vec<Request> = self.waiting.iter().map(|(_, request)| request.clone()).collect();
+        let planned = plan(&self.view, &batch, now);
+        let is_news = planned.outcomes.iter().any(Option::is_some);
+        let mut outcomes = planned.outcomes.into_iter();
+        self.waiting.retain(|(index, _)| match outcomes.next().unwrap() {
+            Some(outcome) => {
+                self.outcomes[*index] = Some(outcome);
+                false
+            }
+            None => true,
+        });
+        match planned.step {
+            Step::Read(reads) => self.reads = reads.into(),
+            Step::Write(changes) => {
+                let keys: std::collections::BTreeSet<Key> = changes.iter().map(|c| c.write.key()).collect();
+                assert_eq!(keys.len(), changes.len(), "each write is about another object");
+                self.writes = changes.into();
+            }
+            Step::Done if self.waiting.is_empty() => return true,
+            Step::Done => assert!(is_news, "nothing to do for {:?} on {store:#?}", self.waiting),
+        }
+        false
+    }
+
     /// All steps, alone, and the writes among them.
-    pub(crate) fn run(&mut self, store: &mut Store) -> (Result<Outcome, Error>, Vec<Write>) {
+    pub(crate) fn run_all(&mut self, store: &mut Store) -> Vec<Write> {
         let mut writes = Vec::new();
         loop {
             match self.step(store) {
                 Stepped::Read => {}
-                Stepped::Wrote(write) => writes.push(write),
+                Stepped::Wrote(write, _) => writes.push(write),
+                // A handle that nobody has read is taken to be new.
+                Stepped::Conflict(key) if key.kind == culvert_ipam::allocator::Kind::Handle => {}
                 Stepped::Conflict(key) => panic!("a conflict on {key}, but nobody else is there"),
-                Stepped::Done(outcome) => return (Ok(outcome), writes),
-                Stepped::Failed(error) => return (Err(error), writes),
+                Stepped::Done => return writes,
             }
         }
+    }
+
+    /// All steps of one request, alone, and the writes among them.
+    pub(crate) fn run(&mut self, store: &mut Store) -> (Result<Outcome, Error>, Vec<Write>) {
+        let writes = self.run_all(store);
+        (self.outcomes.remove(0).unwrap(), writes)
     }
 }
 
 pub(crate) fn assign(node: &str, handle: &str) -> Request {
+    assign_wanted(node, handle, vec![Wanted::one(Family::V4)])
+}
+
+pub(crate) fn assign_wanted(node: &str, handle: &str, wanted: Vec<Wanted>) -> Request {
     Request::Assign(Assign {
         node: node.to_owned(),
         handle: handle.to_owned(),
         attributes: BTreeMap::from([("pod".to_owned(), handle.to_owned())]),
         usage: Use::Workload,
-        family: Family::V4,
-        count: 1,
+        wanted,
+        excluded: BTreeMap::new(),
     })
 }
 
 pub(crate) fn release(node: &str, handle: &str) -> Request {
     Request::Release(Release {
         node: node.to_owned(),
-        handle: handle.to_owned(),
+        what: Held::Handle(handle.to_owned()),
+    })
+}
+
+pub(crate) fn release_address(node: &str, address: &str, sequence_number: Option<u64>) -> Request {
+    Request::Release(Release {
+        node: node.to_owned(),
+        what: Held::Addresses(vec![HeldAddress {
+            address: address.parse().unwrap(),
+            handle: None,
+            sequence_number,
+        }]),
+    })
+}
+
+pub(crate) fn unclaim(node: &str, block: &str, must_be_empty: bool) -> Request {
+    Request::Unclaim(Unclaim {
+        node: node.to_owned(),
+        block: net(block),
+        must_be_empty,
+        sequence_number: None,
     })
 }
 

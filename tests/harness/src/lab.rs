@@ -558,7 +558,7 @@ impl Drop for Lab {
 }
 
 /// Makes or deletes namespaces, by one process.
-fn netns_batch(verb: &str, namespaces: &[Namespace]) -> Result<(), LabError> {
+pub(crate) fn netns_batch(verb: &str, namespaces: &[Namespace]) -> Result<(), LabError> {
     let lines: String = namespaces
         .iter()
         .map(|n| format!("netns {verb} {}\n", n.name()))

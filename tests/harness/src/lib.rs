@@ -14,6 +14,7 @@ pub mod kernel;
 mod lab;
 pub mod layout;
 mod namespace;
+pub mod pair;
 pub mod ping;
 mod pod;
 mod record;

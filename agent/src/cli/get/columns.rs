@@ -1,6 +1,6 @@
 //! The columns of each kind: those of calicoctl where it has some.
 
-use crate::api::{EncapsulationMode, IpPoolSpec, Kind, Node, Object};
+use crate::api::{BgpPeerSpec, EncapsulationMode, IpPoolSpec, Kind, Node, Object};
 use crate::cluster::Cluster;
 use culvert_ipam::affinity::AffinityState;
 
@@ -19,6 +19,7 @@ pub(super) fn header(kind: Kind, wide: bool) -> &'static [&'static str] {
             "SELECTOR",
             "ASSIGNMENTMODE",
         ],
+        (Kind::IpReservation, _) => &["NAME", "CIDRS"],
         (Kind::Node, true) => &["NAME", "ASN", "IPV4", "IPV6"],
         (Kind::BgpConfiguration, _) => &["NAME", "LOGSEVERITY", "MESHENABLED", "ASNUMBER"],
         (Kind::IpamBlock, false) => &["NAME", "CIDR", "AFFINITY", "IN USE", "FREE"],
@@ -29,6 +30,9 @@ pub(super) fn header(kind: Kind, wide: bool) -> &'static [&'static str] {
         (Kind::BlockAffinity, true) => &["NAME", "CIDR", "NODE", "STATE", "TYPE", "DELETED"],
         (Kind::IpamHandle, _) => &["NAME", "HANDLE", "ADDRESSES", "BLOCKS"],
         (Kind::IpamConfig, _) => &["NAME", "STRICTAFFINITY", "AUTOALLOCATEBLOCKS", "MAXBLOCKSPERHOST"],
+        (Kind::BgpPeer, _) => &["NAME", "PEERIP", "NODE", "ASN"],
+        (Kind::BgpFilter, _) => &["NAME", "NUMEXPORTV4", "NUMIMPORTV4", "NUMEXPORTV6", "NUMIMPORTV6"],
+        (Kind::Service | Kind::EndpointSlice | Kind::Secret, _) => &["NAME", "NAMESPACE"],
         _ => &["NAME"],
     }
 }
@@ -38,6 +42,7 @@ pub(super) fn row(object: &Object, wide: bool, cluster: &Cluster) -> Vec<String>
     let mut cells = vec![object.metadata().name.clone()];
     match object {
         Object::IpPool(pool) => cells.extend(pool_cells(&pool.spec, wide)),
+        Object::IpReservation(reservation) => cells.push(reservation.spec.reserved_cidrs.join(",")),
         Object::Node(node) if wide => cells.extend(node_cells(node, cluster)),
         Object::BgpConfiguration(bgp) => {
             let bgp = &bgp.spec;
@@ -48,20 +53,7 @@ pub(super) fn row(object: &Object, wide: bool, cluster: &Cluster) -> Vec<String>
                     .map_or_else(String::new, |number| number.to_string()),
             ]);
         }
-        Object::IpamBlock(block) => {
-            let block = &block.spec;
-            let in_use = block.allocations.iter().flatten().count();
-            cells.extend([
-                block.cidr.to_string(),
-                block.affinity.clone().unwrap_or_default(),
-                in_use.to_string(),
-                block.allocations.len().saturating_sub(in_use).to_string(),
-            ]);
-            if wide {
-                cells.push(block.affinity_claim_time.clone().unwrap_or_default());
-                cells.push(block.sequence_number.to_string());
-            }
-        }
+        Object::IpamBlock(block) => cells.extend(block_cells(&block.spec, wide)),
         Object::BlockAffinity(affinity) => {
             let affinity = &affinity.spec;
             cells.extend([
@@ -89,9 +81,50 @@ pub(super) fn row(object: &Object, wide: bool, cluster: &Cluster) -> Vec<String>
             yes_or_no(config.spec.auto_allocate_blocks),
             config.spec.max_blocks_per_host.to_string(),
         ]),
+        Object::BgpPeer(peer) => cells.extend(peer_cells(&peer.spec)),
+        Object::BgpFilter(filter) => {
+            let filter = &filter.spec;
+            let lists = [
+                &filter.export_v4,
+                &filter.import_v4,
+                &filter.export_v6,
+                &filter.import_v6,
+            ];
+            cells.extend(lists.map(|rules| rules.len().to_string()));
+        }
+        Object::Service(_) | Object::EndpointSlice(_) | Object::Secret(_) => {
+            cells.push(object.key().namespace.unwrap_or_default());
+        }
         Object::Node(_) => {}
     }
     cells
+}
+
+fn block_cells(block: &culvert_ipam::block::Block, wide: bool) -> Vec<String> {
+    let in_use = block.allocations.iter().flatten().count();
+    let mut cells = vec![
+        block.cidr.to_string(),
+        block.affinity.clone().unwrap_or_default(),
+        in_use.to_string(),
+        block.allocations.len().saturating_sub(in_use).to_string(),
+    ];
+    if wide {
+        cells.push(block.affinity_claim_time.clone().unwrap_or_default());
+        cells.push(block.sequence_number.to_string());
+    }
+    cells
+}
+
+fn peer_cells(peer: &BgpPeerSpec) -> [String; 3] {
+    let given = |text: &Option<String>| text.clone().filter(|text| !text.trim().is_empty());
+    let address = peer.peer_ip.map(|peer| peer.to_string());
+    let nodes = given(&peer.node).or_else(|| given(&peer.node_selector));
+    let asn = peer.as_number.map(|number| number.to_string());
+    [
+        address.or_else(|| given(&peer.peer_selector)).unwrap_or_default(),
+        nodes.unwrap_or_else(|| "(global)".to_owned()),
+        asn.unwrap_or_default(),
+    ]
 }
 
 fn pool_cells(pool: &IpPoolSpec, wide: bool) -> Vec<String> {

@@ -263,14 +263,12 @@ impl Reader<'_> {
             Ok(None) => return Content::Foreign,
             Err(fault) => return Content::Broken { key: None, fault },
         };
-        let name = raw
-            .pointer("/metadata/name")
-            .and_then(Value::as_str)
-            .map(str::to_owned);
+        let metadata = |field| raw.pointer(field).and_then(Value::as_str);
+        let name = metadata("/metadata/name");
         match self.read_object(kind, &raw, text) {
             Ok(stored) => Content::Object(Arc::new(stored)),
             Err(fault) => Content::Broken {
-                key: name.map(|name| Key::new(kind, name)),
+                key: name.map(|name| Key::namespaced(kind, metadata("/metadata/namespace"), name)),
                 fault,
             },
         }
@@ -356,8 +354,10 @@ impl Reader<'_> {
         })?;
         object.validate().map_err(|error| {
             let reason = format!("is {}: {}", error.value, error.allowed);
-            let position = position_of_field(text, error.field.split('.'));
-            self.fault(position, Some(error.field.to_owned()), reason)
+            // Of a field in a list, the place of the list is told.
+            let list = error.field.split('[').next().unwrap_or_default();
+            let position = position_of_field(text, list.split('.'));
+            self.fault(position, Some(error.field.into_owned()), reason)
         })?;
         object.metadata_mut().resource_version = Some(revision);
         Ok(Stored { object, counter })

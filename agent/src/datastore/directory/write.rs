@@ -135,7 +135,10 @@ impl Folder {
     /// A path for a new object: named after it, and nobody's yet.
     fn free_path(&self, key: &Key) -> Result<PathBuf, DatastoreError> {
         let folder = self.root.join(key.kind.plural());
-        let stem = file_stem(&key.name);
+        let stem = match &key.namespace {
+            Some(namespace) => file_stem(&format!("{namespace}.{}", key.name)),
+            None => file_stem(&key.name),
+        };
         let paths = (1..=FILES_OF_A_NAME).map(|n| match n {
             1 => folder.join(format!("{stem}.yaml")),
             n => folder.join(format!("{stem}.{n}.yaml")),
@@ -157,10 +160,13 @@ impl Folder {
 
 fn checked_key(object: &Object) -> Result<Key, DatastoreError> {
     let key = object.key();
-    check_name(&key.name).map_err(|e| DatastoreError::Invalid {
-        place: format!("{} {:?}: {}", key.kind.as_str(), key.name, e.field),
-        reason: format!("is {}: {}", e.value, e.allowed),
-    })?;
+    let mut names = std::iter::once(&key.name).chain(&key.namespace);
+    names
+        .try_for_each(|name| check_name(name))
+        .map_err(|e| DatastoreError::Invalid {
+            place: format!("{} {:?}: {}", key.kind.as_str(), key.name, e.field),
+            reason: format!("is {}: {}", e.value, e.allowed),
+        })?;
     Ok(key)
 }
 

@@ -30,7 +30,8 @@ async fn every_kind_as_kubectl_prints_it_is_written_back_without_losing_a_field(
     for (n, document) in expected.iter_mut().enumerate() {
         let text_of = |pointer| document.pointer(pointer).unwrap().as_str().unwrap();
         let kind = Kind::of_manifest(text_of("/apiVersion"), text_of("/kind")).unwrap();
-        let key = Key::new(kind, text_of("/metadata/name"));
+        let namespace = document.pointer("/metadata/namespace").and_then(Value::as_str);
+        let key = Key::namespaced(kind, namespace, text_of("/metadata/name"));
         let mut object = store.get(&key).await.unwrap().unwrap();
         object
             .metadata_mut()
@@ -282,7 +283,8 @@ async fn what_is_not_ours_is_left_alone_and_is_no_fault() {
         (".a.yaml.swp", "\u{1}".to_owned()),
         (
             "peer.yaml",
-            "apiVersion: crd.projectcalico.org/v1\nkind: BGPPeer\nmetadata: {name: a}\n".to_owned(),
+            "apiVersion: crd.projectcalico.org/v1\nkind: GlobalNetworkPolicy\nmetadata: {name: a}\n"
+                .to_owned(),
         ),
         ("values.yaml", "replicas: 3\n".to_owned()),
         ("list.yaml", "- 1\n- 2\n".to_owned()),

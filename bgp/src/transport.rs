@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Output;
 use crate::id::ConnectionId;
+use crate::output::Output;
 
 /// Bytes for one connection are gathered into one [`Output::Send`] up to about this many: a write has a price.
 const GATHER: usize = 64 * 1024;
@@ -67,18 +68,31 @@ impl Transport {
         if let Some(Output::Send { connection, bytes }) = self.outputs.back_mut()
             && *connection == to
             && bytes.len() < GATHER
+            && let Some(bytes) = Arc::get_mut(bytes)
         {
             bytes.append(&mut more);
             return;
         }
         self.outputs.push_back(Output::Send {
             connection: to,
-            bytes: more,
+            bytes: Arc::new(more),
+        });
+    }
+
+    /// Sends bytes that others are sent too: they are not copied.
+    pub(crate) fn send_shared(&mut self, connection: ConnectionId, bytes: &Arc<Vec<u8>>) {
+        self.outputs.push_back(Output::Send {
+            connection,
+            bytes: Arc::clone(bytes),
         });
     }
 
     pub(crate) fn push(&mut self, output: Output) {
         self.outputs.push_back(output);
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.outputs.is_empty()
     }
 
     pub(crate) fn pop(&mut self) -> Option<Output> {

@@ -4,7 +4,8 @@ use std::fmt;
 use std::io;
 
 use crate::id::{Asn, RouterId};
-use crate::wire::message::Notification;
+use crate::wire::message::{Capability, Family, Notification, Open};
+use crate::wire::notification::{cease, code};
 
 /// What ended a transport connection, or kept it from being made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -54,11 +55,13 @@ pub enum Reason {
         /// Ours.
         ours: RouterId,
     },
-    /// The peer announces families, but not the one this speaker exchanges.
-    #[error("peer offers {offered}, we need IPv4 unicast")]
-    NoIpv4Unicast {
+    /// The two ends have no family in common (RFC 4760 §8).
+    #[error("peer offers {offered}, we are configured for {ours}")]
+    NoCommonFamily {
         /// What it offers.
         offered: Families,
+        /// What we do.
+        ours: Families,
     },
     /// The peer was silent for too long (RFC 4271 §6.5).
     #[error("hold timer expired after {seconds} s of silence")]
@@ -66,6 +69,9 @@ pub enum Reason {
         /// For how long.
         seconds: u16,
     },
+    /// The peer took in nothing of what was sent (RFC 9687 §4.4).
+    #[error("send hold timer expired: the peer's host is there, but its speaker does not read what we send")]
+    SendHoldTimer,
     /// The connection stood, but no OPEN came (RFC 4271 §8.2.2, the large hold timer).
     #[error("no OPEN came within {seconds} s")]
     NoOpen {
@@ -103,16 +109,31 @@ pub enum Reason {
     Stopped,
 }
 
-/// Address families as words: `2/1 1/4`, in the order of the peer.
+/// Address families as words: `IPv4 unicast, family 1/4`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Families(pub Vec<crate::wire::message::Family>);
+pub struct Families(pub Vec<Family>);
+
+impl Families {
+    /// Those that an OPEN names, in its order (RFC 4760 §8).
+    #[must_use]
+    pub fn of(open: &Open) -> Self {
+        let named = open
+            .capabilities
+            .iter()
+            .filter_map(|capability| match capability {
+                Capability::MultiProtocol(family) => Some(*family),
+                _ => None,
+            });
+        Self(named.collect())
+    }
+}
 
 impl fmt::Display for Families {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("AFI/SAFI")?;
-        self.0
-            .iter()
-            .try_for_each(|family| write!(f, " {}/{}", family.afi, family.safi))
+        for (at, family) in self.0.iter().enumerate() {
+            write!(f, "{}{family}", if at == 0 { "" } else { ", " })?;
+        }
+        Ok(())
     }
 }
 
@@ -122,9 +143,21 @@ struct Words<'a>(&'a Notification);
 impl fmt::Display for Words<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)?;
-        match self.0.shutdown_text() {
-            Ok(Some(text)) => write!(f, ", saying \"{}\"", text.escape_debug()),
-            Ok(None) | Err(_) => Ok(()),
+        // RFC 8538 §3.1: a hard reset carries the NOTIFICATION that is meant.
+        if (self.0.code, self.0.subcode) == (code::CEASE, cease::HARD_RESET)
+            && let [code, subcode, data @ ..] = self.0.data.as_slice()
+        {
+            let inner = Notification::with_data(*code, *subcode, data.to_vec());
+            write!(f, " of {inner}")?;
+            return text(&inner, f);
         }
+        text(self.0, f)
+    }
+}
+
+fn text(notification: &Notification, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match notification.shutdown_text() {
+        Ok(Some(text)) => write!(f, ", saying \"{}\"", text.escape_debug()),
+        Ok(None) | Err(_) => Ok(()),
     }
 }

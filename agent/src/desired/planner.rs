@@ -1,0 +1,320 @@
+//! The plan, kept: of what has changed only what follows from it is computed anew.
+//!
+//! The plan is a function of what is known, not of how that came about. [`Planner::update`] gives what a computation of
+//! everything would give; it is told what may have changed, and leaves the rest as it was. To say too much costs time;
+//! to say too little is a fault, which every build with debug assertions looks for at every update.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
+use std::net::IpAddr;
+
+use culvert_bgp::id::Prefix;
+use ipnet::IpNet;
+
+use super::underlay::{self, Underlay};
+use super::ways::Ways;
+use super::{
+    IPIP_OVERHEAD, Known, Plan, Rejected, Rejection, Settings, TUNNEL_DEVICE, exports, key_of, peers,
+};
+use crate::api::EncapsulationMode;
+use crate::cluster::ClusterChange;
+use crate::fib::{Desired, Link, MAIN_TABLE, Route, RouteKey, RouteKind, SCOPE_UNIVERSE, Tunnel};
+use crate::reconcile::Touched;
+
+/// What may have changed since the plan was last brought up to date.
+#[derive(Clone, Debug, Default)]
+pub struct Changed {
+    /// Anything: the kernel was read anew, or this is the beginning.
+    pub everything: bool,
+    /// The cluster.
+    pub cluster: ClusterChange,
+    /// The destinations that were learned or withdrawn.
+    pub learned: BTreeSet<Prefix>,
+    /// The kernel.
+    pub kernel: Touched,
+}
+
+/// What an update of the plan did.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Updated {
+    /// More than routes may be another: peers, exports, the tunnel, rules, what is not pinned.
+    pub beyond_routes: bool,
+    /// The keys whose routes are others than before, are wanted no longer, or are held or not held now.
+    pub keys: BTreeSet<RouteKey>,
+    /// Destinations that were not rejected before for the same reason.
+    pub rejected: Vec<Rejected>,
+}
+
+/// The plan, and what it was made with.
+#[derive(Clone, Debug)]
+pub struct Planner {
+    settings: Settings,
+    plan: Plan,
+    ways: Ways,
+    /// This node's blocks.
+    own_blocks: BTreeSet<IpNet>,
+}
+
+/// What becomes of one destination.
+#[derive(Debug, Default, PartialEq)]
+struct Outcome {
+    route: Option<Route>,
+    is_held: bool,
+    rejected: Vec<Rejection>,
+}
+
+impl Planner {
+    /// A plan of nothing, to be updated with everything.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            plan: Plan::default(),
+            ways: Ways::default(),
+            own_blocks: BTreeSet::new(),
+        }
+    }
+
+    /// What should be, as of the last update.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    pub(super) fn into_plan(self) -> Plan {
+        self.plan
+    }
+
+    /// Brings the plan up to date with what is `known`, of which no more than `changed` says is another than at the last
+    /// update.
+    pub fn update(&mut self, known: Known<'_>, changed: &Changed) -> Updated {
+        let beyond_routes = changed.everything
+            || changed.cluster == ClusterChange::Everything
+            || self.ways.may_move(&changed.kernel, known.actual);
+        if beyond_routes {
+            return self.update_everything(known);
+        }
+        let updated = self.update_touched(known, changed);
+        debug_assert_eq!(
+            self.plan,
+            super::plan(&self.settings, known),
+            "after {changed:?} the plan is not what it would be from the start"
+        );
+        updated
+    }
+
+    fn update_everything(&mut self, known: Known<'_>) -> Updated {
+        let before = mem::replace(&mut self.plan, frame(&self.settings, known));
+        let underlay = Underlay::new(&self.settings, known.actual);
+        self.ways = Ways::new(
+            &self.settings,
+            known,
+            tunnel_mtu(&self.settings, known),
+            &underlay,
+        );
+        self.own_blocks = known.cluster.blocks_of(&self.settings.node).collect();
+        let own = self.own_blocks.iter().map(|block| Prefix::new(*block));
+        let unlearned: Vec<Prefix> = own.filter(|own| !known.learned.contains_key(own)).collect();
+        for prefix in known.learned.keys().chain(&unlearned) {
+            let outcome = self.outcome(known, prefix.net());
+            put(&mut self.plan, prefix.net(), outcome);
+        }
+        if self.plan.desired.tunnel.is_some() {
+            self.plan.tunnelled_to = self.ways.other_nodes().collect();
+            pin_sources(&self.settings, &underlay, &mut self.plan);
+        }
+        Updated {
+            beyond_routes: true,
+            keys: differing_keys(&before.desired, &self.plan.desired),
+            rejected: newly_rejected(&before.rejected, &self.plan.rejected),
+        }
+    }
+
+    fn update_touched(&mut self, known: Known<'_>, changed: &Changed) -> Updated {
+        let mut updated = Updated::default();
+        let mut prefixes: BTreeSet<IpNet> = changed.learned.iter().map(|prefix| prefix.net()).collect();
+        let in_main = changed.kernel.routes.iter().filter(|key| key.table == MAIN_TABLE);
+        prefixes.extend(in_main.map(|key| key.prefix));
+        if changed.cluster >= ClusterChange::Blocks {
+            let now = known.cluster.blocks_of(&self.settings.node).collect();
+            let before = mem::replace(&mut self.own_blocks, now);
+            prefixes.extend(self.own_blocks.symmetric_difference(&before));
+            self.plan.exports = exports(&self.settings, known.cluster);
+            updated.beyond_routes = true;
+        }
+        for prefix in prefixes {
+            let outcome = self.outcome(known, prefix);
+            let key = key_of(prefix);
+            let desired = &self.plan.desired;
+            if desired.routes.get(&key) != outcome.route.as_ref()
+                || desired.held.contains(&key) != outcome.is_held
+            {
+                updated.keys.insert(key);
+            }
+            let before = self.plan.rejected.get(&prefix).map_or(&[][..], Vec::as_slice);
+            let new = outcome.rejected.iter().filter(|reason| !before.contains(reason));
+            updated.rejected.extend(new.map(|reason| Rejected {
+                prefix,
+                reason: reason.clone(),
+            }));
+            put(&mut self.plan, prefix, outcome);
+        }
+        updated
+    }
+
+    /// What becomes of `prefix`: the way to it that the peers tell, else nothing, in a block of ours by a blackhole.
+    fn outcome(&self, known: Known<'_>, prefix: IpNet) -> Outcome {
+        let mut outcome = Outcome::default();
+        let key = key_of(prefix);
+        let best = known.learned.get(&Prefix::new(prefix));
+        let mut next_hops = Vec::new();
+        let mut source = None;
+        let mut mtu: Option<u32> = None;
+        for hop in best.into_iter().flatten() {
+            match self.ways.to(known.cluster, prefix, *hop) {
+                Ok(way) => {
+                    next_hops.extend_from_slice(&way.next_hops);
+                    source = way.source;
+                    // The kernel has one for all next hops.
+                    mtu = mtu.into_iter().chain(way.mtu).min();
+                }
+                Err(reason) => outcome.rejected.push(reason),
+            }
+        }
+        next_hops.sort_unstable();
+        next_hops.dedup();
+        if !next_hops.is_empty() {
+            outcome.route = Some(Route {
+                key,
+                kind: RouteKind::Unicast,
+                next_hops,
+                source,
+                protocol: self.settings.protocol,
+                scope: SCOPE_UNIVERSE,
+                mtu,
+            });
+        } else if self.own_blocks.contains(&prefix) && !is_single_address(&prefix) {
+            // Packets to addresses of our blocks that no pod has end here, instead of following the default route.
+            outcome.route = Some(Route::blackhole(key, self.settings.protocol));
+        } else {
+            outcome.is_held = outcome.rejected.iter().any(Rejection::may_pass);
+        }
+        outcome
+    }
+}
+
+/// All but the routes.
+fn frame(settings: &Settings, known: Known<'_>) -> Plan {
+    let mut pools = known.cluster.pools();
+    let tunnelled = pools.any(|(_, pool)| pool.ipip_mode != EncapsulationMode::Never);
+    let tunnel_mtu = tunnel_mtu(settings, known);
+    let tunnel = tunnelled.then(|| Tunnel {
+        name: TUNNEL_DEVICE.to_owned(),
+        mtu: tunnel_mtu,
+        address: known
+            .cluster
+            .node(&settings.node)
+            .and_then(|node| node.tunnel_address),
+    });
+    let overhead = if tunnelled { 0 } else { IPIP_OVERHEAD };
+    Plan {
+        desired: Desired {
+            tunnel,
+            forwarding: true,
+            ..Desired::default()
+        },
+        peers: peers(settings, known.cluster),
+        exports: exports(settings, known.cluster),
+        pod_mtu: tunnel_mtu.saturating_add(overhead),
+        ..Plan::default()
+    }
+}
+
+fn put(plan: &mut Plan, prefix: IpNet, outcome: Outcome) {
+    let key = key_of(prefix);
+    match outcome.route {
+        Some(route) => drop(plan.desired.routes.insert(key, route)),
+        None => drop(plan.desired.routes.remove(&key)),
+    }
+    if outcome.is_held {
+        plan.desired.held.insert(key);
+    } else {
+        plan.desired.held.remove(&key);
+    }
+    if outcome.rejected.is_empty() {
+        plan.rejected.remove(&prefix);
+    } else {
+        plan.rejected.insert(prefix, outcome.rejected);
+    }
+}
+
+/// Gives packets to the other nodes the advertised address as source, unless that is switched off.
+fn pin_sources(settings: &Settings, underlay: &Underlay<'_>, plan: &mut Plan) {
+    let Some(table) = settings.pin_table else {
+        return;
+    };
+    let pins = underlay::pins(settings, table, plan.tunnelled_to.iter().copied(), underlay);
+    plan.desired.routes.extend(pins.routes);
+    plan.desired.held.extend(pins.held);
+    plan.desired.rules.insert(underlay::rule(settings, table));
+    plan.unpinned = pins.unpinned;
+}
+
+/// The tunnel's MTU: what is configured, else what fits into the link that carries the advertised address.
+fn tunnel_mtu(settings: &Settings, known: Known<'_>) -> u32 {
+    let link: Option<&Link> = known
+        .actual
+        .link_with_address(IpAddr::V4(settings.address))
+        .map(|(link, _)| link);
+    // 1500 is Ethernet's; it stands in only while the address is on no link, when no packet leaves anyway.
+    let link_mtu = link.map_or(1500, |link| link.mtu);
+    settings
+        .tunnel_mtu
+        .unwrap_or_else(|| link_mtu.saturating_sub(IPIP_OVERHEAD))
+}
+
+/// A /32 gets no blackhole: it would have the key of the pod's own route and keep it out.
+fn is_single_address(block: &IpNet) -> bool {
+    block.prefix_len() == block.max_prefix_len()
+}
+
+/// The keys under which the two differ.
+fn differing_keys(before: &Desired, now: &Desired) -> BTreeSet<RouteKey> {
+    let mut keys: BTreeSet<RouteKey> = before.held.symmetric_difference(&now.held).copied().collect();
+    let mut former = before.routes.iter().peekable();
+    for (key, route) in &now.routes {
+        while let Some((gone, _)) = former.next_if(|(other, _)| *other < key) {
+            keys.insert(*gone);
+        }
+        let same = former.next_if(|(other, _)| *other == key);
+        if same.is_none_or(|(_, former)| former != route) {
+            keys.insert(*key);
+        }
+    }
+    keys.extend(former.map(|(key, _)| *key));
+    keys
+}
+
+/// Those of `now` that are not among `before`. A peer decides how many there are: each is looked up, not searched for.
+fn newly_rejected(
+    before: &BTreeMap<IpNet, Vec<Rejection>>,
+    now: &BTreeMap<IpNet, Vec<Rejection>>,
+) -> Vec<Rejected> {
+    let mut new = Vec::new();
+    for (prefix, reasons) in now {
+        let known = before.get(prefix).map_or(&[][..], Vec::as_slice);
+        new.extend(
+            reasons
+                .iter()
+                .filter(|reason| !known.contains(reason))
+                .map(|reason| Rejected {
+                    prefix: *prefix,
+                    reason: reason.clone(),
+                }),
+        );
+    }
+    new
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,198 @@
+//! The kernel's structures that no library has, and the calls that take them.
+//!
+//! All the unsafe code of the workspace is here: a test sees to it. Each function is safe to call; each `unsafe` block says
+//! why it is sound.
+
+#![allow(
+    unsafe_code,
+    reason = "the kernel is called with a pointer to a structure of its own"
+)]
+
+use std::io;
+use std::mem::{size_of, zeroed};
+use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::{AsFd, AsRawFd};
+
+use nix::libc;
+
+/// The longest key of RFC 2385 that the kernel takes, in octets (`TCP_MD5SIG_MAXKEYLEN`).
+pub const MD5_KEY_MAX: usize = libc::TCP_MD5SIG_MAXKEYLEN;
+
+/// `struct tcp_md5sig` of include/uapi/linux/tcp.h.
+#[repr(C)]
+struct TcpMd5Sig {
+    address: libc::sockaddr_storage,
+    flags: u8,
+    prefix_length: u8,
+    key_length: u16,
+    interface: libc::c_int,
+    key: [u8; MD5_KEY_MAX],
+}
+
+/// The family of a socket, as its options are numbered by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketFamily {
+    /// AF_INET.
+    V4,
+    /// AF_INET6. One that takes IPv4 as well has the addresses of IPv4 mapped (RFC 4291 §2.5.5.2).
+    V6,
+}
+
+impl SocketFamily {
+    /// The family of sockets that connect to `address`.
+    #[must_use]
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+/// Signs the segments to `peer`, and takes none from it that is not signed (RFC 2385); without a key, no longer.
+///
+/// # Errors
+/// When the key is empty or longer than [`MD5_KEY_MAX`], `peer` is not of the socket's family, or the kernel refuses:
+/// with out-of-memory where `net.core.optmem_max` has no room for another key.
+pub fn set_md5_key(
+    socket: &impl AsFd,
+    family: SocketFamily,
+    peer: IpAddr,
+    key: Option<&[u8]>,
+) -> io::Result<()> {
+    let bytes = key.unwrap_or_default();
+    let wrong = || io::Error::from(io::ErrorKind::InvalidInput);
+    // SAFETY: all fields are integers, or arrays and structures of them, of which zero is a value.
+    let mut option: TcpMd5Sig = unsafe { zeroed() };
+    if key.is_some_and(<[u8]>::is_empty) {
+        return Err(wrong());
+    }
+    option
+        .key
+        .get_mut(..bytes.len())
+        .ok_or_else(wrong)?
+        .copy_from_slice(bytes);
+    option.key_length = u16::try_from(bytes.len()).map_err(|_| wrong())?;
+    match (family, peer) {
+        (SocketFamily::V4, IpAddr::V4(peer)) => {
+            let address = libc::sockaddr_in {
+                sin_family: libc::sa_family_t::try_from(libc::AF_INET).map_err(|_| wrong())?,
+                sin_port: 0,
+                sin_addr: libc::in_addr {
+                    s_addr: u32::from_ne_bytes(peer.octets()),
+                },
+                sin_zero: [0; 8],
+            };
+            write_address(&mut option.address, address);
+        }
+        (SocketFamily::V6, peer) => {
+            let peer: Ipv6Addr = match peer {
+                IpAddr::V4(peer) => peer.to_ipv6_mapped(),
+                IpAddr::V6(peer) => peer,
+            };
+            let address = libc::sockaddr_in6 {
+                sin6_family: libc::sa_family_t::try_from(libc::AF_INET6).map_err(|_| wrong())?,
+                sin6_port: 0,
+                sin6_flowinfo: 0,
+                sin6_addr: libc::in6_addr {
+                    s6_addr: peer.octets(),
+                },
+                sin6_scope_id: 0,
+            };
+            write_address(&mut option.address, address);
+        }
+        (SocketFamily::V4, IpAddr::V6(_)) => return Err(wrong()),
+    }
+    match set_option(socket, libc::IPPROTO_TCP, libc::TCP_MD5SIG, &option) {
+        // There was none to take away.
+        Err(error) if key.is_none() && error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// Refuses packets whose TTL, or Hop Limit, is below `least` when they arrive (RFC 5082 §3).
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn set_least_ttl(socket: &impl AsFd, family: SocketFamily, least: u8) -> io::Result<()> {
+    let least = libc::c_int::from(least);
+    match family {
+        SocketFamily::V4 => set_option(socket, libc::IPPROTO_IP, libc::IP_MINTTL, &least),
+        SocketFamily::V6 => {
+            // A connection of IPv4 may be on a socket of IPv6: then its TTL is what counts.
+            let _ = set_option(socket, libc::IPPROTO_IP, libc::IP_MINTTL, &least);
+            set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MINHOPCOUNT, &least)
+        }
+    }
+}
+
+/// Writes one of the kernel's address structures into the space for any of them.
+fn write_address<T: Copy>(storage: &mut libc::sockaddr_storage, address: T) {
+    const {
+        assert!(size_of::<T>() <= size_of::<libc::sockaddr_storage>());
+    }
+    // SAFETY: `storage` is large enough (checked above) and aligned for every address structure (POSIX, <sys/socket.h>:
+    // that is what it is for), and any bytes are a value of it.
+    unsafe { std::ptr::from_mut(storage).cast::<T>().write(address) }
+}
+
+fn set_option<T>(socket: &impl AsFd, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(size_of::<T>()).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is open as long as it is borrowed, and the kernel only reads, `length` octets at most, of a
+    // value that lives until it returns.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            level,
+            name,
+            std::ptr::from_ref(value).cast(),
+            length,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use super::*;
+
+    const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+
+    #[test]
+    fn a_key_is_taken_replaced_and_taken_away_on_sockets_of_both_families() {
+        for (address, family) in [("127.0.0.1:0", SocketFamily::V4), ("[::]:0", SocketFamily::V6)] {
+            let listener = TcpListener::bind(address).unwrap();
+            for key in [Some("one"), Some("another"), None, None] {
+                set_md5_key(&listener, family, PEER, key.map(str::as_bytes)).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_that_the_kernel_would_cut_or_take_for_none_is_refused() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let set = |key: &[u8]| set_md5_key(&listener, SocketFamily::V4, PEER, Some(key));
+        assert!(set(&[b'x'; MD5_KEY_MAX]).is_ok());
+        for wrong in [&[b'x'; MD5_KEY_MAX + 1][..], &[]] {
+            assert_eq!(set(wrong).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        }
+        let v6 = set_md5_key(
+            &listener,
+            SocketFamily::V4,
+            Ipv6Addr::LOCALHOST.into(),
+            Some(b"x"),
+        );
+        assert_eq!(v6.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn a_least_ttl_is_taken_on_sockets_of_both_families() {
+        for (address, family) in [("127.0.0.1:0", SocketFamily::V4), ("[::]:0", SocketFamily::V6)] {
+            let listener = TcpListener::bind(address).unwrap();
+            set_least_ttl(&listener, family, 255).unwrap();
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Handles, blocks and claims that nobody needs.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+
+use crate::allocator::{Key, Kind, Object, Write};
+use crate::block::{Block, Owner};
+use crate::name;
+use crate::ordinals::{Ordinals, of_handle};
+use crate::pool::Family;
+use crate::snapshot::{Snapshot, Stored};
+use crate::timestamp::Timestamp;
+
+use super::{Collection, Memory, Reclaim, Settings, Sighting};
+
+/// For so long a handle may count an address that its owner is about to take, in seconds: between two writes of one request.
+const HANDLE_AGE_SECONDS: u64 = 60;
+
+pub(super) fn collect(
+    snapshot: &Snapshot,
+    settings: Settings,
+    memory: &Memory,
+    now: Timestamp,
+    collection: &mut Collection,
+) {
+    let blocks: BTreeMap<IpNet, &Block> = snapshot.live_blocks().map(|b| (b.spec.cidr, &b.spec)).collect();
+    for stored in snapshot.live_handles() {
+        handle(stored, &blocks, memory, now, collection);
+    }
+    for stored in snapshot.live_blocks() {
+        rested(snapshot, stored, now, collection);
+    }
+    gone_nodes(snapshot, memory, now, collection);
+    if settings.grace_seconds > 0 {
+        empty_blocks(snapshot, settings, memory, now, collection);
+    }
+}
+
+/// A handle that counts more than it has, unchanged since it was last seen to.
+fn handle(
+    stored: &Stored<crate::handle::Handle>,
+    blocks: &BTreeMap<IpNet, &Block>,
+    memory: &Memory,
+    now: Timestamp,
+    collection: &mut Collection,
+) {
+    let mut right = stored.spec.clone();
+    for (cidr, counted) in &stored.spec.block {
+        let has = blocks
+            .get(cidr)
+            .map_or(0, |b| of_handle(b, &stored.spec.handle_id).count());
+        right.set(*cidr, u32::try_from(has).unwrap_or(u32::MAX).min(*counted));
+    }
+    if right == stored.spec && !right.block.is_empty() {
+        return;
+    }
+    let key = (stored.name.clone(), stored.revision.clone());
+    let sighting = Sighting::again(memory.handles.get(&key), now);
+    collection.memory.handles.insert(key, sighting);
+    if sighting.is_proven(now, HANDLE_AGE_SECONDS) {
+        let (name, revision) = (stored.name.clone(), stored.revision.clone());
+        let handle = stored.spec.handle_id.clone();
+        let write = if right.block.is_empty() {
+            let key = Key::new(Kind::Handle, name);
+            Write::Delete { key, revision }
+        } else {
+            let object = Object::Handle(right);
+            Write::Update {
+                name,
+                revision,
+                object,
+            }
+        };
+        collection.reclaims.push(Reclaim::Handle { handle, write });
+    }
+}
+
+/// Addresses that have rested long enough. Any write of their block frees them; here nobody writes it.
+fn rested(snapshot: &Snapshot, stored: &Stored<Block>, now: Timestamp, collection: &mut Collection) {
+    if !stored.spec.attributes.iter().any(crate::block::Attribute::rests) {
+        return;
+    }
+    let Ok(mut ordinals) = Ordinals::of(&stored.spec) else {
+        return;
+    };
+    ordinals.collect(now, snapshot.limits.cooldown_seconds);
+    if ordinals.free() == stored.spec.unallocated.len() {
+        return;
+    }
+    let block = stored.spec.cidr;
+    let (name, revision) = (stored.name.clone(), stored.revision.clone());
+    // A block that belongs to nobody is only there for the addresses in it.
+    let write = if stored.spec.affinity.is_none() && !ordinals.block().is_in_use() {
+        let key = Key::new(Kind::Block, name);
+        Write::Delete { key, revision }
+    } else {
+        let object = Object::Block(ordinals.into_written());
+        Write::Update {
+            name,
+            revision,
+            object,
+        }
+    };
+    collection.reclaims.push(Reclaim::Rested { block, write });
+}
+
+/// Whether a node is gone, and nobody has an address that was taken for it.
+pub(super) fn is_rid_of(snapshot: &Snapshot, node: &str) -> bool {
+    !snapshot.nodes.contains_key(node) && !snapshot.held().any(|held| held.node() == Some(node))
+}
+
+/// Claims of nodes that are gone, once none of their addresses is left. Others' addresses in their blocks stay.
+fn gone_nodes(snapshot: &Snapshot, memory: &Memory, now: Timestamp, collection: &mut Collection) {
+    let claimed = snapshot
+        .live_affinities()
+        .filter(|a| a.spec.kind() == "host")
+        .map(|a| (a.spec.node.as_str(), a.spec.cidr));
+    let owned = snapshot.live_blocks().filter_map(|b| match b.spec.owner() {
+        Owner::Host(node) => Some((node, b.spec.cidr)),
+        Owner::Virtual(_) | Owner::None => None,
+    });
+    let gone: BTreeSet<(&str, IpNet)> = claimed
+        .chain(owned)
+        .filter(|(node, _)| !snapshot.nodes.contains_key(*node))
+        .collect();
+    if gone.is_empty() {
+        return;
+    }
+    let alive_in_them: BTreeSet<&str> = snapshot.held().filter_map(|held| held.node()).collect();
+    for (node, block) in gone {
+        let key = (node.to_owned(), block);
+        let sighting = Sighting::again(memory.blocks_of_gone_nodes.get(&key), now);
+        collection.memory.blocks_of_gone_nodes.insert(key, sighting);
+        if sighting.is_proven(now, 0) && !alive_in_them.contains(node) {
+            let node = node.to_owned();
+            collection.reclaims.push(Reclaim::GoneNode { node, block });
+        }
+    }
+}
+
+/// The confirmed blocks of a node in the family of `block`.
+fn blocks_of(snapshot: &Snapshot, node: &str, family: Family) -> BTreeSet<IpNet> {
+    let confirmed = snapshot
+        .live_affinities()
+        .filter(|a| a.spec.is_confirmed_for(node));
+    confirmed
+        .map(|a| a.spec.cidr)
+        .filter(|cidr| Family::of(*cidr) == family)
+        .collect()
+}
+
+/// Whether a node has another block of the family.
+pub(super) fn may_spare(snapshot: &Snapshot, node: &str, block: IpNet) -> bool {
+    let blocks = blocks_of(snapshot, node, Family::of(block));
+    blocks.contains(&block) && blocks.len() > 1
+}
+
+/// Blocks that were empty both times and not written in between; never a node's last of a family, which its next pod would
+/// have to claim again.
+fn empty_blocks(
+    snapshot: &Snapshot,
+    settings: Settings,
+    memory: &Memory,
+    now: Timestamp,
+    collection: &mut Collection,
+) {
+    let mut spared: BTreeMap<(&str, Family), usize> = BTreeMap::new();
+    for stored in snapshot.live_blocks() {
+        let block = &stored.spec;
+        let Owner::Host(node) = block.owner() else {
+            continue;
+        };
+        let is_named = name::block(block.cidr) == stored.name;
+        if block.is_in_use() || !is_named || !snapshot.nodes.contains_key(node) {
+            continue;
+        }
+        let key = (block.cidr, block.sequence_number);
+        let sighting = Sighting::again(memory.empty_blocks.get(&key), now);
+        collection.memory.empty_blocks.insert(key, sighting);
+        let family = Family::of(block.cidr);
+        let blocks = blocks_of(snapshot, node, family);
+        let given = spared.entry((node, family)).or_default();
+        let left = blocks.len().saturating_sub(*given);
+        if sighting.is_proven(now, settings.grace_seconds) && blocks.contains(&block.cidr) && left > 1 {
+            *given += 1;
+            collection.reclaims.push(Reclaim::EmptyBlock {
+                node: node.to_owned(),
+                block: block.cidr,
+                sequence_number: block.sequence_number,
+            });
+        }
+    }
+}
