@@ -47,5 +47,6 @@ need_linker() { command -v cc >/dev/null || need_packages gcc libc6-dev; }
 # Whether this kernel has IPIP tunnels: one is tried in a namespace that vanishes at once.
 has_ipip() { unshare --net ip link add probe type ipip local 127.0.0.1 remote 127.0.0.2 2>/dev/null; }
 
-# What a guest with a kernel of its own needs.
+# What a guest with a kernel of its own needs: with User-Mode Linux, and with Debian's kernel.
 GUEST_PACKAGES=(user-mode-linux busybox-static)
+DEBIAN_GUEST_PACKAGES=(qemu-system-x86 busybox-static cpio kmod)

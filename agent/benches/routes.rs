@@ -198,6 +198,7 @@ fn plan() {
         address: Ipv4Addr::new(172, 18, 0, 1),
         protocol: OURS.protocol,
         tunnel_mtu: None,
+        path_mtu_discovery: None,
         pin_table: None,
     };
     let cluster = cluster();
@@ -328,6 +329,7 @@ fn kernel() -> Snapshot {
         running: true,
         mtu,
         kind: kind.map(str::to_owned),
+        path_mtu_discovery: None,
     };
     Snapshot {
         links: vec![link(2, "eth0", None, 1500), link(3, "tunl0", Some("ipip"), 1480)],

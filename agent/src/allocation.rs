@@ -1,64 +1,72 @@
 //! Driver of the crate `culvert_ipam`: read, plan, write by compare-and-swap, and again on a conflict.
 //!
-//! The crate plans one step at a time from what was read. Here each step is done on the datastore and its result told to
-//! the plan; a write that is refused, because somebody else wrote first, only means that the object is read again. All that
-//! makes the order of writes safe is in [`culvert_ipam::allocator`].
-//!
-//! One agent does one request at a time. When many wait (a node that starts a hundred pods), they can be joined to one write
-//! of a block: [`Allocator::turn`] is the place where they queue.
+//! The crate plans from what was read; here its steps are done on the datastore. Requests that wait while a write is under
+//! way share the next one ([`queue`]): a node that starts a hundred pods rewrites its block a few times, not a hundred. All
+//! that makes the order of writes safe is in [`culvert_ipam::allocator`].
+
+mod known;
+mod policy;
+mod queue;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use culvert_ipam::allocator::{
-    Assign, Change, Claim, Held, Key as PlanKey, Kind as PlanKind, Object as Spec, Outcome, Plan, Policy,
-    Read, Release, Request, Step, View, Wanted, Write, plan,
-};
-use culvert_ipam::check;
-use culvert_ipam::limits::Limits;
+use culvert_ipam::allocator::{Assign, Claim, Held, HeldAddress, Outcome, Release, Request, Unclaim, Wanted};
 use culvert_ipam::ordinals::Ordinals;
-use culvert_ipam::pool::{Excluded, Family, Pool, PoolError, Pools, Use};
-use culvert_ipam::ranges::Ranges;
-use culvert_ipam::timestamp::Timestamp;
+use culvert_ipam::pool::{Family, Use};
 use ipnet::IpNet;
-use tokio::sync::{Mutex, MutexGuard};
-use tracing::{debug, info, warn};
+use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, info};
 
-use crate::api::{
-    BlockAffinity, EncapsulationMode, IpPool, IpReservation, IpamBlock, IpamConfig, IpamConfigSpec,
-    IpamHandle, Key, Kind, Object,
-};
+use crate::api::{IpPool, IpamBlock, IpamHandle, Key};
 use crate::datastore::{self, Datastore, DatastoreError};
+
+pub use policy::pool;
+use queue::{Answer, Ask, Queue, Waiting};
 
 #[cfg(test)]
 mod tests;
 
-/// Refused writes of one request after which it is given up, as in Calico.
-const MAX_CONFLICTS: u32 = 100;
+/// Requests that may wait before those who ask are made to wait with theirs.
+const WAITING: usize = 1024;
 
-/// An address for somebody.
+/// Addresses for somebody.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Assignment {
-    /// Who gets it: `k8s-pod-network.<containerID>` for a pod.
+    /// Who gets them: `k8s-pod-network.<containerID>` for a pod.
     pub handle: String,
-    /// What is written beside it: `pod`, `namespace`, `type`, `timestamp`. `node` is added.
+    /// What is written beside them: `pod`, `namespace`, `type`, `timestamp`. `node` is added.
     pub attributes: BTreeMap<String, String>,
-    /// What it is for.
+    /// What they are for.
     pub usage: Use,
+    /// Which, and how many.
+    pub wanted: Vec<Wanted>,
+    /// The labels of the namespace that they are for, by which pools are chosen; where they are not known, a pool that
+    /// chooses its namespaces is for none.
+    pub namespace: Option<BTreeMap<String, String>>,
 }
 
-/// Hands out the addresses of a node's blocks. Clones are the same allocator.
+impl Assignment {
+    /// One IPv4 address for a handle.
+    #[must_use]
+    pub fn one(handle: impl Into<String>, attributes: BTreeMap<String, String>, usage: Use) -> Self {
+        Self {
+            handle: handle.into(),
+            attributes,
+            usage,
+            wanted: vec![Wanted::one(Family::V4)],
+            namespace: None,
+        }
+    }
+}
+
+/// Hands out the addresses of a node's blocks. Clones are the same allocator; it ends with the last of them.
 #[derive(Clone)]
 pub struct Allocator {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
     store: Arc<dyn Datastore>,
-    node: String,
-    turn: Mutex<()>,
+    node: Arc<str>,
+    requests: mpsc::Sender<Waiting>,
 }
 
 /// Why there is no address or block.
@@ -67,9 +75,9 @@ pub enum AllocationError {
     /// It cannot be done as things stand.
     #[error(transparent)]
     Plan(#[from] culvert_ipam::error::Error),
-    /// The datastore failed.
+    /// The datastore failed. Requests that were done together fail together.
     #[error(transparent)]
-    Datastore(#[from] DatastoreError),
+    Datastore(Arc<DatastoreError>),
     /// Others wrote first, time after time.
     #[error(
         "node {node}: {key} was changed by others before each of our {tries} writes; see who else writes it (another agent or \
@@ -85,35 +93,72 @@ pub enum AllocationError {
     },
     /// What came of a request is not what such a request comes to.
     #[error(
-        "node {node}: the plan for handle {handle} ended with {outcome}; this is an error in culvert, report it"
+        "node {node}: the plan for {request} ended with {outcome}; this is an error in culvert, report it"
     )]
     Outcome {
         /// The node.
         node: String,
-        /// The handle.
-        handle: String,
+        /// What was asked for.
+        request: &'static str,
         /// What it ended with.
         outcome: &'static str,
     },
+    /// The agent is about to end.
+    #[error("node {node}: the agent is stopping; ask again when it is back")]
+    Stopping {
+        /// The node.
+        node: String,
+    },
+}
+
+impl From<DatastoreError> for AllocationError {
+    fn from(error: DatastoreError) -> Self {
+        Self::Datastore(Arc::new(error))
+    }
 }
 
 impl Allocator {
-    /// An allocator for the node of this name.
+    /// An allocator for the node of this name. It must be made inside a Tokio runtime, in which its requests are done.
     pub fn new(store: Arc<dyn Datastore>, node: String) -> Self {
-        let turn = Mutex::new(());
+        let (requests, receiver) = mpsc::channel(WAITING);
+        tokio::spawn(Queue::new(Arc::clone(&store), node.clone(), receiver).run());
         Self {
-            inner: Arc::new(Inner { store, node, turn }),
+            store,
+            node: node.into(),
+            requests,
         }
     }
 
-    /// One IPv4 address for `handle`; the same again if it has one already on this node.
+    /// Addresses for a handle, in the order in which they are wanted; the same again if it has them already on this node.
     ///
     /// # Errors
-    /// When no pool has one to give, when the datastore fails, or when others always write first.
-    pub async fn assign(&self, request: Assignment) -> Result<IpAddr, AllocationError> {
-        let turn = self.turn().await;
-        let pools = self.pools().await?;
-        turn.assign(request, pools.iter().map(pool).collect()).await
+    /// When no pool has them to give, when the datastore fails, or when others always write first. Then none is assigned.
+    pub async fn assign(&self, wanted: Assignment) -> Result<Vec<IpAddr>, AllocationError> {
+        self.assign_from(wanted, false).await
+    }
+
+    async fn assign_from(&self, wanted: Assignment, tunnelled: bool) -> Result<Vec<IpAddr>, AllocationError> {
+        let handle = wanted.handle.clone();
+        let request = Request::Assign(Assign {
+            node: self.node.to_string(),
+            handle: wanted.handle,
+            attributes: wanted.attributes,
+            usage: wanted.usage,
+            wanted: wanted.wanted,
+            excluded: BTreeMap::new(),
+        });
+        let ask = Ask {
+            request,
+            tunnelled,
+            namespace: wanted.namespace,
+        };
+        match self.ask(ask).await?.outcome {
+            Outcome::Assigned(addresses) => {
+                debug!(node = %self.node, handle, ?addresses, "addresses assigned");
+                Ok(addresses)
+            }
+            other => Err(self.odd("addresses", &other)),
+        }
     }
 
     /// Releases all addresses of `handle`, on whichever node; returns them. There may be none.
@@ -122,7 +167,33 @@ impl Allocator {
     /// When a block that has some of them is broken (the others are released), when the datastore fails, or when others
     /// always write first.
     pub async fn release(&self, handle: &str) -> Result<Vec<IpAddr>, AllocationError> {
-        self.turn().await.release(handle).await
+        self.release_held(Held::Handle(handle.to_owned())).await
+    }
+
+    /// Releases these addresses, each only from the one that is said to have it; returns those that were not free.
+    ///
+    /// # Errors
+    /// Those of [`Allocator::release`], and when one of them is another's by now: then none is released.
+    pub async fn release_addresses(&self, held: Vec<HeldAddress>) -> Result<Vec<IpAddr>, AllocationError> {
+        self.release_held(Held::Addresses(held)).await
+    }
+
+    async fn release_held(&self, what: Held) -> Result<Vec<IpAddr>, AllocationError> {
+        let node = self.node.to_string();
+        let shown = format!("{what:?}");
+        let request = Request::Release(Release { node, what });
+        let released = self.ask(Ask::of(request)).await?.freed;
+        info!(what = shown, ?released, "addresses released");
+        Ok(released)
+    }
+
+    /// Gives a block up: it is deleted where it is empty, else it stays without an owner.
+    ///
+    /// # Errors
+    /// When it does not have the sequence number, or is not empty but must be; when the datastore fails, or others always
+    /// write first.
+    pub async fn give_up(&self, unclaim: Unclaim) -> Result<(), AllocationError> {
+        self.ask(Ask::of(Request::Unclaim(unclaim))).await.map(drop)
     }
 
     /// The addresses of `handle`, on whichever node. A block that is broken is passed over: it gives out nothing either.
@@ -130,14 +201,13 @@ impl Allocator {
     /// # Errors
     /// When the datastore fails.
     pub async fn addresses(&self, handle: &str) -> Result<Vec<IpAddr>, AllocationError> {
-        let store = &*self.inner.store;
         let name = culvert_ipam::name::handle(handle);
-        let Some(counts) = datastore::get::<IpamHandle>(store, &name).await? else {
+        let Some(counts) = datastore::get::<IpamHandle>(&*self.store, &name).await? else {
             return Ok(Vec::new());
         };
         let mut addresses = Vec::new();
         for block in counts.spec.block.keys() {
-            let found = datastore::get::<IpamBlock>(store, &culvert_ipam::name::block(*block)).await?;
+            let found = datastore::get::<IpamBlock>(&*self.store, &culvert_ipam::name::block(*block)).await?;
             if let Some(ordinals) = found.and_then(|block| Ordinals::of(&block.spec).ok()) {
                 addresses.extend(ordinals.of_handle(handle).map(|(address, _)| address));
             }
@@ -150,17 +220,15 @@ impl Allocator {
     ///
     /// # Errors
     /// When no pool has a block to give, when the datastore fails, or when others always write first.
-    pub async fn ensure_block(&self) -> Result<Vec<IpNet>, AllocationError> {
-        let turn = self.turn().await;
-        let pools = self.pools().await?;
+    pub async fn ensure_block(&self, family: Family) -> Result<Vec<IpNet>, AllocationError> {
         let request = Request::Claim(Claim {
-            node: self.inner.node.clone(),
+            node: self.node.to_string(),
             usage: Use::Workload,
-            family: Family::V4,
+            family,
         });
-        match turn.run(&request, pools.iter().map(pool).collect()).await?.0 {
+        match self.ask(Ask::of(request)).await?.outcome {
             Outcome::Claimed(blocks) => Ok(blocks),
-            other => Err(self.odd("", &other)),
+            other => Err(self.odd("a block", &other)),
         }
     }
 
@@ -170,53 +238,45 @@ impl Allocator {
     /// # Errors
     /// When no pool has one to give, when the datastore fails, or when others always write first.
     pub async fn tunnel_address(&self) -> Result<Ipv4Addr, AllocationError> {
-        let turn = self.turn().await;
-        let node = &self.inner.node;
-        let request = Assignment {
-            handle: format!("ipip-tunnel-addr-{node}"),
-            attributes: BTreeMap::from([("type".to_owned(), "ipipTunnelAddress".to_owned())]),
-            usage: Use::Tunnel,
-        };
-        let pools = self.pools().await?;
-        let tunnelled: Vec<_> = pools.iter().map(tunnel_pool).collect();
-        let mut address = turn.assign(request.clone(), tunnelled.clone()).await?;
-        if !pools.iter().any(|p| p.spec.cidr.contains(&address)) {
+        let node = &*self.node;
+        let attributes = BTreeMap::from([("type".to_owned(), "ipipTunnelAddress".to_owned())]);
+        let wanted = Assignment::one(
+            culvert_ipam::name::ipip_tunnel_handle(node),
+            attributes,
+            Use::Tunnel,
+        );
+        let mut address = self.one_tunnelled(&wanted).await?;
+        let pools = datastore::list::<IpPool>(&*self.store).await?;
+        if !pools.iter().any(|p| p.spec.cidr.contains(&IpAddr::V4(address))) {
             info!(%node, %address, "the pool of the tunnel address is gone, taking another address");
-            turn.release(&request.handle).await?;
-            address = turn.assign(request.clone(), tunnelled).await?;
+            self.release(&wanted.handle).await?;
+            address = self.one_tunnelled(&wanted).await?;
         }
-        match address {
-            IpAddr::V4(address) => Ok(address),
-            IpAddr::V6(_) => Err(self.odd(&request.handle, &Outcome::Assigned(Vec::new()))),
-        }
+        Ok(address)
     }
 
-    /// Waits until this agent's earlier requests are done.
-    async fn turn(&self) -> Turn<'_> {
-        Turn {
-            allocator: self,
-            _alone: self.inner.turn.lock().await,
+    async fn one_tunnelled(&self, wanted: &Assignment) -> Result<Ipv4Addr, AllocationError> {
+        let addresses = self.assign_from(wanted.clone(), true).await?;
+        match addresses.as_slice() {
+            [IpAddr::V4(address)] => Ok(*address),
+            _ => Err(self.odd("a tunnel address", &Outcome::Assigned(addresses))),
         }
     }
 
-    async fn pools(&self) -> Result<Vec<IpPool>, AllocationError> {
-        Ok(datastore::list::<IpPool>(&*self.inner.store).await?)
+    async fn ask(&self, ask: Ask) -> Result<Answer, AllocationError> {
+        let (answer, answered) = oneshot::channel();
+        let stopping = || AllocationError::Stopping {
+            node: self.node.to_string(),
+        };
+        let waiting = Waiting::new(ask, answer);
+        self.requests.send(waiting).await.map_err(|_| stopping())?;
+        answered.await.map_err(|_| stopping())?
     }
 
-    async fn reserved(&self) -> Result<Ranges, AllocationError> {
-        let reservations = datastore::list::<IpReservation>(&*self.inner.store).await?;
-        Ok(reservations.iter().flat_map(|r| r.spec.ranges()).collect())
-    }
-
-    async fn limits(&self) -> Result<Limits, AllocationError> {
-        let config = datastore::get::<IpamConfig>(&*self.inner.store, "default").await?;
-        Ok(limits(&config.map(|c| c.spec).unwrap_or_default()))
-    }
-
-    fn odd(&self, handle: &str, outcome: &Outcome) -> AllocationError {
+    fn odd(&self, request: &'static str, outcome: &Outcome) -> AllocationError {
         AllocationError::Outcome {
-            node: self.inner.node.clone(),
-            handle: handle.to_owned(),
+            node: self.node.to_string(),
+            request,
             outcome: match outcome {
                 Outcome::Assigned(_) => "other addresses than asked for",
                 Outcome::Released => "a release",
@@ -225,287 +285,4 @@ impl Allocator {
             },
         }
     }
-}
-
-/// The right to do a request, of which one agent does one at a time.
-struct Turn<'a> {
-    allocator: &'a Allocator,
-    _alone: MutexGuard<'a, ()>,
-}
-
-impl Turn<'_> {
-    async fn assign(
-        &self,
-        request: Assignment,
-        pools: Vec<Result<Pool, PoolError>>,
-    ) -> Result<IpAddr, AllocationError> {
-        let node = &self.allocator.inner.node;
-        let handle = request.handle.clone();
-        let assign = Request::Assign(Assign {
-            node: node.clone(),
-            handle: request.handle,
-            attributes: request.attributes,
-            usage: request.usage,
-            wanted: vec![Wanted::one(Family::V4)],
-            excluded: BTreeMap::new(),
-        });
-        let (outcome, _) = self.run(&assign, pools).await?;
-        match outcome {
-            Outcome::Assigned(addresses) if addresses.len() == 1 => {
-                let address = addresses.first().copied();
-                debug!(%node, handle, address = address.map(display), "address assigned");
-                address.ok_or_else(|| self.allocator.odd(&handle, &Outcome::Assigned(addresses)))
-            }
-            other => Err(self.allocator.odd(&handle, &other)),
-        }
-    }
-
-    async fn release(&self, handle: &str) -> Result<Vec<IpAddr>, AllocationError> {
-        let node = self.allocator.inner.node.clone();
-        let release = Request::Release(Release {
-            node,
-            what: Held::Handle(handle.to_owned()),
-        });
-        let pools = self.allocator.pools().await?;
-        let (_, released) = self.run(&release, pools.iter().map(pool).collect()).await?;
-        info!(handle, ?released, "addresses released");
-        Ok(released)
-    }
-
-    /// Plans and does steps until the request has come true. Gives what it came to, and the addresses that were freed.
-    async fn run(
-        &self,
-        request: &Request,
-        pools: Vec<Result<Pool, PoolError>>,
-    ) -> Result<(Outcome, Vec<IpAddr>), AllocationError> {
-        let Inner { store, node, .. } = &*self.allocator.inner;
-        let policy = Policy {
-            pools: Pools::new(pools),
-            reserved: self.allocator.reserved().await?,
-            limits: self.allocator.limits().await?,
-        };
-        let mut known = Known {
-            store: &**store,
-            view: View::new(policy),
-            objects: BTreeMap::new(),
-        };
-        let mut freed = Vec::new();
-        let mut conflicts = 0;
-        loop {
-            let Plan { mut outcomes, step } = plan(&known.view, std::slice::from_ref(request), now());
-            if let Some(outcome) = outcomes.pop().flatten() {
-                return Ok((outcome?, freed));
-            }
-            match step {
-                Step::Read(reads) => {
-                    for read in reads {
-                        known.read(read).await?;
-                    }
-                }
-                Step::Write(changes) => {
-                    for change in changes {
-                        let key = change.write.key();
-                        match known.write(&change).await {
-                            Ok(()) => freed.extend(change.frees.iter().map(|f| f.address)),
-                            Err(error) if is_conflict(&error) => {
-                                conflicts += 1;
-                                debug!(%node, %key, conflicts, "somebody else wrote first");
-                                if conflicts >= MAX_CONFLICTS {
-                                    let (node, key) = (node.clone(), api_key(&key));
-                                    let tries = conflicts;
-                                    return Err(AllocationError::Contended { node, key, tries });
-                                }
-                                known.view.forget(key);
-                            }
-                            Err(error) => return Err(error.into()),
-                        }
-                    }
-                }
-                // One request alone waits for no other.
-                Step::Done => return Err(self.allocator.odd("", &Outcome::Unclaimed)),
-            }
-        }
-    }
-}
-
-fn is_conflict(error: &DatastoreError) -> bool {
-    match error {
-        DatastoreError::Conflict { .. }
-        | DatastoreError::AlreadyExists { .. }
-        | DatastoreError::NotFound { .. } => true,
-        DatastoreError::Invalid { .. } | DatastoreError::Io { .. } => false,
-    }
-}
-
-/// What is known for one request: the plan's view, and the whole objects, of which the plan sees the specs.
-struct Known<'a> {
-    store: &'a dyn Datastore,
-    view: View,
-    objects: BTreeMap<Key, Object>,
-}
-
-impl Known<'_> {
-    async fn read(&mut self, read: Read) -> Result<(), DatastoreError> {
-        match read {
-            Read::List(kind) => {
-                let objects = self.store.list(api_kind(kind)).await?;
-                let specs: Vec<_> = objects.iter().filter_map(described).collect();
-                self.view.listed(kind, specs);
-                self.objects.extend(objects.into_iter().map(|o| (o.key(), o)));
-            }
-            Read::Get(key) => match self.store.get(&api_key(&key)).await {
-                Ok(object) => {
-                    let described = object.as_ref().and_then(described);
-                    self.view
-                        .got(key, described.map(|(_, revision, spec)| (revision, spec)));
-                    self.objects.extend(object.map(|o| (o.key(), o)));
-                }
-                Err(error @ DatastoreError::Invalid { .. }) => self.view.unreadable(key, error.to_string()),
-                Err(error) => return Err(error),
-            },
-        }
-        Ok(())
-    }
-
-    async fn write(&mut self, change: &Change) -> Result<(), DatastoreError> {
-        let write = &change.write;
-        let key = api_key(&write.key());
-        let written = match write {
-            Write::Create { name, object } => self.store.create(new_object(name, object.clone())).await?,
-            Write::Update {
-                object,
-                revision,
-                name,
-            } => {
-                // What the plan does not see (labels, annotations, finalizers) is written back as it was read.
-                let mut whole = new_object(name, object.clone());
-                if let Some(read) = self.objects.get(&key) {
-                    whole = with_spec(read.clone(), object.clone());
-                }
-                whole.metadata_mut().resource_version = Some(revision.clone());
-                self.store.update(whole).await?
-            }
-            Write::Delete { revision, .. } => {
-                self.store.delete(&key, revision).await?;
-                self.objects.remove(&key);
-                self.view.wrote(change.clone(), String::new());
-                return Ok(());
-            }
-        };
-        let revision = written.metadata().resource_version.clone().unwrap_or_default();
-        self.view.wrote(change.clone(), revision);
-        self.objects.insert(key, written);
-        Ok(())
-    }
-}
-
-/// An object as the plan sees it: name, revision, spec. `None` for kinds that no plan asks for.
-fn described(object: &Object) -> Option<(String, String, Spec)> {
-    let spec = match object {
-        Object::BlockAffinity(o) => Spec::Affinity(o.spec.clone()),
-        Object::IpamHandle(o) => Spec::Handle(o.spec.clone()),
-        Object::IpamBlock(o) => {
-            if let Err(fault) = check::named_block(&o.metadata.name, &o.spec) {
-                warn!(%fault, "block is not used");
-            }
-            Spec::Block(o.spec.clone())
-        }
-        _ => return None,
-    };
-    let metadata = object.metadata();
-    let revision = metadata.resource_version.clone().unwrap_or_default();
-    Some((metadata.name.clone(), revision, spec))
-}
-
-fn new_object(name: &str, spec: Spec) -> Object {
-    let labels = spec.labels();
-    let mut object = match spec {
-        Spec::Affinity(spec) => Object::BlockAffinity(BlockAffinity::new(name, spec)),
-        Spec::Block(spec) => Object::IpamBlock(IpamBlock::new(name, spec)),
-        Spec::Handle(spec) => Object::IpamHandle(IpamHandle::new(name, spec)),
-    };
-    object.metadata_mut().labels.extend(labels);
-    object
-}
-
-/// The object with another spec; objects are looked up by kind, so that the two are of one kind.
-fn with_spec(mut object: Object, spec: Spec) -> Object {
-    object.metadata_mut().labels.extend(spec.labels());
-    match (&mut object, spec) {
-        (Object::BlockAffinity(o), Spec::Affinity(spec)) => o.spec = spec,
-        (Object::IpamBlock(o), Spec::Block(spec)) => o.spec = spec,
-        (Object::IpamHandle(o), Spec::Handle(spec)) => o.spec = spec,
-        (_, spec) => return new_object(&object.metadata().name.clone(), spec),
-    }
-    object
-}
-
-fn api_kind(kind: PlanKind) -> Kind {
-    match kind {
-        PlanKind::Affinity => Kind::BlockAffinity,
-        PlanKind::Block => Kind::IpamBlock,
-        PlanKind::Handle => Kind::IpamHandle,
-    }
-}
-
-fn api_key(key: &PlanKey) -> Key {
-    Key::new(api_kind(key.kind), key.name.clone())
-}
-
-/// An IPPool as allocation sees it.
-///
-/// # Errors
-/// When its block size is wrong.
-pub fn pool(object: &IpPool) -> Result<Pool, PoolError> {
-    let spec = &object.spec;
-    let named = |field: &str| spec.unknown.get(field).and_then(|v| v.as_str());
-    let narrow = |selector: &str| !matches!(selector.trim(), "" | "all()");
-    let node_selector = spec.node_selector.as_deref().filter(|s| narrow(s));
-    let namespace_selector = named("namespaceSelector").filter(|s| narrow(s));
-    let excluded = if spec.disabled || object.metadata.unknown.contains_key("deletionTimestamp") {
-        Some(Excluded::Disabled)
-    } else if let Some(selector) = node_selector {
-        Some(Excluded::NodeSelector(selector.to_owned()))
-    } else if let Some(selector) = namespace_selector {
-        Some(Excluded::NamespaceSelector(selector.to_owned()))
-    } else {
-        (named("assignmentMode") == Some("Manual")).then_some(Excluded::Manual)
-    };
-    let pool = Pool::new(&object.metadata.name, spec.cidr, spec.block_size)?.excluding(excluded);
-    if spec.allowed_uses.is_empty() {
-        return Ok(pool);
-    }
-    let uses = [Use::Workload, Use::Tunnel];
-    Ok(pool.allowing(
-        uses.into_iter()
-            .filter(|u| spec.allowed_uses.contains(&u.to_string())),
-    ))
-}
-
-/// The same for a tunnel's address, which must be of a pool whose packets are tunnelled.
-fn tunnel_pool(object: &IpPool) -> Result<Pool, PoolError> {
-    let pool = pool(object)?;
-    if object.spec.ipip_mode == EncapsulationMode::Never && pool.refusal(Use::Tunnel).is_none() {
-        return Ok(pool.excluding(Some(Excluded::NotTunnelled)));
-    }
-    Ok(pool)
-}
-
-fn limits(config: &IpamConfigSpec) -> Limits {
-    let cooldown = config
-        .unknown
-        .get("ipCooldownSeconds")
-        .and_then(serde_json::Value::as_u64);
-    Limits {
-        strict_affinity: config.strict_affinity,
-        auto_allocate_blocks: config.auto_allocate_blocks,
-        max_blocks_per_host: config.max_blocks_per_host,
-        cooldown_seconds: cooldown.and_then(|s| u32::try_from(s).ok()).unwrap_or(0),
-    }
-}
-
-/// The clock's time; 1970 where the clock is before that.
-fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp::from_unix_nanos(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }

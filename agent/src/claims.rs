@@ -9,6 +9,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::{debug, error, warn};
 
+use culvert_ipam::pool::Family;
+
 use crate::allocation::{AllocationError, Allocator};
 use crate::api::Node;
 use crate::datastore::{self, Datastore, DatastoreError};
@@ -24,6 +26,8 @@ pub struct Needs {
     pub block: bool,
     /// Packets may need the tunnel: there is an enabled pool with an ipipMode other than Never.
     pub tunnel_address: bool,
+    /// The advertised address is on no link, and is not said again: somebody may be naming another.
+    pub address_is_gone: bool,
     /// Counts what may have taken away a claim: changes of pools, of this node's claims and of its Node object.
     pub generation: u64,
 }
@@ -83,12 +87,15 @@ async fn claim(
         return Ok(());
     }
     if needs.block {
-        let blocks = allocator.ensure_block().await?;
+        let blocks = allocator.ensure_block(Family::V4).await?;
         debug!(?blocks, "this node's blocks");
     }
     let mut announcement = announcement.clone();
     if needs.tunnel_address {
         announcement.tunnel_address = Some(allocator.tunnel_address().await?);
+    }
+    if needs.address_is_gone {
+        announcement.address = None;
     }
     // All of it, each time: somebody may have changed what the Node object says, or put back an older one.
     node::publish(store, node, &announcement, missing).await?;

@@ -6,12 +6,13 @@
 mod bgp;
 mod services;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use culvert_bgp::id::Asn;
 use culvert_ipam::affinity::{Affinity, AffinityState};
+use culvert_ipam::block::Block;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::api::{IpPoolSpec, Key, Kind, Node, Object};
@@ -33,6 +34,8 @@ pub struct Cluster {
     claims: Claims,
     /// Addresses in use in each block.
     blocks: BTreeMap<String, usize>,
+    /// The addresses in each block that another node has than the block's own, with that node's name; there are few.
+    lent: BTreeMap<String, BTreeSet<(String, IpAddr)>>,
     bgp: BgpResources,
 }
 
@@ -44,7 +47,7 @@ pub enum ClusterChange {
     Nothing,
     /// How many addresses are in use.
     Usage,
-    /// Whose a block is, or is about to be.
+    /// What a node advertises: whose a block is, or is about to be; which addresses in it another node has; services.
     Blocks,
     /// Anything: nodes, pools, how they speak BGP.
     Everything,
@@ -117,15 +120,17 @@ impl Cluster {
                 ClusterChange::Blocks.or_nothing(self.claims.insert(name, &affinity.spec))
             }
             Object::IpamBlock(block) => {
-                let in_use = block.spec.allocations.iter().flatten().count();
-                ClusterChange::Usage.or_nothing(replace(&mut self.blocks, name, in_use))
+                let lent = self.replace_lent(&name, lent(&block.spec));
+                let used = replace(&mut self.blocks, name, block.spec.in_use());
+                let usage = ClusterChange::Usage.or_nothing(used);
+                usage.max(ClusterChange::Blocks.or_nothing(lent))
             }
-            Object::BgpConfiguration(_)
-            | Object::BgpPeer(_)
-            | Object::BgpFilter(_)
-            | Object::Secret(_)
-            | Object::Service(_)
-            | Object::EndpointSlice(_) => ClusterChange::Everything.or_nothing(self.bgp.upsert(object)),
+            Object::BgpConfiguration(_) | Object::BgpPeer(_) | Object::BgpFilter(_) | Object::Secret(_) => {
+                ClusterChange::Everything.or_nothing(self.bgp.upsert(object))
+            }
+            Object::Service(_) | Object::EndpointSlice(_) => {
+                ClusterChange::Blocks.or_nothing(self.bgp.upsert(object))
+            }
             Object::IpReservation(_) | Object::IpamHandle(_) | Object::IpamConfig(_) => {
                 ClusterChange::Nothing
             }
@@ -139,13 +144,14 @@ impl Cluster {
             Kind::Node => ClusterChange::Everything.or_nothing(self.nodes.remove(name).is_some()),
             Kind::IpPool => ClusterChange::Everything.or_nothing(self.pools.remove(name).is_some()),
             Kind::BlockAffinity => ClusterChange::Blocks.or_nothing(self.claims.remove(name)),
-            Kind::IpamBlock => ClusterChange::Usage.or_nothing(self.blocks.remove(name).is_some()),
-            Kind::BgpConfiguration
-            | Kind::BgpPeer
-            | Kind::BgpFilter
-            | Kind::Secret
-            | Kind::Service
-            | Kind::EndpointSlice => ClusterChange::Everything.or_nothing(self.bgp.remove(key)),
+            Kind::IpamBlock => {
+                let usage = ClusterChange::Usage.or_nothing(self.blocks.remove(name).is_some());
+                usage.max(ClusterChange::Blocks.or_nothing(self.lent.remove(name).is_some()))
+            }
+            Kind::BgpConfiguration | Kind::BgpPeer | Kind::BgpFilter | Kind::Secret => {
+                ClusterChange::Everything.or_nothing(self.bgp.remove(key))
+            }
+            Kind::Service | Kind::EndpointSlice => ClusterChange::Blocks.or_nothing(self.bgp.remove(key)),
             Kind::IpReservation | Kind::IpamHandle | Kind::IpamConfig => ClusterChange::Nothing,
         }
     }
@@ -235,6 +241,26 @@ impl Cluster {
         self.claims.confirmed_of(node)
     }
 
+    /// The addresses that `node` has in blocks that are not marked as its own: those of another node, or of none.
+    pub fn borrowed_by(&self, node: &str) -> impl Iterator<Item = IpAddr> {
+        let lent = self.lent.values().flatten();
+        lent.filter(move |(borrower, _)| borrower == node)
+            .map(|(_, address)| *address)
+    }
+
+    fn replace_lent(&mut self, block: &str, lent: BTreeSet<(String, IpAddr)>) -> bool {
+        let changed = self
+            .lent
+            .get(block)
+            .map_or(!lent.is_empty(), |known| *known != lent);
+        if lent.is_empty() {
+            self.lent.remove(block);
+        } else if changed {
+            self.lent.insert(block.to_owned(), lent);
+        }
+        changed
+    }
+
     /// How many addresses of `node`'s blocks are in use.
     #[must_use]
     pub fn addresses_in_use(&self, node: &str) -> usize {
@@ -312,6 +338,18 @@ impl Claims {
         let claims = self.by_node.get(node).into_iter().flat_map(BTreeMap::values);
         claims.filter(|claim| claim.is_confirmed).map(|claim| claim.block)
     }
+}
+
+/// The addresses of a block that a node has whose block it is not. One that was released and rests is nobody's.
+fn lent(block: &Block) -> BTreeSet<(String, IpAddr)> {
+    if block.deleted {
+        return BTreeSet::new();
+    }
+    let borrowed = block.taken().filter_map(|taken| {
+        let node = taken.attribute.value("node")?;
+        (!taken.attribute.rests() && !block.is_of_node(node)).then(|| (node.to_owned(), taken.address))
+    });
+    borrowed.collect()
 }
 
 fn replace<K: Ord, T: PartialEq>(map: &mut BTreeMap<K, T>, name: K, value: T) -> bool {

@@ -127,16 +127,14 @@ pub struct RouteConfig {
 }
 
 /// The tunnel device.
-// There is no field for `pmtudisc`: over netlink the kernel refuses every change of parameters to the fallback device,
-// which `tunl0` is wherever the ipip module made it (net/ipv4/ip_tunnel.c, ip_tunnel_changelink: EINVAL; seen on 6.1). The
-// old ioctl (`ip tunnel change tunl0 mode ipip pmtudisc`) is let through, and what it has set is left alone: the agent
-// never writes these parameters. `nopmtudisc`, which the device begins with, does not clear DF: an inner packet's own is
-// copied to the outer header (ip_tunnel_xmit), so TCP finds the path's MTU either way.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct TunnelConfig {
     /// MTU of `tunl0` in bytes, 576 to 65515. Default: that of the link with the advertised address, less 20.
     pub mtu: Option<Ranged<576, 65_515>>,
+    /// Whether `tunl0` forbids routers to fragment any tunnelled packet (DF in the outer header, `pmtudisc`). If not, the
+    /// inner packet's own DF is copied there. Default: as the device is.
+    pub path_mtu_discovery: Option<bool>,
 }
 
 /// The packet filter.
@@ -304,6 +302,10 @@ const VARIABLES: &[Variable] = &[
     },
     Variable {
         path: &["tunnel", "mtu"],
+        text: false,
+    },
+    Variable {
+        path: &["tunnel", "pathMtuDiscovery"],
         text: false,
     },
     Variable {

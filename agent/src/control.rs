@@ -8,6 +8,8 @@ mod event_loop;
 mod fights;
 mod identity;
 mod intake;
+mod pool_modes;
+mod renumbering;
 mod report;
 mod sources;
 
@@ -20,7 +22,7 @@ use culvert_bgp::speaker::SpeakerConfig;
 use ipnet::Ipv4Net;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -32,7 +34,7 @@ use crate::config::{Config, Ranged};
 use crate::dataplane::{Dataplane, DataplaneError, Netlink, Nftables};
 use crate::datastore::deferred::Deferred;
 use crate::datastore::directory::DirectoryStore;
-use crate::datastore::last_good::LastGood;
+use crate::datastore::last_good::{LastGood, LastGoodCopy};
 use crate::datastore::{Datastore, DatastoreError};
 use crate::desired::{Settings, TUNNEL_DEVICE};
 use crate::fib::{Change, Desired, PROTOCOL_KERNEL, Route, Snapshot};
@@ -44,9 +46,10 @@ use crate::reconcile::{Actual, Ours, Removal, diff};
 use crate::speaker::{self, Endpoint, SpeakerError};
 use crate::status::AgentStatus;
 
-use event_loop::EventLoop;
+use event_loop::{Ended, EventLoop};
 use identity::Identity;
 use intake::{Intake, Terms};
+use renumbering::Renumbering;
 
 /// How long the last good copy may take to be written when the agent stops.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -105,63 +108,107 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
     let stop = CancellationToken::new();
     stop_on_signals(&stop)?;
     let node = config.node_name.as_str().to_owned();
-    let patience = Duration::from_secs(u64::from(config.datastore.sync_timeout.get()));
-    let deadline = Instant::now() + patience;
     let file = last_good_of(config);
-    let copy = file.read();
-    let deferred = Arc::new(datastore_of(config, copy.is_some()));
-    let store: Arc<dyn Datastore> = Arc::clone(&deferred) as _;
-    let dataplane = Netlink::open()?;
-    // Subscribed before the dump: what happens in between is told.
-    let kernel_events = dataplane.events()?;
-    let kernel = dataplane.dump().await?;
-
+    let mut copy = file.read();
+    let store = Arc::new(datastore_of(config, copy.is_some()));
     let (status, status_reader) = watch::channel(Arc::new(AgentStatus::starting(&node)));
     let metrics = Metrics::register()?;
-    let allocator = Allocator::new(Arc::clone(&store), node.clone());
+    let allocator = Allocator::new(Arc::clone(&store) as _, node);
     serve_http(config, &metrics, status_reader.clone(), &stop).await?;
-    let (confirmations, confirmed) = Confirmations::channel();
+    let (confirmations, mut confirmed) = Confirmations::channel();
     serve_socket(&config.socket, &allocator, status_reader, confirmations, &stop)?;
 
-    let identity = Identity::find(config, store.as_ref(), &kernel, copy.as_ref(), deadline).await?;
-    let announcement = identity.announcement();
-    // With a last good copy at hand this may wait until the datastore is back: the claims see to it.
-    if copy.is_none() {
-        node::publish(&store, &node, &announcement, Missing::Create).await?;
-    }
-
-    let settings = settings_of(config, &identity);
-    let speaker = start_speaker(config, &identity, &kernel, settings.protocol)?;
-    let (needs, needs_reader) = watch::channel(Needs::default());
-    let claims = tokio::spawn(claims::keep(
-        Arc::clone(&store),
+    let agent = Agent {
+        config,
+        store,
+        file,
         allocator,
-        node,
-        announcement,
-        needs_reader,
-    ));
-
-    let terms = terms_of(config, &settings, (deadline, patience));
-    let (intake, outlets) = Intake::new(terms, deferred, file, copy, confirmed);
-    let intake = tokio::spawn(intake.run(stop.clone()));
-    let firewall = firewall::start(config.filter.unknown_tunnel_peers, metrics.clone());
-    let event_loop = EventLoop::new(
-        settings,
-        identity.asn,
-        Actual::new(kernel),
-        dataplane,
-        speaker,
-        needs,
-        firewall,
         status,
         metrics,
-    );
-    let ended = event_loop.run(outlets, kernel_events, &stop).await;
-    claims.abort();
-    stop.cancel();
-    // It writes the last good copy; should that take longer, the former one stands.
-    let _ = timeout(SAVE_TIMEOUT, intake).await;
-    ended
+        stop,
+    };
+    loop {
+        let (ended, unheard) = agent.be_known(copy, confirmed).await?;
+        let Ended::Renumbered(address) = ended else {
+            return Ok(());
+        };
+        warn!(%address, "this node has another address: beginning anew under it; the routes stay in the kernel");
+        confirmed = unheard.ok_or(AgentError::TaskEnded {
+            task: "watch of the datastore",
+        })?;
+        copy = agent.file.read();
+    }
+}
+
+/// What outlives a change of this node's address.
+struct Agent<'a> {
+    config: &'a Config,
+    store: Arc<Deferred>,
+    file: LastGood,
+    allocator: Allocator,
+    status: watch::Sender<Arc<AgentStatus>>,
+    metrics: Metrics,
+    stop: CancellationToken,
+}
+
+/// Whoever waits to have withdrawals confirmed.
+type Unheard = mpsc::Receiver<oneshot::Sender<usize>>;
+
+impl Agent<'_> {
+    /// Finds the address that this node is known by, and runs until it is told to stop or that address changes.
+    async fn be_known(
+        &self,
+        copy: Option<LastGoodCopy>,
+        confirmed: Unheard,
+    ) -> Result<(Ended, Option<Unheard>), AgentError> {
+        let config = self.config;
+        let store: Arc<dyn Datastore> = Arc::clone(&self.store) as _;
+        let node = config.node_name.as_str().to_owned();
+        let patience = Duration::from_secs(u64::from(config.datastore.sync_timeout.get()));
+        let deadline = Instant::now() + patience;
+        let dataplane = Netlink::open()?;
+        // Subscribed before the dump: what happens in between is told.
+        let kernel_events = dataplane.events()?;
+        let kernel = dataplane.dump().await?;
+
+        let identity = Identity::find(config, store.as_ref(), &kernel, copy.as_ref(), deadline).await?;
+        let announcement = identity.announcement();
+        // With a last good copy at hand this may wait until the datastore is back: the claims see to it.
+        if copy.is_none() {
+            node::publish(&store, &node, &announcement, Missing::Create).await?;
+        }
+
+        let settings = settings_of(config, &identity);
+        let speaker = start_speaker(config, &identity, &kernel, settings.protocol)?;
+        let (needs, needs_reader) = watch::channel(Needs::default());
+        let allocator = self.allocator.clone();
+        let claims = tokio::spawn(claims::keep(store, allocator, node, announcement, needs_reader));
+
+        let terms = terms_of(config, &settings, (deadline, patience));
+        let deferred = Arc::clone(&self.store);
+        let (intake, outlets) = Intake::new(terms, deferred, self.file.clone(), copy, confirmed);
+        let stop_intake = self.stop.child_token();
+        let intake = tokio::spawn(intake.run(stop_intake.clone()));
+        let firewall = firewall::start(config.filter.unknown_tunnel_peers, self.metrics.clone());
+        let event_loop = EventLoop::new(
+            settings,
+            identity.asn,
+            Renumbering::new(config.node.address),
+            Actual::new(kernel),
+            dataplane,
+            speaker,
+            needs,
+            firewall,
+            self.status.clone(),
+            self.metrics.clone(),
+        );
+        let ended = event_loop.run(outlets, kernel_events, &self.stop).await;
+        claims.abort();
+        stop_intake.cancel();
+        // It writes the last good copy; should that take longer, the former one stands.
+        let unheard = timeout(SAVE_TIMEOUT, intake).await;
+        Ok((ended?, unheard.ok().and_then(Result::ok)))
+    }
 }
 
 fn settings_of(config: &Config, identity: &Identity) -> Settings {
@@ -171,6 +218,7 @@ fn settings_of(config: &Config, identity: &Identity) -> Settings {
         address: identity.address.addr(),
         protocol: route_protocol(config),
         tunnel_mtu: config.tunnel.mtu.map(Ranged::get),
+        path_mtu_discovery: config.tunnel.path_mtu_discovery,
         pin_table: routes.source_pin.0.then_some(routes.pin_table.get()),
     }
 }

@@ -3,6 +3,7 @@
 //! Pure, and without history: the same cluster, routes learned and underlay give the same answer, however they came
 //! about. What cannot be right is left out and named in [`Plan::rejected`]; it never holds back the rest.
 
+mod multipath;
 mod path_mtu;
 mod planner;
 mod underlay;
@@ -40,6 +41,8 @@ pub struct Settings {
     pub protocol: u8,
     /// MTU of the tunnel device in bytes; none for that of the link with the advertised address, less 20.
     pub tunnel_mtu: Option<u32>,
+    /// Whether the tunnel device sets DF in every outer header; none to leave that as it is.
+    pub path_mtu_discovery: Option<bool>,
     /// The table for the routes that give encapsulated packets the advertised address as their source; none to leave the
     /// source to the kernel.
     pub pin_table: Option<u32>,
@@ -105,6 +108,15 @@ pub enum Rejection {
         /// Who said so.
         peer: IpAddr,
     },
+    /// It is the address of a pod of this node, or of something else that a link of this host leads to.
+    #[error(
+        "a link of this host leads to that address, as to a pod's: it has just moved here, or two pods have it; \
+         look at what {peer} advertises"
+    )]
+    OnThisHost {
+        /// Who said so.
+        peer: IpAddr,
+    },
     /// The pool asks for VXLAN.
     #[error("its pool {pool} has vxlanMode {mode:?}, which Culvert does not do; use ipipMode")]
     Vxlan {
@@ -118,6 +130,14 @@ pub enum Rejection {
     Unreachable {
         /// The next hop.
         next_hop: IpAddr,
+    },
+    /// The NIC that leads there is down.
+    #[error("{link}, through which its next hop {next_hop} is reached, is down; set it up")]
+    LinkDown {
+        /// The next hop.
+        next_hop: IpAddr,
+        /// The link's name.
+        link: String,
     },
     /// The tunnel device is not there, or down; the same turn sees to that.
     #[error("the tunnel device {TUNNEL_DEVICE} is not up yet")]
@@ -135,10 +155,15 @@ impl Rejection {
     /// A control plane that blinks never withdraws forwarding.
     fn may_pass(&self) -> bool {
         match self {
-            Self::NoPool { .. } | Self::Unreachable { .. } | Self::NoTunnel | Self::AddressGone { .. } => {
-                true
-            }
-            Self::NextHopInPool { .. } | Self::NextHopUnknown { .. } | Self::Vxlan { .. } => false,
+            Self::NoPool { .. }
+            | Self::Unreachable { .. }
+            | Self::LinkDown { .. }
+            | Self::NoTunnel
+            | Self::AddressGone { .. } => true,
+            Self::NextHopInPool { .. }
+            | Self::NextHopUnknown { .. }
+            | Self::OnThisHost { .. }
+            | Self::Vxlan { .. } => false,
         }
     }
 }
@@ -191,15 +216,17 @@ fn peers(settings: &Settings, cluster: &Cluster) -> BTreeMap<IpAddr, PeerConfig>
     with_config.collect()
 }
 
-/// This node's blocks, but those of pools that say otherwise. A block whose pool is gone is still advertised: its pods
-/// are still there.
+/// This node's blocks, and each address that its pods have in a block that is not its own; but those of pools that say
+/// otherwise. A block whose pool is gone is still advertised: its pods are still there.
 fn exports(settings: &Settings, cluster: &Cluster) -> BTreeSet<Prefix> {
-    let exported = |block: &IpNet| cluster.pool_of(block).is_none_or(|pool| !pool.disable_bgp_export);
-    cluster
-        .blocks_of(&settings.node)
-        .filter(exported)
-        .map(Prefix::new)
-        .collect()
+    let blocks: Vec<IpNet> = cluster.blocks_of(&settings.node).collect();
+    // Packets to a single address go to its node, whoever has the block: the most specific route counts. Within a block of
+    // our own that is the block's route, as Calico has it.
+    let is_elsewhere = |address: &IpAddr| !blocks.iter().any(|block| block.contains(address));
+    let borrowed = cluster.borrowed_by(&settings.node).filter(is_elsewhere);
+    let exported = |net: &IpNet| cluster.pool_of(net).is_none_or(|pool| !pool.disable_bgp_export);
+    let all = blocks.iter().copied().chain(borrowed.map(IpNet::from));
+    all.filter(exported).map(Prefix::new).collect()
 }
 
 #[cfg(test)]

@@ -328,6 +328,8 @@ pub struct Link {
     pub mtu: u32,
     /// The kernel's name of its kind (`ipip`, `veth`, `bridge`…); none for a physical one.
     pub kind: Option<String>,
+    /// Of an ipip link whether it sets DF in every outer header (`pmtudisc`); none for other links.
+    pub path_mtu_discovery: Option<bool>,
 }
 
 /// An address of this host.
@@ -352,8 +354,8 @@ pub struct Snapshot {
     pub rules: Vec<Rule>,
     /// Whether the kernel forwards IPv4 packets (`net.ipv4.ip_forward`).
     pub forwarding: bool,
-    /// The ipip links that drop a packet whose source they would not be the way to (RFC 3704 §2.2, strict reverse path
-    /// forwarding), by their index: those where the greater of `rp_filter` of the link and of all links is 1.
+    /// The ipip links, and those with an IPv4 address, that drop a packet whose source they would not be the way to (RFC 3704 §2.2, strict
+    /// reverse path forwarding), by their index: those where the greater of `rp_filter` of the link and of all links is 1.
     pub strict: BTreeSet<u32>,
 }
 
@@ -395,6 +397,8 @@ pub struct Tunnel {
     pub mtu: u32,
     /// The only address that the device should have, as a /32. None leaves its addresses alone.
     pub address: Option<Ipv4Addr>,
+    /// Whether it should set DF in every outer header (`pmtudisc`). None leaves that as it is.
+    pub path_mtu_discovery: Option<bool>,
 }
 
 /// What the kernel should hold.
@@ -428,6 +432,15 @@ pub enum Change {
         link: u32,
         /// Bytes.
         mtu: u32,
+    },
+    /// Set whether an ipip link sets DF in every outer header (`pmtudisc`).
+    SetPathMtuDiscovery {
+        /// Interface index.
+        link: u32,
+        /// Interface name.
+        name: String,
+        /// `pmtudisc` or `nopmtudisc`.
+        on: bool,
     },
     /// Set a link down.
     SetLinkDown {

@@ -278,6 +278,7 @@ mod tests {
                 running: true,
                 mtu: 1500,
                 kind: None,
+                path_mtu_discovery: None,
             });
             kernel.addresses.push(Address {
                 link: index,

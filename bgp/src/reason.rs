@@ -98,6 +98,14 @@ pub enum Reason {
         /// How many are taken.
         limit: usize,
     },
+    /// The attributes of what the peer announced take more memory than this speaker gives to one peer.
+    #[error("peer announced {got} octets of attributes beyond the usual, we take {limit}")]
+    TooLargeAttributes {
+        /// How many it announced.
+        got: usize,
+        /// How many are taken.
+        limit: usize,
+    },
     /// The peer is no longer configured.
     #[error("peer was removed from the configuration")]
     Deconfigured,

@@ -3,31 +3,29 @@
 //! It turns messages into events of [`crate::fsm`] and effects into bytes and timers. It knows of no other session
 //! to the same peer: [`crate::speaker`] decides collisions, keeps the routes, and counts.
 
+mod terms;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::config::{PeerConfig, SpeakerConfig};
 use crate::fsm::{self, Effect, Event, State, Timer};
-use crate::id::{Asn, ConnectionId, HoldTime};
+use crate::id::{ConnectionId, HoldTime};
 use crate::reason::Reason;
 use crate::transport::Transport;
 use crate::wire::message::{
-    Capability, Directions, Family, GracefulRestart, LongLivedFamily, Message, Notification, Open,
+    Capability, Family, GracefulRestart, LongLivedFamily, Message, Notification, Open,
 };
 use crate::wire::notification::{UNSPECIFIC, code, fsm as fsm_error};
 use crate::wire::{self, Decoded, Decoder, Negotiated};
+
+use terms::MAX_STALE_TIME;
+pub(crate) use terms::Terms;
 
 /// RFC 4271 §8.2.2: the large hold timer of OpenSent, "4 minutes is suggested".
 pub(crate) const OPEN_HOLD: Duration = Duration::from_secs(240);
 
 /// RFC 9687 §6: SendHoldTime is eight minutes, or twice the hold time where that is more.
 const SEND_HOLD: Duration = Duration::from_secs(480);
-
-/// RFC 4724 §3: twelve bits.
-const MAX_RESTART_TIME: u16 = 0x0fff;
-
-/// RFC 9494 §3.1: 24 bits.
-const MAX_STALE_TIME: u32 = 0x00ff_ffff;
 
 /// The pause after a failure is a quarter of ConnectRetry at first, doubles with each, and stops at four times it.
 const MAX_BACKOFF_DOUBLINGS: u32 = 4;
@@ -104,96 +102,6 @@ impl Cause {
     pub(crate) fn fault(notification: Notification) -> Self {
         let reason = Reason::NotificationSent(notification.clone());
         Self::notify(notification, reason, Fate::Notified)
-    }
-}
-
-/// What this speaker brings to a session with one peer.
-#[derive(Clone, Debug)]
-pub(crate) struct Terms<'a> {
-    /// The speaker's configuration.
-    pub(crate) config: &'a SpeakerConfig,
-    /// The peer's.
-    pub(crate) peer: Arc<PeerConfig>,
-    /// Whether the peer is in our AS.
-    pub(crate) internal: bool,
-    /// RFC 4724 §3: the R bit.
-    pub(crate) restarted: bool,
-    /// RFC 4724 §3: the F bits.
-    pub(crate) forwarding_kept: bool,
-}
-
-impl Terms<'_> {
-    /// Our AS towards the peer.
-    pub(crate) fn local_asn(&self) -> Asn {
-        self.peer.local_asn.unwrap_or(self.config.asn)
-    }
-
-    /// The hold time that we propose.
-    pub(crate) fn hold_time(&self) -> HoldTime {
-        self.peer.hold_time.unwrap_or(self.config.hold_time)
-    }
-
-    fn connect_retry(&self) -> Duration {
-        self.peer.connect_retry.unwrap_or(self.config.connect_retry)
-    }
-
-    /// Our OPEN.
-    pub(crate) fn open(&self) -> Open {
-        Open {
-            asn: self.local_asn(),
-            hold_time: self.hold_time(),
-            router_id: self.config.router_id,
-            capabilities: self.capabilities(),
-        }
-    }
-
-    fn capabilities(&self) -> Vec<Capability> {
-        let families = &self.peer.families;
-        let restart_time = self.peer.restart_time.unwrap_or(self.config.restart_time);
-        let mut capabilities: Vec<_> = families.keys().copied().map(Capability::MultiProtocol).collect();
-        capabilities.extend([
-            Capability::RouteRefresh,
-            Capability::EnhancedRouteRefresh,
-            Capability::ExtendedMessage,
-            Capability::FourOctetAs(self.local_asn()),
-            Capability::GracefulRestart(GracefulRestart {
-                restarted: self.restarted,
-                notification: true,
-                restart_time: restart_time.min(MAX_RESTART_TIME),
-                families: families
-                    .keys()
-                    .map(|&family| (family, self.forwarding_kept))
-                    .collect(),
-            }),
-        ]);
-        let stale_time = self.peer.long_lived_stale_time.min(MAX_STALE_TIME);
-        if stale_time > 0 {
-            let long_lived = families.keys().map(|&family| LongLivedFamily {
-                family,
-                forwarding_kept: self.forwarding_kept,
-                stale_time,
-            });
-            capabilities.push(Capability::LongLivedGracefulRestart(long_lived.collect()));
-        }
-        let add_path = families.iter().filter_map(|(&family, of)| {
-            let directions = Directions {
-                send: of.add_path_send,
-                receive: of.add_path_receive,
-            };
-            (directions != Directions::default()).then_some((family, directions))
-        });
-        let add_path: Vec<_> = add_path.collect();
-        if !add_path.is_empty() {
-            capabilities.push(Capability::AddPath(add_path));
-        }
-        if families
-            .get(&Family::IPV4_UNICAST)
-            .is_some_and(|of| of.extended_next_hop)
-        {
-            let pair = (Family::IPV4_UNICAST, Family::IPV6_UNICAST.afi);
-            capabilities.push(Capability::ExtendedNextHop(vec![pair]));
-        }
-        capabilities
     }
 }
 
@@ -355,6 +263,12 @@ impl Session {
         self.open.as_ref().and_then(graceful_restart).is_some()
     }
 
+    /// Whether the peer says that it has restarted (RFC 4724 §3: the R bit).
+    pub(crate) fn has_restarted(&self) -> bool {
+        let restart = self.open.as_ref().and_then(graceful_restart);
+        restart.is_some_and(|restart| restart.restarted)
+    }
+
     /// How long the peer's routes of a family are to stay once this session is lost (RFC 4724 §4.2, RFC 9494 §4.2);
     /// `None` where that was not agreed on.
     pub(crate) fn patience(&self, family: Family, terms: &Terms<'_>) -> Option<Patience> {
@@ -396,6 +310,11 @@ impl Session {
     pub(crate) fn keeps_over_notification(&self) -> bool {
         let restart = self.open.as_ref().and_then(graceful_restart);
         restart.is_some_and(|restart| restart.notification)
+    }
+
+    /// Whether an event would leave Established.
+    pub(crate) fn would_end(&self, event: Event) -> bool {
+        fsm::step(self.state, event).next != State::Established
     }
 
     /// Lets an event act. The effects go to `transport`, those for the routes into the result.

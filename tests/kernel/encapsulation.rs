@@ -1,12 +1,14 @@
 //! That pods reach each other, in packets of the right form, by routes of the right form.
 
 use std::collections::BTreeSet;
+use std::fs;
 
 use harness::capture::Capture;
 use harness::ping::ping;
-use harness::{Lab, Pod};
+use harness::{Lab, Pod, wait_for};
 use libtest_mimic::Failed;
 
+use crate::continuity::GENEROUS;
 use crate::ensure;
 
 /// Every pod reaches every pod on another node; on the wire, request and reply have the outer addresses of the two
@@ -29,7 +31,11 @@ pub(crate) fn carries(lab: &mut Lab) -> Result<(), Failed> {
 /// Pings once, and looks at the packets between the nodes.
 fn looks_right(lab: &Lab, from: &Pod, to: &Pod) -> Result<(), Failed> {
     let (near, far) = (lab.node(from.node), lab.node(to.node));
-    let capture = Capture::start(&near.namespace, "eth0", "ip proto 4 or icmp")?;
+    let capture = Capture::start(
+        &near.namespace,
+        lab.layout().device(near.number),
+        "ip proto 4 or icmp",
+    )?;
     ping(&from.namespace, to.address)?;
     let request = capture.wait_for("the request", |p| p.inner() == Some((from.address, to.address)))?;
     let reply = capture.wait_for("the reply", |p| p.inner() == Some((to.address, from.address)))?;
@@ -106,5 +112,67 @@ pub(crate) fn looks_like_calico(lab: &mut Lab) -> Result<(), Failed> {
             address.clone()
         })?;
     }
+    Ok(())
+}
+
+/// Every outer header has DF, or only that of a packet that has it, as the configuration says; what hands change is put
+/// back, and without a word in the configuration it stays as it is.
+pub(crate) fn path_mtu_discovery(lab: &mut Lab) -> Result<(), Failed> {
+    let config = lab.node(1).agent.config();
+    let before = fs::read_to_string(&config)?;
+    for (configured, word, df) in [
+        (Some(true), "pmtudisc", true),
+        (Some(false), "nopmtudisc", false),
+        (None, "nopmtudisc", false),
+    ] {
+        let tunnel = configured.map_or_else(String::new, |on| format!("tunnel:\n  pathMtuDiscovery: {on}\n"));
+        fs::write(&config, format!("{before}{tunnel}"))?;
+        lab.agent(1).terminate()?;
+        lab.start_agent(1)?;
+        lab.wait_for_sessions()?;
+        is_set(lab, word)?;
+        outer_has_df(lab, df)?;
+        if let Some(on) = configured {
+            let other = if on { "nopmtudisc" } else { "pmtudisc" };
+            lab.node(1)
+                .namespace
+                .ip(&format!("tunnel change tunl0 mode ipip {other}"))?;
+            is_set(lab, word)?;
+        }
+    }
+    lab.wait_for_routes()?;
+    Ok(())
+}
+
+fn is_set(lab: &Lab, word: &str) -> Result<(), Failed> {
+    Ok(wait_for(&format!("tunl0 to have {word}"), GENEROUS, || {
+        let shown = lab
+            .node(1)
+            .namespace
+            .ip("-details link show tunl0")
+            .map_err(|e| e.to_string())?;
+        if shown.split_whitespace().any(|seen| seen == word) {
+            Ok(())
+        } else {
+            Err(shown)
+        }
+    })?)
+}
+
+/// Sends a packet without DF, and looks whether the outer one has it.
+fn outer_has_df(lab: &Lab, df: bool) -> Result<(), Failed> {
+    let (from, to) = (lab.pod("n1p1"), lab.pod("n2p1"));
+    // RFC 791 §3.1: DF is the second bit of the octet after the identification.
+    let filter = format!(
+        "ip proto 4 and src {} and ip[6]&0x40{}0",
+        lab.node(1).address,
+        if df { "!=" } else { "=" }
+    );
+    let capture = Capture::start(&lab.node(2).namespace, "eth0", &filter)?;
+    from.namespace.run(
+        "ping",
+        &["-n", "-M", "dont", "-c", "1", "-W", "5", &to.address.to_string()],
+    )?;
+    capture.wait_for("the request", |p| p.inner() == Some((from.address, to.address)))?;
     Ok(())
 }

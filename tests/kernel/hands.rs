@@ -96,3 +96,24 @@ pub(crate) fn foreign_routes(lab: &mut Lab) -> Result<(), Failed> {
     }
     Ok(())
 }
+
+/// Forwarding is switched off: the agent switches it on again, and says so.
+pub(crate) fn forwarding_off(lab: &mut Lab) -> Result<(), Failed> {
+    const SETTING: &str = "net.ipv4.ip_forward";
+    const WORDS: &str = "net.ipv4.ip_forward was 0: switched on";
+    let node = lab.node(1);
+    let told = || node.agent.log_text().map(|log| log.matches(WORDS).count());
+
+    let before = told()?;
+    node.namespace.run("sysctl", &["-qw", &format!("{SETTING}=0")])?;
+    wait_for("forwarding to be on again", GENEROUS, || {
+        let value = node
+            .namespace
+            .run("sysctl", &["-n", SETTING])
+            .map_err(|e| e.to_string())?;
+        if value.trim() == "1" { Ok(()) } else { Err(value) }
+    })?;
+    ping(&lab.pod("n2p1").namespace, lab.pod("n1p1").address)?;
+    let after = told()?;
+    ensure(after == before + 1, || format!("told {} times", after - before))
+}

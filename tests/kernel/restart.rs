@@ -6,6 +6,7 @@ use harness::Lab;
 use harness::ping::{PingTrain, ping};
 use libtest_mimic::Failed;
 
+use crate::continuity::INTERVAL;
 use crate::ensure;
 
 /// Packets before and after each step of a restart.
@@ -14,7 +15,7 @@ const WAGONS: usize = 20;
 /// The agent of each end of a train is killed in turn, and started again: every packet arrives.
 pub(crate) fn kill(lab: &mut Lab) -> Result<(), Failed> {
     let (from, to) = (lab.pod("n1p1").clone(), lab.pod("n2p1").clone());
-    let train = PingTrain::start(&from.namespace, to.address, Duration::from_millis(50))?;
+    let train = PingTrain::start(&from.namespace, to.address, INTERVAL)?;
     for number in [from.node, to.node] {
         lab.agent(number).kill()?;
         train.wait_for_more(WAGONS)?;
@@ -36,7 +37,7 @@ pub(crate) fn kill(lab: &mut Lab) -> Result<(), Failed> {
 pub(crate) fn terminate(lab: &mut Lab) -> Result<(), Failed> {
     let before = lab.node(1).namespace.routes()?;
     let (from, to) = (lab.pod("n1p1").clone(), lab.pod("n3p1").clone());
-    let train = PingTrain::start(&from.namespace, to.address, Duration::from_millis(50))?;
+    let train = PingTrain::start(&from.namespace, to.address, INTERVAL)?;
     let took = lab.agent(1).terminate()?;
     println!("  ended after {took:?}");
     // One second is what is promised; a guest on a busy machine gets more.

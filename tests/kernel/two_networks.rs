@@ -18,16 +18,16 @@ use crate::ensure;
 const GENEROUS: Duration = Duration::from_secs(30);
 
 /// The node of the field report: 192.168.0.113 on its first NIC, and known by 192.168.3.113.
-const REPORTED: u8 = 4;
+pub(crate) const REPORTED: u8 = 4;
 
 /// Everything that passes between the nodes in tunnelled packets.
-struct Wire {
+pub(crate) struct Wire {
     captures: [Capture; 2],
     advertised: BTreeMap<Ipv4Addr, Ipv4Addr>,
 }
 
 impl Wire {
-    fn tap(lab: &Lab) -> Result<Self, Failed> {
+    pub(crate) fn tap(lab: &Lab) -> Result<Self, Failed> {
         let tap = |bridge| Capture::start(&lab.fabric(), bridge, "ip proto 4");
         let advertised = lab.pods().map(|pod| (pod.address, lab.node(pod.node).address));
         Ok(Self {
@@ -46,7 +46,7 @@ impl Wire {
     }
 
     /// Waits for a packet between these pods, in whatever outer packet.
-    fn wait_for(&self, inner: (Ipv4Addr, Ipv4Addr)) -> Result<Packet, Failed> {
+    pub(crate) fn wait_for(&self, inner: (Ipv4Addr, Ipv4Addr)) -> Result<Packet, Failed> {
         let what = format!("a packet from {} to {}", inner.0, inner.1);
         Ok(wait_for(&what, GENEROUS, || {
             let packets = self.packets();
@@ -224,7 +224,7 @@ pub(crate) fn clean_up(lab: &mut Lab) -> Result<(), Failed> {
     right_again(lab)
 }
 
-fn restart(lab: &mut Lab) -> Result<(), Failed> {
+pub(crate) fn restart(lab: &mut Lab) -> Result<(), Failed> {
     lab.agent(REPORTED).terminate()?;
     lab.start_agent(REPORTED)?;
     lab.wait_for_sessions()?;

@@ -7,7 +7,9 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::api::{IpPoolSpec, Metadata, UnknownFields};
+use crate::api::{
+    EncapsulationMode, IpPoolSpec, IpamConfig, IpamConfigSpec, Kind, Metadata, Node, Object, UnknownFields,
+};
 use crate::datastore::Update;
 
 /// Objects with revisions, and what is to go wrong.
@@ -24,6 +26,8 @@ struct State {
     /// The write of this number, and all after it, fail (the process is dead to the store).
     fails_at: Option<usize>,
     unreadable: BTreeSet<Key>,
+    /// Objects that may not be written, whatever they say.
+    invalid: BTreeSet<Key>,
 }
 
 impl State {
@@ -40,6 +44,12 @@ impl State {
             return Err(DatastoreError::Io {
                 operation: format!("{verb} {key}"),
                 source,
+            });
+        }
+        if self.invalid.contains(key) {
+            return Err(DatastoreError::Invalid {
+                place: key.to_string(),
+                reason: "refused".to_owned(),
             });
         }
         if let Some(left) = self.contention.get_mut(key).filter(|left| **left > 0) {
@@ -147,11 +157,17 @@ fn allocator(store: &Arc<Memory>, node: &str) -> Allocator {
 }
 
 fn pod(handle: &str) -> Assignment {
-    Assignment {
-        handle: handle.to_owned(),
-        attributes: BTreeMap::from([("pod".to_owned(), handle.to_owned())]),
-        usage: Use::Workload,
-    }
+    Assignment::one(
+        handle,
+        BTreeMap::from([("pod".to_owned(), handle.to_owned())]),
+        Use::Workload,
+    )
+}
+
+async fn one(node: &Allocator, handle: &str) -> IpAddr {
+    let addresses = node.assign(pod(handle)).await.unwrap();
+    assert_eq!(addresses.len(), 1);
+    addresses[0]
 }
 
 impl Memory {
@@ -187,7 +203,7 @@ impl Memory {
 async fn a_first_address_costs_a_claim_and_the_next_only_its_own_writes() {
     let store = memory(&[ip_pool("p", "10.0.0.0/26", 26)]);
     let node = allocator(&store, "n1");
-    assert_eq!(node.assign(pod("a")).await.unwrap(), IpAddr::from([10, 0, 0, 0]));
+    assert_eq!(one(&node, "a").await, IpAddr::from([10, 0, 0, 0]));
     let claim = [
         "create BlockAffinity n1-10-0-0-0-26",
         "create IPAMBlock 10-0-0-0-26",
@@ -196,13 +212,13 @@ async fn a_first_address_costs_a_claim_and_the_next_only_its_own_writes() {
         "update IPAMBlock 10-0-0-0-26",
     ];
     assert_eq!(store.set(|s| std::mem::take(&mut s.writes)), claim);
-    assert_eq!(node.assign(pod("b")).await.unwrap(), IpAddr::from([10, 0, 0, 1]));
+    assert_eq!(one(&node, "b").await, IpAddr::from([10, 0, 0, 1]));
     assert_eq!(
         store.set(|s| std::mem::take(&mut s.writes)),
         ["create IPAMHandle b", "update IPAMBlock 10-0-0-0-26"]
     );
     assert_eq!(
-        node.assign(pod("a")).await.unwrap(),
+        one(&node, "a").await,
         IpAddr::from([10, 0, 0, 0]),
         "the same again"
     );
@@ -213,13 +229,13 @@ async fn a_first_address_costs_a_claim_and_the_next_only_its_own_writes() {
 async fn released_addresses_are_told_and_releasing_nothing_is_fine() {
     let store = memory(&[ip_pool("p", "10.0.0.0/26", 26)]);
     let node = allocator(&store, "n1");
-    let address = node.assign(pod("a")).await.unwrap();
+    let address = one(&node, "a").await;
     assert_eq!(node.release("a").await.unwrap(), [address]);
     assert!(node.release("a").await.unwrap().is_empty());
     assert!(node.release("never-heard-of").await.unwrap().is_empty());
     assert_eq!(store.count(Kind::IpamHandle), 0);
     assert_ne!(
-        node.assign(pod("b")).await.unwrap(),
+        one(&node, "b").await,
         address,
         "what was released last is given out last"
     );
@@ -229,9 +245,9 @@ async fn released_addresses_are_told_and_releasing_nothing_is_fine() {
 async fn a_first_block_is_claimed_once() {
     let store = memory(&[ip_pool("p", "10.0.0.0/24", 26)]);
     let node = allocator(&store, "n1");
-    let blocks = node.ensure_block().await.unwrap();
+    let blocks = node.ensure_block(Family::V4).await.unwrap();
     assert_eq!(blocks.len(), 1);
-    assert_eq!(node.ensure_block().await.unwrap(), blocks);
+    assert_eq!(node.ensure_block(Family::V4).await.unwrap(), blocks);
     assert_eq!(
         (store.count(Kind::IpamBlock), store.count(Kind::BlockAffinity)),
         (1, 1)
@@ -243,14 +259,21 @@ async fn a_claim_that_died_at_any_write_is_finished_by_the_next_start() {
     for writes in 0..3 {
         let store = memory(&[ip_pool("p", "10.0.0.0/24", 26)]);
         store.set(|s| s.fails_at = Some(writes));
-        let error = allocator(&store, "n1").ensure_block().await.unwrap_err();
+        let error = allocator(&store, "n1")
+            .ensure_block(Family::V4)
+            .await
+            .unwrap_err();
         assert!(
-            matches!(error, AllocationError::Datastore(DatastoreError::Io { .. })),
+            matches!(&error, AllocationError::Datastore(e) if matches!(**e, DatastoreError::Io { .. })),
             "{error}"
         );
         store.set(|s| s.fails_at = None);
         assert_eq!(
-            allocator(&store, "n1").ensure_block().await.unwrap().len(),
+            allocator(&store, "n1")
+                .ensure_block(Family::V4)
+                .await
+                .unwrap()
+                .len(),
             1,
             "after {writes} writes"
         );
@@ -270,8 +293,8 @@ async fn an_assignment_that_died_at_any_write_leaks_nothing() {
         let first = allocator(&store, "n1").assign(pod("a")).await;
         store.set(|s| s.fails_at = None);
         let node = allocator(&store, "n1");
-        let again = node.assign(pod("a")).await.unwrap();
-        assert!(first.is_err() || first.unwrap() == again);
+        let again = one(&node, "a").await;
+        assert!(first.is_err() || first.unwrap() == [again]);
         assert_eq!(node.release("a").await.unwrap(), [again], "after {writes} writes");
         assert!(store.blocks().iter().all(|b| !b.spec.is_in_use()));
         assert_eq!(store.count(Kind::IpamHandle), 0);
@@ -282,16 +305,16 @@ async fn an_assignment_that_died_at_any_write_leaks_nothing() {
 async fn a_refused_write_is_planned_again() {
     let store = memory(&[ip_pool("p", "10.0.0.0/26", 26)]);
     let node = allocator(&store, "n1");
-    node.ensure_block().await.unwrap();
+    node.ensure_block(Family::V4).await.unwrap();
     store.set(|s| s.contention.insert(Key::new(Kind::IpamBlock, "10-0-0-0-26"), 7));
-    assert_eq!(node.assign(pod("a")).await.unwrap(), IpAddr::from([10, 0, 0, 0]));
+    assert_eq!(one(&node, "a").await, IpAddr::from([10, 0, 0, 0]));
 }
 
 #[tokio::test]
 async fn after_a_hundred_refused_writes_the_error_says_where() {
     let store = memory(&[ip_pool("p", "10.0.0.0/26", 26)]);
     let node = allocator(&store, "n1");
-    node.ensure_block().await.unwrap();
+    node.ensure_block(Family::V4).await.unwrap();
     let key = Key::new(Kind::IpamBlock, "10-0-0-0-26");
     store.set(|s| s.contention.insert(key.clone(), 1000));
     let error = node.assign(pod("a")).await.unwrap_err();
@@ -308,7 +331,7 @@ async fn after_a_hundred_refused_writes_the_error_says_where() {
 async fn what_a_plan_does_not_see_survives_its_writes() {
     let store = memory(&[ip_pool("p", "10.0.0.0/26", 26)]);
     let node = allocator(&store, "n1");
-    node.ensure_block().await.unwrap();
+    node.ensure_block(Family::V4).await.unwrap();
     let mut object = store.object(Kind::IpamBlock, "10-0-0-0-26");
     object
         .metadata_mut()
@@ -331,10 +354,10 @@ async fn what_a_plan_does_not_see_survives_its_writes() {
 async fn an_unreadable_block_is_passed_over() {
     let store = memory(&[ip_pool("p", "10.0.0.0/25", 26)]);
     let node = allocator(&store, "n1");
-    let first = node.ensure_block().await.unwrap();
+    let first = node.ensure_block(Family::V4).await.unwrap();
     let name = culvert_ipam::name::block(first[0]);
     store.set(|s| s.unreadable.insert(Key::new(Kind::IpamBlock, name)));
-    let address = node.assign(pod("a")).await.unwrap();
+    let address = one(&node, "a").await;
     assert!(
         !first[0].contains(&address),
         "{address} comes from another block than {first:?}"
@@ -349,9 +372,9 @@ async fn three_nodes_at_once_never_share_an_address_or_a_block() {
         let node = allocator(&store, &format!("n{n}"));
         for p in 0..40 {
             let node = node.clone();
-            tasks.push(tokio::spawn(async move {
-                node.assign(pod(&format!("n{n}-p{p}"))).await.unwrap()
-            }));
+            tasks.push(tokio::spawn(
+                async move { one(&node, &format!("n{n}-p{p}")).await },
+            ));
         }
     }
     let mut addresses = BTreeSet::new();
@@ -422,7 +445,7 @@ fn an_ip_pool_that_is_not_for_this_node_is_excluded() {
     let refusal = |change: fn(&mut IpPool)| {
         let mut object = ip_pool("p", "10.0.0.0/24", 26);
         change(&mut object);
-        pool(&object)
+        pool(&object, &BTreeMap::new())
             .unwrap()
             .refusal(Use::Workload)
             .map(|r| r.to_string())
@@ -444,7 +467,7 @@ fn an_ip_pool_that_is_not_for_this_node_is_excluded() {
     };
     assert!(refusal(manual).is_some());
     let wrong = ip_pool("p", "10.0.0.0/24", 10);
-    assert!(pool(&wrong).is_err());
+    assert!(pool(&wrong, &BTreeMap::new()).is_err());
 }
 
 #[tokio::test]
@@ -502,4 +525,107 @@ spec:
         whole,
         "{written}"
     );
+}
+
+#[tokio::test]
+async fn requests_that_wait_share_the_writes_of_a_block() {
+    let store = memory(&[ip_pool("p", "10.0.0.0/24", 24)]);
+    let node = allocator(&store, "n1");
+    node.ensure_block(Family::V4).await.unwrap();
+    store.set(|s| s.writes.clear());
+    let names: Vec<String> = (0..250).map(|n| format!("p{n}")).collect();
+    let all = names.iter().map(|name| one(&node, name));
+    let addresses: BTreeSet<IpAddr> = futures_util::future::join_all(all).await.into_iter().collect();
+    assert_eq!(addresses.len(), 250);
+    let block_writes = |writes: &[String]| writes.iter().filter(|w| w.contains("IPAMBlock")).count();
+    let writes = store.set(|s| std::mem::take(&mut s.writes));
+    assert!(
+        block_writes(&writes) <= 4,
+        "{} writes of the block",
+        block_writes(&writes)
+    );
+    let released = futures_util::future::join_all(names.iter().map(|name| node.release(name))).await;
+    assert!(released.iter().all(|r| r.as_ref().is_ok_and(|a| a.len() == 1)));
+    let writes = store.set(|s| std::mem::take(&mut s.writes));
+    assert!(
+        block_writes(&writes) <= 4,
+        "{} writes of the block",
+        block_writes(&writes)
+    );
+    assert_eq!(store.count(Kind::IpamHandle), 0);
+}
+
+#[tokio::test]
+async fn who_asks_and_goes_away_leaves_nothing_that_a_release_does_not_find() {
+    let store = memory(&[ip_pool("p", "10.0.0.0/26", 26)]);
+    let node = allocator(&store, "n1");
+    let mut asked = Box::pin(node.assign(pod("a")));
+    // Asked, and dropped before the answer.
+    assert!(futures_util::poll!(&mut asked).is_pending());
+    drop(asked);
+    assert_eq!(one(&node, "b").await, IpAddr::from([10, 0, 0, 1]));
+    assert_eq!(node.release("a").await.unwrap(), [IpAddr::from([10, 0, 0, 0])]);
+}
+
+#[tokio::test]
+async fn a_write_that_is_refused_for_what_it_says_fails_its_own_request_alone() {
+    let store = memory(&[ip_pool("p", "10.0.0.0/26", 26)]);
+    let node = allocator(&store, "n1");
+    node.ensure_block(Family::V4).await.unwrap();
+    store.set(|s| s.invalid.insert(Key::new(Kind::IpamHandle, "bad")));
+    let (good, bad, other) = tokio::join!(
+        node.assign(pod("good")),
+        node.assign(pod("bad")),
+        node.assign(pod("other"))
+    );
+    assert!(good.is_ok() && other.is_ok(), "{good:?} {other:?}");
+    let error = bad.unwrap_err().to_string();
+    assert!(error.contains("bad") && error.contains("refused"), "{error}");
+}
+
+#[tokio::test]
+async fn a_pool_is_chosen_by_the_labels_of_the_node_and_of_the_namespace() {
+    let mut east = ip_pool("east", "10.1.0.0/24", 26);
+    east.spec.node_selector = Some("zone == 'east'".to_owned());
+    let mut tenant = ip_pool("tenant", "10.2.0.0/24", 26);
+    tenant
+        .spec
+        .unknown
+        .insert("namespaceSelector".to_owned(), "tenant == 'a'".into());
+    tenant.spec.node_selector = Some("zone == 'west'".to_owned());
+    let store = memory(&[east, tenant]);
+    for (name, zone) in [("n1", "east"), ("n2", "west")] {
+        let mut node = Node::named(name);
+        node.metadata.labels.insert("zone".to_owned(), zone.to_owned());
+        store.set(|s| s.store(Object::Node(node)));
+    }
+    let address = one(&allocator(&store, "n1"), "a").await;
+    assert_eq!(address, IpAddr::from([10, 1, 0, 0]));
+
+    let node = allocator(&store, "n2");
+    let namespace = |tenant: &str| Some(BTreeMap::from([("tenant".to_owned(), tenant.to_owned())]));
+    for (labels, allowed) in [(namespace("a"), true), (namespace("b"), false), (None, false)] {
+        let wanted = Assignment {
+            namespace: labels,
+            ..pod("b")
+        };
+        let assigned = node.assign(wanted).await;
+        assert_eq!(assigned.is_ok(), allowed, "{assigned:?}");
+        if let Err(error) = assigned {
+            let error = error.to_string();
+            assert!(
+                error.contains("namespaceSelector") && error.contains("zone == 'east'"),
+                "{error}"
+            );
+        }
+        node.release("b").await.unwrap();
+    }
+}
+
+#[test]
+fn a_selector_that_is_not_understood_selects_no_node() {
+    let mut object = ip_pool("p", "10.0.0.0/24", 26);
+    object.spec.node_selector = Some("zone = 'a'".to_owned());
+    let refusal = pool(&object, &BTreeMap::new()).unwrap().refusal(Use::Workload);
+    assert!(refusal.is_some_and(|r| r.to_string().contains("zone = 'a'")));
 }

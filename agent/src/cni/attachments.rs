@@ -39,13 +39,15 @@ pub trait AddressSource: Send + Sync {
 #[async_trait]
 impl AddressSource for Allocator {
     async fn assign(&self, handle: &str, attributes: BTreeMap<String, String>) -> Result<IpAddr, Problem> {
-        let usage = Use::Workload;
-        let request = Assignment {
-            handle: handle.to_owned(),
-            attributes,
-            usage,
-        };
-        Ok(Allocator::assign(self, request).await?)
+        let wanted = Assignment::one(handle, attributes, Use::Workload);
+        let addresses = Allocator::assign(self, wanted).await?;
+        // One was asked for, and no other outcome is a success.
+        addresses.first().copied().ok_or_else(|| Problem {
+            reason: format!(
+                "no address came of the request for {handle}; this is an error in culvert, report it"
+            ),
+            retry: false,
+        })
     }
 
     async fn release(&self, handle: &str) -> Result<Vec<IpAddr>, Problem> {

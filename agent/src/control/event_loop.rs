@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use culvert_bgp::id::{Asn, Prefix};
 use culvert_bgp::speaker::PeerConfig;
+use ipnet::Ipv4Net;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -15,17 +16,17 @@ use tracing::{debug, error, info, warn};
 use super::AgentError;
 use super::fights::Fights;
 use super::intake::{Outlets, Remarks};
+use super::pool_modes::PoolModes;
+use super::renumbering::Renumbering;
 use super::report::{self, Observation};
-use super::sources::SourceCheck;
-use crate::api::{EncapsulationMode, Key, Kind};
+use super::sources::{SourceCheck, touches_sources};
+use crate::api::{EncapsulationMode, Key, Kind, Object};
 use crate::claims::Needs;
 use crate::cluster::{Cluster, ClusterChange, SharedAddress};
 use crate::dataplane::{Dataplane, DataplaneError, Netlink};
 use crate::datastore::Update;
-use crate::desired::{
-    Changed, Known, Learned, Plan, Planner, Rejected, Rejection, Settings, Unpinned, Updated,
-};
-use crate::fib::{Change, KernelEvent, MAIN_TABLE, Route, RouteKey, Rule, protocol_name};
+use crate::desired::{Changed, Known, Learned, Plan, Planner, Settings, Unpinned, Updated};
+use crate::fib::{Change, KernelEvent, Route, RouteKey, Rule, protocol_name};
 use crate::firewall;
 use crate::metrics::Metrics;
 use crate::reconcile::{Actual, Difference, Observed, Ours, Removal, taken_over_from};
@@ -37,9 +38,6 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 
 /// The status is told at most this often: putting it together looks at every peer.
 const STATUS_INTERVAL: Duration = Duration::from_millis(100);
-
-/// So many destinations that are not installed are named at once in the log.
-const TOLD_AT_ONCE: usize = 20;
 
 /// How long the connections may take to close when the agent stops.
 const STOP_TIMEOUT: Duration = Duration::from_millis(500);
@@ -53,6 +51,15 @@ enum Wake {
     Plan,
     /// The kernel is to be read anew before that.
     Dump,
+}
+
+/// Why the loop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// It was told to.
+    Stopped,
+    /// This node is known by another address from now on.
+    Renumbered(Ipv4Net),
 }
 
 /// What is known, what should be, and whom to tell.
@@ -82,9 +89,11 @@ pub(super) struct EventLoop {
     unpinned: Vec<Unpinned>,
     sources: SourceCheck,
     shared_addresses: Vec<SharedAddress>,
+    pool_modes: PoolModes,
     /// The changes that the kernel refused, and why.
     failures: Vec<(Change, DataplaneError)>,
     fights: Fights,
+    renumbering: Renumbering,
     retry: Option<Instant>,
     retry_wait: Duration,
 
@@ -105,6 +114,7 @@ impl EventLoop {
     pub(super) fn new(
         settings: Settings,
         asn: Asn,
+        renumbering: Renumbering,
         actual: Actual,
         dataplane: Netlink,
         speaker: Running,
@@ -137,8 +147,10 @@ impl EventLoop {
             unpinned: Vec::new(),
             sources: SourceCheck::default(),
             shared_addresses: Vec::new(),
+            pool_modes: PoolModes::default(),
             failures: Vec::new(),
             fights: Fights::default(),
+            renumbering,
             retry: None,
             retry_wait: RETRY.0,
             dataplane,
@@ -153,23 +165,24 @@ impl EventLoop {
         }
     }
 
-    /// Runs until `stop`, or until something that the agent cannot run without is gone.
+    /// Runs until `stop`, until this node has another address, or until something that the agent cannot run without is gone.
     pub(super) async fn run(
         mut self,
         intake: Outlets,
         mut kernel_events: mpsc::Receiver<KernelEvent>,
         stop: &CancellationToken,
-    ) -> Result<(), AgentError> {
+    ) -> Result<Ended, AgentError> {
         let Outlets {
             mut updates,
             mut remarks,
         } = intake;
         let gone = |task| AgentError::TaskEnded { task };
-        loop {
+        let ended = loop {
             let (retry_due, status_due) = (at(self.retry), at(self.status_due));
+            let renumbering_due = at(self.renumbering.due());
             let (sources_due, fight_due) = (at(self.sources.due()), at(self.fights.deadline()));
             let wake = tokio::select! {
-                () = stop.cancelled() => break,
+                () = stop.cancelled() => break Ended::Stopped,
                 update = updates.recv() => {
                     self.take_updates(update.ok_or(gone("watch of the datastore"))?, &mut updates)
                 }
@@ -199,6 +212,10 @@ impl EventLoop {
                     self.publish_status();
                     continue;
                 }
+                () = renumbering_due => match self.renumbering.settled(Instant::now()) {
+                    Some(address) => break Ended::Renumbered(address),
+                    None => continue,
+                },
             };
             self.must_dump |= wake == Wake::Dump;
             if self.must_dump && wake >= Wake::Plan {
@@ -210,9 +227,9 @@ impl EventLoop {
             }
             self.status_due
                 .get_or_insert_with(|| Instant::now() + STATUS_INTERVAL);
-        }
+        };
         self.stop_speaker().await;
-        Ok(())
+        Ok(ended)
     }
 
     /// Takes in an update and all that wait behind it.
@@ -242,6 +259,12 @@ impl EventLoop {
 
     /// Whether the update changes what should be.
     fn take_update(&mut self, update: Update) -> bool {
+        if let Update::Upsert(object) = &update
+            && let Object::Node(node) = object.as_ref()
+            && node.metadata.name == self.settings.node
+        {
+            self.renumbering.take(node);
+        }
         let (change, key) = match update {
             Update::Upsert(object) => (self.cluster.upsert(&object), object.key()),
             Update::Delete(key) => (self.cluster.remove(&key), key),
@@ -310,12 +333,23 @@ impl EventLoop {
         if !self.in_sync {
             return;
         }
+        let ours = self.settings.address;
+        if self
+            .renumbering
+            .observe(ours, &self.actual, &self.cluster, Instant::now())
+        {
+            self.state_needs();
+        }
         let updated = self.plan();
-        note_rejected(&updated.rejected);
+        report::say_rejected(&updated.rejected);
         if updated.beyond_routes {
             self.note_unpinned();
             self.sources.ask_about(&self.planner.plan().tunnelled_to);
             self.note_shared_addresses();
+            let address = IpAddr::V4(self.settings.address);
+            for words in self.pool_modes.note(&self.cluster, address, &self.actual) {
+                warn!("{words}");
+            }
             self.state_needs();
             self.firewall
                 .want(&self.settings.node, self.settings.address, &self.cluster);
@@ -366,6 +400,7 @@ impl EventLoop {
             let now = Needs {
                 block,
                 tunnel_address,
+                address_is_gone: self.renumbering.is_gone(),
                 ..*needs
             };
             let changed = *needs != now;
@@ -565,6 +600,7 @@ impl EventLoop {
             difference: &self.difference,
             failures: &self.failures,
             fights: &self.fights,
+            renumbering: &self.renumbering,
             peers: &self.speaker.peers.borrow(),
             sources: &self.sources,
             firewall: self.firewall.status.borrow().clone(),
@@ -577,30 +613,6 @@ impl EventLoop {
         if self.speaker.commands.send(Command::Stop { done }).await.is_ok() {
             let _ = timeout(STOP_TIMEOUT, stopped).await;
         }
-    }
-}
-
-/// Says of each destination that it is not installed, and why.
-fn note_rejected(new: &[Rejected]) {
-    let (passing, lasting): (Vec<_>, Vec<_>) = new.iter().partition(|new| new.reason == Rejection::NoTunnel);
-    for new in passing {
-        debug!(prefix = %new.prefix, reason = %new.reason, "destination not installed");
-    }
-    for new in lasting.iter().take(TOLD_AT_ONCE) {
-        warn!(prefix = %new.prefix, reason = %new.reason, "destination not installed");
-    }
-    // A peer decides how many there are; the log is not its to fill.
-    if let Some(more @ 1..) = lasting.len().checked_sub(TOLD_AT_ONCE) {
-        warn!(more, "further destinations not installed");
-    }
-}
-
-/// Whether the kernel may choose another source for encapsulated packets after this.
-fn touches_sources(change: &Change) -> bool {
-    match change {
-        Change::AddRule(_) | Change::DeleteRule(_) => true,
-        Change::ReplaceRoute(route) | Change::DeleteRoute(route) => route.key.table != MAIN_TABLE,
-        _ => false,
     }
 }
 

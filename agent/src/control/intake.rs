@@ -126,8 +126,9 @@ impl Intake {
         (intake, outlets)
     }
 
-    /// Runs until `stop`, until the datastore's watch ends, or until nobody listens; then writes what is not written yet.
-    pub(super) async fn run(mut self, stop: CancellationToken) {
+    /// Runs until `stop`, until the datastore's watch ends, or until nobody listens; then writes what is not written yet, and
+    /// gives back where the confirmations come from.
+    pub(super) async fn run(mut self, stop: CancellationToken) -> mpsc::Receiver<oneshot::Sender<usize>> {
         let mut watch: Option<mpsc::Receiver<Update>> = None;
         let mut opening = Some(open(Arc::clone(&self.store), Duration::ZERO));
         loop {
@@ -167,6 +168,7 @@ impl Intake {
         if self.save.is_some() {
             self.write().await;
         }
+        self.confirmations
     }
 
     fn may_serve_copy(&self) -> bool {
@@ -344,7 +346,8 @@ impl Intake {
         let name = &node.metadata.name;
         let remark = match (internal, published) {
             (Some(theirs), _) => Some(format!(
-                "Node {name} has the InternalIP {theirs} now, and this agent is known by {ours}: restart the agent to take it"
+                "Node {name} has the InternalIP {theirs} now, and this agent is known by {ours}: it takes the new one as soon as \
+                 this host has it and no longer has {ours}; or restart the agent to take it now"
             )),
             (None, Some(theirs)) => Some(format!(
                 "Node {name} publishes {theirs}, and this agent is known by {ours}: somebody else wrote it; \

@@ -7,13 +7,15 @@ use std::time::Instant;
 use culvert_bgp::id::Asn;
 use culvert_bgp::speaker::PeerStatus as Session;
 use jiff::Timestamp;
+use tracing::{debug, warn};
 
 use super::fights::Fights;
 use super::intake::Remarks;
+use super::renumbering::Renumbering;
 use super::sources::SourceCheck;
 use crate::cluster::Cluster;
 use crate::dataplane::DataplaneError;
-use crate::desired::{Plan, Settings};
+use crate::desired::{Plan, Rejected, Rejection, Settings};
 use crate::fib::{Change, Route, protocol_name};
 use crate::reconcile::{Actual, Difference, overshadowing};
 use crate::status::{
@@ -23,6 +25,9 @@ use crate::status::{
 
 /// So many problems of one kind the status names.
 const PROBLEMS_TOLD: usize = 100;
+
+/// So many destinations that are not installed are named at once in the log.
+const TOLD_AT_ONCE: usize = 20;
 
 /// What the loop knows.
 pub(super) struct Observation<'a> {
@@ -38,6 +43,7 @@ pub(super) struct Observation<'a> {
     pub(super) difference: &'a Difference,
     pub(super) failures: &'a [(Change, DataplaneError)],
     pub(super) fights: &'a Fights,
+    pub(super) renumbering: &'a Renumbering,
     pub(super) peers: &'a [Session],
     pub(super) sources: &'a SourceCheck,
     pub(super) firewall: FirewallStatus,
@@ -85,7 +91,13 @@ pub(super) fn status(known: &Observation<'_>) -> AgentStatus {
         }),
         pod_mtu: known.plan.pod_mtu,
         withdrawals_held: known.remarks.held,
-        problems: known.remarks.node.iter().cloned().collect(),
+        problems: known
+            .remarks
+            .node
+            .iter()
+            .chain(known.renumbering.problem())
+            .cloned()
+            .collect(),
         converged: known.converged,
     }
 }
@@ -163,6 +175,21 @@ fn first(problems: impl Iterator<Item = RouteProblem>, count: usize) -> Vec<Rout
     told
 }
 
+/// Says of each destination that it is not installed, and why.
+pub(super) fn say_rejected(new: &[Rejected]) {
+    let (passing, lasting): (Vec<_>, Vec<_>) = new.iter().partition(|new| new.reason == Rejection::NoTunnel);
+    for new in passing {
+        debug!(prefix = %new.prefix, reason = %new.reason, "destination not installed");
+    }
+    for new in lasting.iter().take(TOLD_AT_ONCE) {
+        warn!(prefix = %new.prefix, reason = %new.reason, "destination not installed");
+    }
+    // A peer decides how many there are; the log is not its to fill.
+    if let Some(more @ 1..) = lasting.len().checked_sub(TOLD_AT_ONCE) {
+        warn!(more, "further destinations not installed");
+    }
+}
+
 /// What a change is about.
 fn subject(change: &Change, actual: &Actual) -> String {
     let link = |index: &u32| {
@@ -174,7 +201,9 @@ fn subject(change: &Change, actual: &Actual) -> String {
         Change::ReplaceRoute(route) | Change::DeleteRoute(route) => named(route, actual),
         Change::AddRule(rule) | Change::DeleteRule(rule) => format!("rule {rule}"),
         Change::EnableForwarding => "net.ipv4.ip_forward".to_owned(),
-        Change::CreateTunnel { name } | Change::LoosenReversePath { name } => name.clone(),
+        Change::CreateTunnel { name }
+        | Change::LoosenReversePath { name }
+        | Change::SetPathMtuDiscovery { name, .. } => name.clone(),
         Change::SetLink { link: index, .. } | Change::SetLinkDown { link: index } => link(index),
         Change::AddAddress(address) | Change::DeleteAddress(address) => {
             format!("{} on {}", address.net, link(&address.link))

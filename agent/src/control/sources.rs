@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::desired::{PIN_PRIORITY, Settings};
-use crate::fib::RouteKey;
+use crate::fib::{Change, MAIN_TABLE, RouteKey};
 use crate::reconcile::Actual;
 use crate::status::SourceMismatch;
 
@@ -175,6 +175,15 @@ fn cure(settings: &Settings, actual: &Actual, peer: Ipv4Addr) -> String {
     )
 }
 
+/// Whether the kernel may choose another source for encapsulated packets after this.
+pub(super) fn touches_sources(change: &Change) -> bool {
+    match change {
+        Change::AddRule(_) | Change::DeleteRule(_) => true,
+        Change::ReplaceRoute(route) | Change::DeleteRoute(route) => route.key.table != MAIN_TABLE,
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,6 +199,7 @@ mod tests {
             address: ADVERTISED,
             protocol: 86,
             tunnel_mtu: None,
+            path_mtu_discovery: None,
             pin_table: Some(886),
         }
     }
@@ -202,6 +212,7 @@ mod tests {
             running: true,
             mtu: 1500,
             kind: None,
+            path_mtu_discovery: None,
         };
         let at = |link, address: Ipv4Addr| Address {
             link,

@@ -2,6 +2,7 @@
 
 mod namespace;
 mod netlink;
+mod path_mtu_discovery;
 mod source;
 mod sysctl;
 

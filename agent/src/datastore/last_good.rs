@@ -256,7 +256,14 @@ pub fn kept(object: &Object, node: &str) -> Option<Object> {
             short.status.addresses.clone_from(&full.status.addresses);
             Object::Node(short)
         }
-        Object::IpamBlock(block) if block.spec.affinity.as_deref() != Some(&format!("host:{node}")) => {
+        // Those of the node, and those in which it has an address.
+        Object::IpamBlock(block)
+            if !block.spec.is_of_node(node)
+                && !block
+                    .spec
+                    .taken()
+                    .any(|taken| taken.attribute.value("node") == Some(node)) =>
+        {
             return None;
         }
         // What is advertised for a service, beside the ranges of the BGPConfiguration, is for its endpoints here alone.

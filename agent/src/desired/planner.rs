@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use culvert_bgp::id::Prefix;
 use ipnet::IpNet;
 
+use super::multipath::equal_shares;
 use super::underlay::{self, Underlay};
 use super::ways::Ways;
 use super::{
@@ -19,7 +20,7 @@ use super::{
 use crate::api::EncapsulationMode;
 use crate::cluster::ClusterChange;
 use crate::fib::{Desired, Link, MAIN_TABLE, Route, RouteKey, RouteKind, SCOPE_UNIVERSE, Tunnel};
-use crate::reconcile::Touched;
+use crate::reconcile::{Actual, Touched};
 
 /// What may have changed since the plan was last brought up to date.
 #[derive(Clone, Debug, Default)]
@@ -167,22 +168,28 @@ impl Planner {
         let mut outcome = Outcome::default();
         let key = key_of(prefix);
         let best = known.learned.get(&Prefix::new(prefix));
-        let mut next_hops = Vec::new();
+        let mut ways = Vec::new();
         let mut source = None;
         let mut mtu: Option<u32> = None;
+        let is_here = best.is_some() && self.is_on_this_host(known.actual, &key);
         for hop in best.into_iter().flatten() {
-            match self.ways.to(known.cluster, prefix, *hop) {
+            let way = if is_here {
+                Err(Rejection::OnThisHost { peer: hop.peer })
+            } else {
+                self.ways.to(known.cluster, prefix, *hop)
+            };
+            match way {
                 Ok(way) => {
-                    next_hops.extend_from_slice(&way.next_hops);
-                    source = way.source;
+                    ways.push(way);
+                    // Of a way through the tunnel and one past it, the latter has one: it is none to the tunnel's harm.
+                    source = source.or(way.source);
                     // The kernel has one for all next hops.
                     mtu = mtu.into_iter().chain(way.mtu).min();
                 }
                 Err(reason) => outcome.rejected.push(reason),
             }
         }
-        next_hops.sort_unstable();
-        next_hops.dedup();
+        let next_hops = equal_shares(&ways);
         if !next_hops.is_empty() {
             outcome.route = Some(Route {
                 key,
@@ -201,6 +208,17 @@ impl Planner {
         }
         outcome
     }
+
+    /// Whether a route of somebody else, such as the CNI plugin, leads to this single address on a link of this host. Ours
+    /// would take its place, and the pod's packets would go elsewhere.
+    fn is_on_this_host(&self, actual: &Actual, key: &RouteKey) -> bool {
+        let is_link = |route: &Route| {
+            route.kind == RouteKind::Unicast
+                && route.protocol != self.settings.protocol
+                && route.next_hops.iter().all(|hop| hop.gateway.is_none())
+        };
+        is_single_address(&key.prefix) && actual.route(key).is_some_and(is_link)
+    }
 }
 
 /// All but the routes.
@@ -215,6 +233,7 @@ fn frame(settings: &Settings, known: Known<'_>) -> Plan {
             .cluster
             .node(&settings.node)
             .and_then(|node| node.tunnel_address),
+        path_mtu_discovery: settings.path_mtu_discovery,
     });
     let overhead = if tunnelled { 0 } else { IPIP_OVERHEAD };
     Plan {

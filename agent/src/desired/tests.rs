@@ -1,5 +1,8 @@
 //! Tables: what is known, and what should be.
 
+mod borrowed;
+mod multipath;
+
 use super::*;
 use crate::api::{BlockAffinity, IpPool, Node, Object, annotation};
 use crate::fib::{Address, Link, NextHop, Route, RouteKind, Snapshot};
@@ -14,6 +17,7 @@ fn settings() -> Settings {
         address: "172.18.0.11".parse().unwrap(),
         protocol: 86,
         tunnel_mtu: None,
+        path_mtu_discovery: None,
         pin_table: None,
     }
 }
@@ -26,6 +30,7 @@ fn link(index: u32, name: &str, mtu: u32) -> Link {
         running: true,
         mtu,
         kind: None,
+        path_mtu_discovery: None,
     }
 }
 

@@ -15,7 +15,7 @@ use super::underlay::{Underlay, Watched};
 use super::{Known, Rejection, Settings, TUNNEL_DEVICE};
 use crate::api::{EncapsulationMode, IpPoolSpec};
 use crate::cluster::Cluster;
-use crate::fib::{MAIN_TABLE, NextHop};
+use crate::fib::{Link, MAIN_TABLE, NextHop};
 use crate::reconcile::{Actual, Touched};
 
 /// Where packets go, with which source those of this host leave, and how large they may be where that is less than the
@@ -62,7 +62,7 @@ impl Ways {
         let mtus = PathMtus::new(settings, tunnel_mtu, own, underlay, nodes.keys().copied());
         let finder = Finder {
             settings,
-            own: own.map(|(link, subnet)| (link.index, subnet)),
+            own,
             tunnel: tunnel.filter(|link| link.up).map(|link| link.index),
             underlay,
             mtus: &mtus,
@@ -171,14 +171,14 @@ impl NodeWays {
 struct Finder<'a> {
     settings: &'a Settings,
     /// The link with the advertised address, and the subnet that this address makes there.
-    own: Option<(u32, IpNet)>,
+    own: Option<(&'a Link, IpNet)>,
     tunnel: Option<u32>,
     underlay: &'a Underlay<'a>,
     mtus: &'a PathMtus,
 }
 
 impl Finder<'_> {
-    fn own_subnet(&self) -> Result<(u32, IpNet), Rejection> {
+    fn own_subnet(&self) -> Result<(&Link, IpNet), Rejection> {
         let address = self.settings.address;
         self.own.ok_or(Rejection::AddressGone { address })
     }
@@ -204,9 +204,15 @@ impl Finder<'_> {
         let source = Some(IpAddr::V4(self.settings.address));
         let mtu = self.mtus.direct.get(&node).copied();
         if subnet.contains(&node) {
+            if !link.up {
+                return Err(Rejection::LinkDown {
+                    next_hop: node,
+                    link: link.name.clone(),
+                });
+            }
             let hop = NextHop {
                 gateway: Some(node),
-                link,
+                link: link.index,
                 onlink: true,
                 weight: 1,
             };

@@ -93,7 +93,9 @@ impl Actual {
             KernelEvent::RuleGone(rule) => changed(self.rules.remove(rule)),
             KernelEvent::Forwarding(on) => changed(std::mem::replace(&mut self.forwarding, *on) != *on),
             KernelEvent::ReversePathFilter(Some(link)) => match self.links.get(link) {
-                Some(link) if link.kind.as_deref() == Some("ipip") => Observed::MustDump,
+                Some(link) if link.kind.as_deref() == Some("ipip") || self.has_ipv4(link.index) => {
+                    Observed::MustDump
+                }
                 _ => Observed::Unchanged,
             },
             KernelEvent::ReversePathFilter(None) | KernelEvent::Overrun => Observed::MustDump,
@@ -127,6 +129,11 @@ impl Actual {
                     link.mtu = *mtu;
                 }
             }
+            Change::SetPathMtuDiscovery { link, on, .. } => {
+                if let Some(link) = self.links.get_mut(link) {
+                    link.path_mtu_discovery = Some(*on);
+                }
+            }
             Change::AddRule(rule) => {
                 self.rules.insert(*rule);
             }
@@ -144,7 +151,7 @@ impl Actual {
         self.forwarding
     }
 
-    /// Whether the ipip link of this index drops a packet whose source it would not be the way to.
+    /// Whether the link of this index, which is an ipip link or has an IPv4 address, drops a packet whose source it would not be the way to.
     #[must_use]
     pub fn is_strict(&self, link: u32) -> bool {
         self.strict.contains(&link)
@@ -375,6 +382,11 @@ impl Actual {
         if routes.is_empty() {
             self.routes.remove(key);
         }
+    }
+
+    fn has_ipv4(&self, link: u32) -> bool {
+        self.addresses_of(link)
+            .any(|address| address.net.addr().is_ipv4())
     }
 
     fn any_route_through(&self, link: u32) -> bool {

@@ -201,6 +201,12 @@ fn configure(tunnel: &Tunnel, link: &Link, actual: &Actual, steps: &mut Vec<Chan
             mtu: tunnel.mtu,
         });
     }
+    if let Some(on) = tunnel.path_mtu_discovery
+        && link.path_mtu_discovery.is_some_and(|present| present != on)
+    {
+        let (link, name) = (link.index, link.name.clone());
+        steps.push(Change::SetPathMtuDiscovery { link, name, on });
+    }
     // Two nodes need not agree at every moment on what goes through the tunnel: a pool steps its mode, or one of them
     // has the other in its subnet. A packet that comes through it and would be answered outside is right all the same.
     if actual.is_strict(link.index) {

@@ -56,6 +56,10 @@ impl Kernel {
                 tunnel.mtu = *mtu;
             }
             Change::LoosenReversePath { .. } => self.strict = false,
+            Change::SetPathMtuDiscovery { link, on, .. } => {
+                let tunnel = self.tunnel.as_mut().filter(|tunnel| tunnel.index == *link);
+                tunnel.ok_or("no such link")?.path_mtu_discovery = Some(*on);
+            }
             Change::SetLinkDown { .. } => return Err("nobody asks for that".into()),
             Change::AddAddress(address) => self.addresses.push(*address),
             Change::DeleteAddress(address) => {
@@ -114,6 +118,7 @@ fn device(name: &str, up: bool, mtu: u32) -> Link {
         running: up,
         mtu,
         kind: Some("ipip".into()),
+        path_mtu_discovery: Some(false),
     }
 }
 
@@ -232,8 +237,9 @@ fn some_desired() -> impl Strategy<Value = Desired> {
     let tunnel = proptest::option::of((0u8..3).prop_map(|host| Ipv4Addr::new(10, 65, 42, host)));
     let routes = vec(some_route(Just(86)), 0..8);
     let rules = some_rules(Just(86));
-    (routes, btree_set(some_key(), 0..3), rules, tunnel, any::<bool>()).prop_map(
-        |(routes, held, rules, address, forwarding)| Desired {
+    let rest = (any::<bool>(), any::<Option<bool>>());
+    (routes, btree_set(some_key(), 0..3), rules, tunnel, rest).prop_map(
+        |(routes, held, rules, address, (forwarding, path_mtu_discovery))| Desired {
             routes: routes.into_iter().map(|route| (route.key, route)).collect(),
             held,
             rules,
@@ -241,6 +247,7 @@ fn some_desired() -> impl Strategy<Value = Desired> {
                 name: "tunl0".into(),
                 mtu: 1480,
                 address,
+                path_mtu_discovery,
             }),
             forwarding,
         },

@@ -131,20 +131,20 @@ fn a_reverse_path_filter_written_by_hand_is_seen() {
         underlay();
         let netlink = Netlink::open().unwrap();
         let u0 = link(&netlink, "u0").await.index;
+        let u1 = link(&netlink, "u1").await.index;
         let mut events = netlink.events().unwrap();
         let is_filter = |event: &KernelEvent| matches!(event, KernelEvent::ReversePathFilter(_));
-        for (of, told) in [("u0", Some(u0)), ("all", None)] {
+        // Only those of links with an address are ours to care about.
+        for (of, told, expected) in [
+            ("u0", Some(u0), Observed::MustDump),
+            ("u1", Some(u1), Observed::Unchanged),
+            ("all", None, Observed::MustDump),
+        ] {
             let path = format!("/proc/sys/net/ipv4/conf/{of}/rp_filter");
             let present = std::fs::read_to_string(&path).unwrap();
             std::fs::write(&path, if present.trim() == "1" { "2" } else { "1" }).unwrap();
             let seen = event(&mut events, is_filter).await;
             assert_eq!(seen, KernelEvent::ReversePathFilter(told));
-            // Only a tunnel's is ours to care about.
-            let expected = if told.is_some() {
-                Observed::Unchanged
-            } else {
-                Observed::MustDump
-            };
             let mut actual = Actual::new(netlink.dump().await.unwrap());
             assert_eq!(actual.observe(&seen), expected);
         }

@@ -51,6 +51,7 @@ async fn converge(netlink: &Netlink) -> Vec<Change> {
         address: "172.18.0.1".parse().unwrap(),
         protocol: OURS.protocol,
         tunnel_mtu: None,
+        path_mtu_discovery: None,
         pin_table: Some(886),
     };
     let (cluster, learned) = (cluster(), learned());

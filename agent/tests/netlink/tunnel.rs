@@ -27,6 +27,7 @@ fn wanted(address: [u8; 4], index: Option<u32>) -> Desired {
         name: "tunl0".into(),
         mtu: 1480,
         address: Some(Ipv4Addr::from(address)),
+        path_mtu_discovery: None,
     };
     let mut routes = vec![Route::blackhole(key("10.65.42.0/26"), OURS.protocol)];
     if let Some(index) = index {
@@ -260,5 +261,46 @@ fn a_device_of_the_tunnels_name_and_another_kind_is_left_alone() {
             error.contains("tunl8") && error.contains("another ipip device"),
             "{error}"
         );
+    });
+}
+
+#[test]
+fn path_mtu_discovery_is_written_read_back_and_told() {
+    in_namespace(async || {
+        let netlink = Netlink::open().unwrap();
+        if tunnel(&netlink).await.is_none() {
+            return;
+        }
+        ip("link set tunl0 up");
+        let mut events = netlink.events().unwrap();
+        for on in [true, false, true] {
+            let snapshot = netlink.dump().await.unwrap();
+            let link = snapshot.links.iter().find(|link| link.name == "tunl0").unwrap();
+            assert_eq!(link.path_mtu_discovery, Some(!on));
+            let set = |name: &str| Change::SetPathMtuDiscovery {
+                link: link.index,
+                name: name.into(),
+                on,
+            };
+            netlink.apply(&[set("tunl0")]).await.remove(0).unwrap();
+            let shown = ip("-details link show tunl0");
+            let word = if on { " pmtudisc " } else { " nopmtudisc " };
+            assert!(shown.contains(word), "{shown}");
+            let told = async {
+                while let Some(event) = events.recv().await {
+                    if matches!(event, KernelEvent::Link(told) if told.path_mtu_discovery == Some(on)) {
+                        return;
+                    }
+                }
+            };
+            timeout(Duration::from_secs(20), told).await.unwrap();
+            let refused = netlink
+                .apply(&[set("lo")])
+                .await
+                .remove(0)
+                .unwrap_err()
+                .to_string();
+            assert!(refused.starts_with("change the tunnel lo to "), "{refused}");
+        }
     });
 }

@@ -51,7 +51,11 @@ impl Speaker {
         if let Some(peer) = self.peers.get_mut(&address) {
             for fault in &decoded.faults {
                 peer.faults = peer.faults.saturating_add(1);
-                tracing::warn!(peer = %address, ?fault, "fault in UPDATE");
+                // A peer can send any number of them.
+                if peer.faults.is_power_of_two() {
+                    let count = peer.faults;
+                    tracing::warn!(peer = %address, count, ?fault, "fault in UPDATE");
+                }
             }
         }
         match decoded.message {

@@ -60,6 +60,8 @@ pub struct Speaker {
     touched: BTreeSet<IpAddr>,
     /// Peers whose End-of-RIB has not been seen since the start.
     waiting: BTreeSet<IpAddr>,
+    /// After a restart: peers whose routes are still to come before it can be said that ours are all told.
+    awaited: BTreeSet<IpAddr>,
     /// How long to wait for them, once it is known who they are.
     converge_by: Option<Instant>,
     converged: bool,
@@ -79,6 +81,7 @@ impl Speaker {
             queue: BTreeSet::new(),
             touched: BTreeSet::new(),
             waiting: BTreeSet::new(),
+            awaited: BTreeSet::new(),
             converge_by: None,
             converged: false,
             stopped: false,
@@ -189,6 +192,9 @@ impl Speaker {
                 .insert(address, Peer::new(Arc::new(config), &self.config, now));
             if !self.converged {
                 self.waiting.insert(address);
+                if self.config.restarted {
+                    self.awaited.insert(address);
+                }
             }
             let event = if passive {
                 Event::StartPassive
@@ -245,6 +251,7 @@ impl Speaker {
             self.queue.remove(&(at, address));
         }
         self.waiting.remove(&address);
+        self.no_longer_awaited(address);
     }
 
     fn dialled(&mut self, connection: ConnectionId) {
@@ -459,6 +466,8 @@ impl Speaker {
             self.converged = true;
             tracing::info!(missing = self.waiting.len(), "converged");
             self.waiting.clear();
+            self.awaited.clear();
+            self.tell_all_end_of_rib();
             self.transport.push(Output::Converged);
         }
     }

@@ -205,8 +205,11 @@ impl Peer {
             // RFC 8538 §3: else the peer would keep our routes.
             cause.notify = Some(hard_reset(&notification));
         }
+        // What was agreed on is forgotten with the session.
+        let ends = session.state == State::Established && session.would_end(event);
         let patience: BTreeMap<_, _> = FAMILIES
             .into_iter()
+            .filter(|_| ends)
             .filter_map(|family| Some((family, session.patience(family, terms)?)))
             .collect();
         let applied = session.apply(event, &cause, terms, transport);

@@ -23,6 +23,8 @@ pub(super) struct Refresh {
     asked: bool,
     /// The peer tells all its routes once more; by then it should have.
     until: Option<Instant>,
+    /// When it may begin to do so again.
+    not_again_before: Option<Instant>,
 }
 
 impl Refresh {
@@ -53,8 +55,13 @@ impl Speaker {
                 self.answer_refresh(address, family);
             }
             RefreshKind::BeginOfRr if !early => {
-                peer.routes_in.mark_unrefreshed(family);
-                peer.refresh.entry(family).or_default().until = Some(now + PATIENCE);
+                let refresh = peer.refresh.entry(family).or_default();
+                // Each marker costs a look at all routes. One that comes too soon is ignored, and nothing is swept.
+                if refresh.not_again_before.is_none_or(|at| at <= now) {
+                    refresh.until = Some(now + PATIENCE);
+                    refresh.not_again_before = Some(now + PAUSE);
+                    peer.routes_in.mark_unrefreshed(family);
+                }
             }
             RefreshKind::EndOfRr => self.end_refresh(address, family),
             // RFC 7313 §5: other subtypes are ignored.

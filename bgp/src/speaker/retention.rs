@@ -53,6 +53,7 @@ impl Speaker {
         peer.end_of_rib_received.insert(family);
         if peer.has_sent_all() {
             self.waiting.remove(&address);
+            self.no_longer_awaited(address);
         }
         self.sweep_stale(address, family);
     }

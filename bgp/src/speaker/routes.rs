@@ -8,12 +8,13 @@ use super::Speaker;
 use super::group::Encoded;
 use super::peer::Peer;
 use super::ribs::Ribs;
+use crate::config::PrefixLimit;
 use crate::fsm::Event;
 use crate::id::{ConnectionId, Prefix};
 use crate::policy::import::Rejection;
 use crate::reason::Reason;
 use crate::rib::decision::{Candidate, Neighbour};
-use crate::session::{Cause, Fate};
+use crate::session::{Cause, Fate, Session};
 use crate::transport::Transport;
 use crate::wire;
 use crate::wire::message::{Family, Nlri, Notification, PathAttributes, Update};
@@ -21,6 +22,9 @@ use crate::wire::notification::cease;
 
 /// The families whose routes there are.
 pub(super) const FAMILIES: [Family; 2] = [Family::IPV4_UNICAST, Family::IPV6_UNICAST];
+
+/// Octets of attributes beyond the usual that are taken from one peer.
+const MAX_EXCESS: usize = 256 << 20;
 
 /// RFC 4271 §9.1.1, §9.1.2: what import makes of a route of `peer`, put into Loc-RIB or taken out of it. A path that is
 /// excluded replaces the one before all the same.
@@ -76,6 +80,14 @@ impl Speaker {
             }
             let path = verdict.as_ref().map(|()| &attributes);
             for &nlri in routes {
+                if !peer.routes_in.has_room_for(nlri) {
+                    peer.rejected = peer.rejected.saturating_add(1);
+                    if peer.rejected.is_power_of_two() {
+                        let count = peer.rejected;
+                        tracing::warn!(peer = %address, route = %nlri, count, "too many paths to one destination");
+                    }
+                    continue;
+                }
                 peer.routes_in.announce(nlri, &attributes);
                 decide(peer, nlri, path, ribs, transport);
             }
@@ -92,6 +104,20 @@ impl Speaker {
         let Some(peer) = self.peers.get_mut(&address) else {
             return;
         };
+        // RFC 4486 §4: out of resources.
+        let got = peer.routes_in.excess();
+        if got > MAX_EXCESS {
+            peer.refuse_until(now + PrefixLimit::default().pause);
+            let limit = MAX_EXCESS;
+            let notification = Notification::cease(cease::OUT_OF_RESOURCES);
+            let cause = Cause::notify(
+                notification,
+                Reason::TooLargeAttributes { got, limit },
+                Fate::Drop,
+            );
+            self.apply(address, key, Event::AutomaticStop, cause);
+            return;
+        }
         for family in FAMILIES {
             let got = peer.routes_in.count(family);
             let Some(limit) = peer.config.families.get(&family).map(|of| of.limit) else {
@@ -162,6 +188,9 @@ impl Speaker {
             let encoded = Encoded::new(&group.all(address, None), negotiated);
             peer.send(&encoded, &mut self.transport);
         }
+        if peer.established().is_some_and(Session::has_restarted) {
+            self.no_longer_awaited(address);
+        }
     }
 
     /// What the peer is told, or how, may have changed: it is told the difference.
@@ -214,11 +243,32 @@ impl Speaker {
         }
     }
 
+    /// RFC 4724 §4.1: whether what is to be told depends on what peers have not told yet, after a restart. In a mesh it
+    /// does not: each node tells its own routes.
+    fn defers(&self) -> bool {
+        let passed_on = |peer: &Peer| !peer.internal || peer.config.reflector_client.is_some();
+        !self.awaited.is_empty() && self.peers.values().any(passed_on)
+    }
+
+    /// A peer has told all, or has restarted itself, so that it waits for us (RFC 4724 §4.1), or is gone.
+    pub(super) fn no_longer_awaited(&mut self, address: IpAddr) {
+        if self.awaited.remove(&address) && self.awaited.is_empty() {
+            self.tell_all_end_of_rib();
+        }
+    }
+
+    /// Tells every peer that has not been told yet.
+    pub(super) fn tell_all_end_of_rib(&mut self) {
+        for address in self.peers.keys().copied().collect::<Vec<_>>() {
+            self.tell_end_of_rib(address);
+        }
+    }
+
     /// RFC 4724 §2, §4.1: End-of-RIB, after the initial routes. Not before it is known what those are: an early one
     /// would let the peers remove the routes that they kept for us.
     pub(super) fn tell_end_of_rib(&mut self, address: IpAddr) {
         let due = |peer: &Peer| !peer.end_of_rib_sent && peer.group.is_some();
-        if self.exports.is_none() || !self.peers.get(&address).is_some_and(due) {
+        if self.exports.is_none() || self.defers() || !self.peers.get(&address).is_some_and(due) {
             return;
         }
         self.flush();

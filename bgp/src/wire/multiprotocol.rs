@@ -6,27 +6,27 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::attribute::{self, OPTIONAL};
 use super::fault::FaultReason;
-use super::message::{Family, Nlri};
+use super::message::Family;
 use super::negotiated::{Negotiated, NegotiatedFamily};
-use super::nlri::{self, Form};
+use super::nlri::{Field, Form};
 use super::octets::Octets;
 
 /// What one of the two attributes said.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Reach {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reach<'a> {
     pub(super) family: Family,
     /// `None` for a family that was not negotiated, whose octets were not read.
-    pub(super) known: Option<Known>,
+    pub(super) known: Option<Known<'a>>,
     /// Whether it names no destination.
     pub(super) is_empty: bool,
 }
 
 /// The routes of a family that was negotiated.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Known {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Known<'a> {
     /// `None` in MP_UNREACH_NLRI.
     pub(super) next_hop: Option<IpAddr>,
-    pub(super) nlri: Vec<Nlri>,
+    pub(super) field: Field<'a>,
 }
 
 fn family(octets: &mut Octets<'_>) -> Option<Family> {
@@ -44,7 +44,7 @@ fn agreed(family: Family, negotiated: &Negotiated) -> Option<&NegotiatedFamily> 
 ///
 /// # Errors
 /// RFC 7606 §5.3 and §7.11: all of them end the session, since the routes cannot be told.
-pub(super) fn decode_reach(value: &[u8], negotiated: Negotiated) -> Result<Reach, FaultReason> {
+pub(super) fn decode_reach(value: &[u8], negotiated: Negotiated) -> Result<Reach<'_>, FaultReason> {
     // RFC 7606 §5.3: family, length and the reserved octet make five at least.
     let short = FaultReason::Length {
         got: value.len(),
@@ -64,7 +64,7 @@ pub(super) fn decode_reach(value: &[u8], negotiated: Negotiated) -> Result<Reach
     let known = match agreed(family, &negotiated) {
         Some(terms) => Some(Known {
             next_hop: Some(decode_next_hop(next_hop, family, *terms)?),
-            nlri: nlri::decode(octets.rest(), Form::of(family, terms.add_path.receive))?,
+            field: Field::check(octets.rest(), Form::of(family, terms.add_path.receive))?,
         }),
         None => None,
     };
@@ -103,7 +103,7 @@ fn decode_next_hop(octets: &[u8], family: Family, terms: NegotiatedFamily) -> Re
 ///
 /// # Errors
 /// RFC 7606 §5.3 and §7.12: all of them end the session.
-pub(super) fn decode_unreach(value: &[u8], negotiated: Negotiated) -> Result<Reach, FaultReason> {
+pub(super) fn decode_unreach(value: &[u8], negotiated: Negotiated) -> Result<Reach<'_>, FaultReason> {
     let mut octets = Octets::new(value);
     let family = family(&mut octets).ok_or(FaultReason::Length {
         got: value.len(),
@@ -113,7 +113,7 @@ pub(super) fn decode_unreach(value: &[u8], negotiated: Negotiated) -> Result<Rea
     let known = match agreed(family, &negotiated) {
         Some(terms) => Some(Known {
             next_hop: None,
-            nlri: nlri::decode(octets.rest(), Form::of(family, terms.add_path.receive))?,
+            field: Field::check(octets.rest(), Form::of(family, terms.add_path.receive))?,
         }),
         None => None,
     };

@@ -56,27 +56,62 @@ impl Form {
     }
 }
 
-/// The destinations of a field.
-///
-/// # Errors
-/// RFC 7606 §5.3: a prefix longer than its family allows, or the last one cut off.
-pub(super) fn decode(field: &[u8], form: Form) -> Result<Vec<Nlri>, FaultReason> {
-    // What is there is counted before anything is allocated for it.
-    let mut count = 0_usize;
-    let mut octets = Octets::new(field);
-    while !octets.is_empty() {
-        one(&mut octets, form)?;
-        count = count.saturating_add(1);
+/// A field of destinations that parses. It is read only once it is known what becomes of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Field<'a> {
+    octets: &'a [u8],
+    form: Form,
+    count: usize,
+}
+
+impl<'a> Field<'a> {
+    /// A field of nothing.
+    pub(super) const EMPTY: Field<'static> = Field {
+        octets: &[],
+        form: Form {
+            ipv4: true,
+            add_path: false,
+        },
+        count: 0,
+    };
+
+    /// Looks whether `octets` are destinations.
+    ///
+    /// # Errors
+    /// RFC 7606 §5.3: a prefix longer than its family allows, or the last one cut off.
+    pub(super) fn check(octets: &'a [u8], form: Form) -> Result<Self, FaultReason> {
+        let mut count = 0_usize;
+        let mut rest = Octets::new(octets);
+        while !rest.is_empty() {
+            one(&mut rest, form)?;
+            count = count.saturating_add(1);
+        }
+        Ok(Self { octets, form, count })
     }
-    let mut list = Vec::with_capacity(count);
-    let mut octets = Octets::new(field);
-    while !octets.is_empty() {
-        let (path_id, bits, address) = one(&mut octets, form)?;
-        if let Some(prefix) = prefix(bits, address, form) {
-            list.push(Nlri { prefix, path_id });
+
+    pub(super) fn is_empty(self) -> bool {
+        self.count == 0
+    }
+
+    fn append_to(self, list: &mut Vec<Nlri>) {
+        let mut rest = Octets::new(self.octets);
+        while let Ok((path_id, bits, address)) = one(&mut rest, self.form) {
+            if let Some(prefix) = prefix(bits, address, self.form) {
+                list.push(Nlri { prefix, path_id });
+            }
         }
     }
-    Ok(list)
+}
+
+/// The destinations of all `fields`, one field after the other. What is there was counted, so that there is room for as
+/// many and no more.
+pub(super) fn list<const N: usize>(fields: [Field<'_>; N]) -> Vec<Nlri> {
+    let count = fields.iter().map(|field| field.count).sum();
+    let mut list = Vec::with_capacity(count);
+    for field in fields {
+        field.append_to(&mut list);
+    }
+    list
 }
 
 fn prefix(bits: u8, address: &[u8], form: Form) -> Option<Prefix> {

@@ -169,10 +169,11 @@ pub(super) fn encode_update(update: &Update, negotiated: Negotiated) -> Vec<u8> 
             octets
         }
     };
-    // An UPDATE of nothing is a marker by itself (RFC 4724 §2).
+    // An UPDATE of nothing is a marker by itself (RFC 4724 §2). One of which all was left out is none.
+    let is_empty = update.withdrawn.is_empty() && update.announced.is_empty() && update.beside.is_none();
     match update.end_of_rib {
         Some(family) => octets.extend(encode_end_of_rib(family)),
-        None if octets.is_empty() => octets.extend(encode_end_of_rib(Family::IPV4_UNICAST)),
+        None if is_empty => octets.extend(encode_end_of_rib(Family::IPV4_UNICAST)),
         None => {}
     }
     octets

@@ -19,7 +19,7 @@ type Refusal = (Verdict, FaultReason);
 
 /// What the attribute area held.
 #[derive(Default)]
-pub(super) struct Gathered {
+pub(super) struct Gathered<'a> {
     origin: Option<Origin>,
     as_path: Option<AsPath>,
     pub(super) next_hop: Option<Ipv4Addr>,
@@ -36,8 +36,8 @@ pub(super) struct Gathered {
     unknown: Vec<(u8, Vec<u8>)>,
     as4_path: Option<AsPath>,
     as4_aggregator: Option<(Asn, Ipv4Addr)>,
-    pub(super) reach: Option<Reach>,
-    pub(super) unreach: Option<Reach>,
+    pub(super) reach: Option<Reach<'a>>,
+    pub(super) unreach: Option<Reach<'a>>,
     pub(super) faults: Faults,
     /// The NOTIFICATION for the first fault that costs the routes, should there be no routes to take it out on.
     pub(super) first: Option<Notification>,
@@ -67,12 +67,12 @@ impl Seen {
     }
 }
 
-impl Gathered {
+impl<'a> Gathered<'a> {
     /// Walks the attribute area.
     ///
     /// # Errors
     /// The NOTIFICATION for a fault that no weaker verdict can answer.
-    pub(super) fn walk(area: &[u8], negotiated: Negotiated) -> Result<Self, Notification> {
+    pub(super) fn walk(area: &'a [u8], negotiated: Negotiated) -> Result<Self, Notification> {
         let mut gathered = Self::default();
         let mut area = Octets::new(area);
         while let Some(next) = attribute::next(&mut area) {
@@ -98,7 +98,7 @@ impl Gathered {
     /// As [`Gathered::walk`].
     pub(super) fn again(
         before: &Repeated,
-        parts: &Parts<'_>,
+        parts: &Parts<'a>,
         negotiated: Negotiated,
     ) -> Result<Self, Notification> {
         let mut gathered = Self {
@@ -106,7 +106,7 @@ impl Gathered {
             recalled: Some(Arc::clone(&before.attributes)),
             ..Self::default()
         };
-        for attribute in parts.reach.iter().chain(&parts.unreach) {
+        for attribute in parts.multiprotocol.iter().flatten() {
             gathered.attribute(attribute, negotiated)?;
         }
         Ok(gathered)
@@ -138,7 +138,7 @@ impl Gathered {
         Ok(())
     }
 
-    fn attribute(&mut self, attribute: &Attribute<'_>, negotiated: Negotiated) -> Result<(), Notification> {
+    fn attribute(&mut self, attribute: &Attribute<'a>, negotiated: Negotiated) -> Result<(), Notification> {
         let Attribute { flags, code, raw, .. } = *attribute;
         if !self.seen.insert(code) {
             // RFC 7606 §3 g: twice MP_REACH_NLRI or MP_UNREACH_NLRI ends the session; of any other the first stands.
@@ -177,7 +177,7 @@ impl Gathered {
     }
 
     /// RFC 4271 §5, §6.3: what this speaker does not know.
-    fn unrecognized(&mut self, attribute: &Attribute<'_>) -> Result<(), Notification> {
+    fn unrecognized(&mut self, attribute: &Attribute<'a>) -> Result<(), Notification> {
         let Attribute {
             flags,
             code,
@@ -210,7 +210,7 @@ impl Gathered {
         }
     }
 
-    fn value(&mut self, attribute: &Attribute<'_>, negotiated: Negotiated) -> Result<(), FaultReason> {
+    fn value(&mut self, attribute: &Attribute<'a>, negotiated: Negotiated) -> Result<(), FaultReason> {
         let value = attribute.value;
         let width = Width::of(negotiated);
         match attribute.code {

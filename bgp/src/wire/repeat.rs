@@ -14,8 +14,8 @@ const MOST_OCTETS: usize = 1024;
 /// An attribute area, taken apart into what speaks of destinations and what does not.
 #[derive(Debug)]
 pub(super) struct Parts<'a> {
-    pub(super) reach: Option<Attribute<'a>>,
-    pub(super) unreach: Option<Attribute<'a>>,
+    /// MP_REACH_NLRI and MP_UNREACH_NLRI, in the order of the message: of two faults the first is told.
+    pub(super) multiprotocol: [Option<Attribute<'a>>; 2],
     /// What is before, between and behind those two.
     others: [&'a [u8]; 3],
 }
@@ -25,23 +25,22 @@ impl<'a> Parts<'a> {
     /// for what is at fault.
     pub(super) fn of(area: &'a [u8]) -> Option<Self> {
         let mut parts = Parts {
-            reach: None,
-            unreach: None,
+            multiprotocol: [None; 2],
             others: [&[]; 3],
         };
         let (mut octets, mut place, mut begin, mut end) = (Octets::new(area), 0, 0, 0);
         while let Some(next) = attribute::next(&mut octets) {
             let attribute = next.ok()?;
             let after = end + attribute.raw.len();
-            let slot = match attribute.code {
-                attribute::MP_REACH_NLRI => Some(&mut parts.reach),
-                attribute::MP_UNREACH_NLRI => Some(&mut parts.unreach),
-                _ => None,
-            };
-            if let Some(slot) = slot {
-                if slot.replace(attribute).is_some() {
+            if matches!(
+                attribute.code,
+                attribute::MP_REACH_NLRI | attribute::MP_UNREACH_NLRI
+            ) {
+                let mut before = parts.multiprotocol.iter().flatten();
+                if before.any(|one| one.code == attribute.code) {
                     return None;
                 }
+                *parts.multiprotocol.get_mut(place)? = Some(attribute);
                 *parts.others.get_mut(place)? = area.get(begin..end)?;
                 place += 1;
                 begin = after;

@@ -10,7 +10,7 @@ use super::attribute;
 use super::fault::{Fault, FaultReason, Faults, Verdict};
 use super::message::{Announcement, Family, Nlri, Notification, PathAttributes, Update};
 use super::multiprotocol::{Known, Reach};
-use super::nlri::{self, Form};
+use super::nlri::{self, Field, Form};
 use super::octets::Octets;
 use super::path::{self, Gathered};
 use super::repeat::{Parts, Repeated};
@@ -53,8 +53,8 @@ pub(super) fn decode(
     // RFC 7606 §3 i, j: the fields of prefixes must parse, else nobody knows what the message speaks of.
     let broken = |reason: FaultReason| reason.notification(0, &[]);
     let form = Form::of(Family::IPV4_UNICAST, negotiated.ipv4_unicast.add_path.receive);
-    let withdrawn = nlri::decode(fields.withdrawn, form).map_err(broken)?;
-    let announced = nlri::decode(fields.announced, form).map_err(broken)?;
+    let withdrawn = Field::check(fields.withdrawn, form).map_err(broken)?;
+    let announced = Field::check(fields.announced, form).map_err(broken)?;
     let parts = Parts::of(fields.attributes);
     let before = parts
         .as_ref()
@@ -93,7 +93,7 @@ pub(super) fn decode(
 
 /// RFC 4724 §2: nothing at all is the marker of IPv4 unicast; an MP_UNREACH_NLRI alone and without prefixes is that of
 /// its family.
-fn end_of_rib(fields: &Fields<'_>, gathered: &Gathered) -> Option<Family> {
+fn end_of_rib(fields: &Fields<'_>, gathered: &Gathered<'_>) -> Option<Family> {
     if fields.attributes.is_empty() {
         return Some(Family::IPV4_UNICAST);
     }
@@ -107,108 +107,90 @@ fn end_of_rib(fields: &Fields<'_>, gathered: &Gathered) -> Option<Family> {
 
 /// Puts the fields and the attributes together.
 fn join(
-    mut withdrawn: Vec<Nlri>,
-    announced: Vec<Nlri>,
-    gathered: &mut Gathered,
+    withdrawn: Field<'_>,
+    announced: Field<'_>,
+    gathered: &mut Gathered<'_>,
     negotiated: Negotiated,
 ) -> Update {
-    let mut announced = negotiated_field(announced, gathered, negotiated);
-    withdrawn = negotiated_field(withdrawn, gathered, negotiated);
-    if let Some(known) = negotiated_part(gathered, attribute::MP_UNREACH_NLRI) {
-        append(&mut withdrawn, known.nlri);
+    let announced = negotiated_field(announced, gathered, negotiated);
+    let withdrawn = negotiated_field(withdrawn, gathered, negotiated);
+    let unreach = negotiated_part(gathered, attribute::MP_UNREACH_NLRI);
+    let unreached = unreach.map_or(Field::EMPTY, |known| known.field);
+    let reach = negotiated_part(gathered, attribute::MP_REACH_NLRI);
+    let reach = reach.filter(|known| !known.field.is_empty());
+    let reached = reach.map_or(Field::EMPTY, |known| known.field);
+    let reach_next_hop = reach.and_then(|known| known.next_hop);
+    if let Some(Err(reason)) = reach_next_hop.map(path::host) {
+        gathered
+            .faults
+            .push(attribute::MP_REACH_NLRI, Verdict::TreatAsWithdraw, reason);
     }
-    let (mut reached, reach_next_hop) = match negotiated_part(gathered, attribute::MP_REACH_NLRI) {
-        Some(known) => (known.nlri, known.next_hop),
-        None => (Vec::new(), None),
-    };
-    if !reached.is_empty() {
-        if let Some(Err(reason)) = reach_next_hop.map(path::host) {
-            gathered
-                .faults
-                .push(attribute::MP_REACH_NLRI, Verdict::TreatAsWithdraw, reason);
-        }
-        if announced.is_empty() {
-            // RFC 4760 §3: NEXT_HOP speaks of the NLRI field alone, and is ignored where there is none.
-            gathered.faults.forgive(attribute::NEXT_HOP);
-        }
+    if announced.is_empty() && !reached.is_empty() {
+        // RFC 4760 §3: NEXT_HOP speaks of the NLRI field alone, and is ignored where there is none.
+        gathered.faults.forgive(attribute::NEXT_HOP);
     }
-    keep_unicast(&mut announced, &mut gathered.faults);
-    keep_unicast(&mut reached, &mut gathered.faults);
     if !(announced.is_empty() && reached.is_empty()) {
         gathered.note_missing(negotiated, !announced.is_empty());
     }
     if gathered.faults.verdict() >= Verdict::TreatAsWithdraw {
         // RFC 7606 §2: treat as withdraw.
-        append(&mut withdrawn, announced);
-        append(&mut withdrawn, reached);
         return Update {
-            withdrawn,
+            withdrawn: nlri::list([withdrawn, unreached, announced, reached]),
             ..Update::default()
         };
     }
     let mut update = announcements(announced, reached, reach_next_hop, gathered);
-    supersede(&mut withdrawn, &update);
-    update.withdrawn = withdrawn;
+    update.withdrawn = nlri::list([withdrawn, unreached]);
+    supersede(&mut update);
     update
 }
 
 /// What is announced in the NLRI field and in MP_REACH_NLRI, with the next hop of each.
 fn announcements(
-    mut announced: Vec<Nlri>,
-    reached: Vec<Nlri>,
+    announced: Field<'_>,
+    reached: Field<'_>,
     reach_next_hop: Option<IpAddr>,
-    gathered: &mut Gathered,
+    gathered: &mut Gathered<'_>,
 ) -> Update {
-    let next_hop = gathered.next_hop.map(IpAddr::V4);
     let mut update = Update::default();
-    if announced.is_empty() {
-        if !reached.is_empty() {
-            update.attributes = reach_next_hop.and_then(|next_hop| gathered.attributes(next_hop));
-            update.announced = reached;
-        }
+    let own_next_hop = gathered
+        .next_hop
+        .map(IpAddr::V4)
+        .filter(|_| !announced.is_empty());
+    let Some(next_hop) = own_next_hop.or(reach_next_hop) else {
         return update;
-    }
-    update.attributes = next_hop.and_then(|next_hop| gathered.attributes(next_hop));
-    if reach_next_hop == next_hop {
-        append(&mut announced, reached);
-    } else if let (Some(attributes), Some(next_hop), false) =
-        (&update.attributes, reach_next_hop, reached.is_empty())
-    {
+    };
+    let is_one = reach_next_hop.is_none_or(|other| other == next_hop);
+    let fields = [announced, if is_one { reached } else { Field::EMPTY }];
+    update.announced = keep_unicast(nlri::list(fields), &mut gathered.faults);
+    let attributes = gathered.attributes(next_hop);
+    if !is_one && let (Some(attributes), Some(next_hop)) = (&attributes, reach_next_hop) {
         // RFC 7606 §5.1: to be read, though not to be sent.
         let attributes = Arc::new(PathAttributes {
             next_hop,
             ..PathAttributes::clone(attributes)
         });
-        let nlri = reached;
-        update.beside = Some(Box::new(Announcement { nlri, attributes }));
+        let nlri = keep_unicast(nlri::list([reached]), &mut gathered.faults);
+        let beside = Announcement { nlri, attributes };
+        update.beside = (!beside.nlri.is_empty()).then(|| Box::new(beside));
     }
-    update.announced = announced;
+    update.attributes = attributes.filter(|_| !update.announced.is_empty());
     update
 }
 
-/// Puts one list behind the other, with no more memory than both need.
-fn append(list: &mut Vec<Nlri>, mut more: Vec<Nlri>) {
-    if list.is_empty() {
-        *list = more;
-    } else {
-        list.reserve_exact(more.len());
-        list.append(&mut more);
-    }
-}
-
 /// The field's routes, if IPv4 unicast was agreed on; else notes that it was not.
-fn negotiated_field(nlri: Vec<Nlri>, gathered: &mut Gathered, negotiated: Negotiated) -> Vec<Nlri> {
-    if negotiated.ipv4_unicast.agreed || nlri.is_empty() {
-        return nlri;
+fn negotiated_field<'a>(field: Field<'a>, gathered: &mut Gathered<'_>, negotiated: Negotiated) -> Field<'a> {
+    if negotiated.ipv4_unicast.agreed || field.is_empty() {
+        return field;
     }
     // RFC 4760 §8: nothing was agreed about it, so that nothing follows from it.
     let reason = FaultReason::FamilyNotNegotiated(Family::IPV4_UNICAST);
     gathered.faults.push(0, Verdict::Accept, reason);
-    Vec::new()
+    Field::EMPTY
 }
 
 /// Takes MP_REACH_NLRI or MP_UNREACH_NLRI out, if its family was negotiated; else notes that it was not.
-fn negotiated_part(gathered: &mut Gathered, code: u8) -> Option<Known> {
+fn negotiated_part<'a>(gathered: &mut Gathered<'a>, code: u8) -> Option<Known<'a>> {
     let part = if code == attribute::MP_REACH_NLRI {
         &mut gathered.reach
     } else {
@@ -228,7 +210,7 @@ fn negotiated_part(gathered: &mut Gathered, code: u8) -> Option<Known> {
 }
 
 /// RFC 4271 §6.3: a prefix that is wrong in its meaning, such as a group, is ignored.
-fn keep_unicast(announced: &mut Vec<Nlri>, faults: &mut Faults) {
+fn keep_unicast(mut announced: Vec<Nlri>, faults: &mut Faults) -> Vec<Nlri> {
     announced.retain(|nlri| {
         let is_group = match nlri.prefix.net() {
             IpNet::V4(net) => net.addr().is_multicast(),
@@ -239,17 +221,17 @@ fn keep_unicast(announced: &mut Vec<Nlri>, faults: &mut Faults) {
         }
         !is_group
     });
+    announced
 }
 
 /// RFC 4271 §4.3: what is both withdrawn and announced counts as announced.
-fn supersede(withdrawn: &mut Vec<Nlri>, update: &Update) {
-    if withdrawn.is_empty() {
+fn supersede(update: &mut Update) {
+    if update.withdrawn.is_empty() {
         return;
     }
+    let mut withdrawn = std::mem::take(&mut update.withdrawn);
     let mut announced: Vec<&Nlri> = update.announcements().flat_map(|(nlri, _)| nlri).collect();
-    if announced.is_empty() {
-        return;
-    }
     announced.sort_unstable();
     withdrawn.retain(|nlri| announced.binary_search(&nlri).is_err());
+    update.withdrawn = withdrawn;
 }

@@ -7,16 +7,29 @@
 
 mod network;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use culvert_bgp::id::Prefix;
 use culvert_bgp::speaker::{Input, State};
-use network::{Network, address, prefix};
+use network::{Kind, Network, address, prefix, shared};
 
 const QUIET: Duration = Duration::from_secs(60);
 
-/// Runs `story` once for each seed, each on a clock of its own.
+/// Runs `story` once for each seed, each on a clock of its own, in a mesh.
 fn for_each_seed<F: Future<Output = ()>>(count: u64, story: impl Fn(Network, usize) -> F) {
+    for_each_seed_of(Kind::Mesh, count, story);
+}
+
+/// The same in each kind of network.
+fn for_each_kind<F: Future<Output = ()>>(count: u64, story: impl Fn(Network, usize) -> F) {
+    for kind in [Kind::Mesh, Kind::Ipv6, Kind::Reflector, Kind::AddPath] {
+        for_each_seed_of(kind, count, &story);
+    }
+}
+
+fn for_each_seed_of<F: Future<Output = ()>>(kind: Kind, count: u64, story: impl Fn(Network, usize) -> F) {
     let number = |name| {
         std::env::var(name)
             .ok()
@@ -27,43 +40,38 @@ fn for_each_seed<F: Future<Output = ()>>(count: u64, story: impl Fn(Network, usi
         None => 1..=number("SIMULATION_SEEDS").unwrap_or(count),
     };
     for seed in seeds {
-        println!("SIMULATION_SEED={seed}");
+        println!("{kind:?} SIMULATION_SEED={seed}");
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .start_paused(true)
             .build()
             .unwrap();
         runtime.block_on(async {
-            let size = 2 + usize::try_from(seed % 7).unwrap();
-            story(Network::new(seed, size), size).await;
+            let least = if kind == Kind::AddPath { 4 } else { 2 };
+            let size = least + usize::try_from(seed % 7).unwrap();
+            story(Network::new(seed, size, kind), size).await;
         });
     }
 }
 
 fn assert_whole(network: &Network, size: usize) {
+    let kind = network.kind;
     for (at, node) in network.nodes.iter().enumerate() {
         let node = node.as_ref().unwrap();
         for status in node.speaker.peers() {
             assert_eq!(status.state, State::Established, "at {at}: {status:?}");
             assert!(status.end_of_rib, "at {at}: {status:?}");
-            assert_eq!(
-                (status.stale, status.prefixes_received, status.prefixes_sent),
-                (0, 2, 2)
-            );
-        }
-        for other in (0..size).filter(|&other| other != at) {
-            for block in 0..2 {
-                let best = node.table.get(&prefix(other, block));
-                let [hop] = best.map(Vec::as_slice).unwrap_or_default() else {
-                    panic!("{at} goes to {best:?} for the prefixes of {other}")
-                };
-                assert_eq!(
-                    (hop.address, hop.peer),
-                    (address(other).into(), address(other).into())
-                );
+            assert_eq!(status.stale, 0, "at {at}: {status:?}");
+            if !kind.reflects() {
+                assert_eq!((status.prefixes_received, status.prefixes_sent), (2, 2));
             }
         }
-        assert_eq!(node.table.len(), 2 * (size - 1), "at {at}");
+        let table: BTreeMap<Prefix, BTreeSet<IpAddr>> = node
+            .table
+            .iter()
+            .map(|(&prefix, hops)| (prefix, hops.iter().map(|hop| hop.address).collect()))
+            .collect();
+        assert_eq!(table, kind.table(at, size), "at {at}");
         let up = node
             .states
             .values()
@@ -77,7 +85,12 @@ fn assert_whole(network: &Network, size: usize) {
         );
     }
     let connections = network.connections();
-    assert_eq!(connections.len(), size * (size - 1) / 2, "each pair is connected");
+    let pairs = if kind.reflects() {
+        size - 1
+    } else {
+        size * (size - 1) / 2
+    };
+    assert_eq!(connections.len(), pairs, "each pair is connected");
     assert!(
         connections.values().all(|&count| count == 1),
         "by exactly one connection: {connections:?}"
@@ -92,7 +105,7 @@ fn forget_withdrawn(network: &mut Network) {
 
 #[test]
 fn a_mesh_that_starts_at_once_settles_on_one_session_for_each_pair() {
-    for_each_seed(60, |mut network, size| async move {
+    for_each_kind(20, |mut network, size| async move {
         network.run(Duration::from_secs(15)).await;
         assert_whole(&network, size);
     });
@@ -100,7 +113,7 @@ fn a_mesh_that_starts_at_once_settles_on_one_session_for_each_pair() {
 
 #[test]
 fn the_routes_of_a_killed_and_restarted_node_are_never_withdrawn() {
-    for_each_seed(60, |mut network, size| async move {
+    for_each_kind(20, |mut network, size| async move {
         network.run(QUIET).await;
         assert_whole(&network, size);
         forget_withdrawn(&mut network);
@@ -122,7 +135,7 @@ fn the_routes_of_a_killed_and_restarted_node_are_never_withdrawn() {
 
 #[test]
 fn connections_that_break_cost_no_route() {
-    for_each_seed(60, |mut network, size| async move {
+    for_each_kind(20, |mut network, size| async move {
         network.run(QUIET).await;
         forget_withdrawn(&mut network);
         for _ in 0..20 {
@@ -141,7 +154,7 @@ fn connections_that_break_cost_no_route() {
 
 #[test]
 fn a_mesh_is_whole_again_after_partitions_crashes_and_broken_connections() {
-    for_each_seed(60, |mut network, size| async move {
+    for_each_kind(20, |mut network, size| async move {
         for _ in 0..8 {
             match network.random.below(4) {
                 0 => network.break_one(),
@@ -211,4 +224,34 @@ fn a_stopped_node_that_says_so_loses_its_routes_at_once_and_a_silent_one_does_no
             );
         });
     }
+}
+
+#[test]
+fn clients_of_one_reflector_hear_of_each_other() {
+    // RFC 4456 §6 (test).
+    for_each_seed_of(Kind::Reflector, 10, |mut network, size| async move {
+        network.run(QUIET).await;
+        assert_whole(&network, size);
+        network.kill(0, false, Duration::from_secs(100_000));
+        network
+            .run(Duration::from_secs(u64::from(network::RESTART_TIME) + 2))
+            .await;
+        for node in network.nodes.iter().flatten() {
+            assert!(node.table.is_empty(), "who heard all from one loses all with it");
+        }
+    });
+}
+
+#[test]
+fn every_path_reaches_a_peer_that_takes_several() {
+    // RFC 7911 (test): with ECMP, packets for a shared destination go to both who originate it.
+    for_each_seed_of(Kind::AddPath, 10, |mut network, size| async move {
+        network.run(QUIET).await;
+        assert_whole(&network, size);
+        let hops = |network: &Network| network.nodes[3].as_ref().unwrap().table[&shared()].len();
+        assert_eq!(hops(&network), 2);
+        network.input(1, Input::Exports(BTreeSet::from([prefix(1, 0)])));
+        network.run(Duration::from_secs(2)).await;
+        assert_eq!(hops(&network), 1, "one of them has stopped");
+    });
 }

@@ -2,14 +2,16 @@
 //! partition. Everything random comes from one seed.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use culvert_bgp::config::FamilyConfig;
 use culvert_bgp::id::{Asn, ConnectionId, NextHop, Prefix, RouterId};
 use culvert_bgp::speaker::{
     Input, Output, PeerConfig, SessionChange, Speaker, SpeakerConfig, State, TransportError,
 };
+use culvert_bgp::wire::message::Family;
 
 pub(crate) const RESTART_TIME: u16 = 120;
 
@@ -43,11 +45,103 @@ pub(crate) fn prefix(node: usize, block: u8) -> Prefix {
     Prefix::new(net.parse().unwrap())
 }
 
+/// What kind of network it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Every node with every other one, over IPv4.
+    Mesh,
+    /// The same over IPv6, with routes of both families.
+    Ipv6,
+    /// Node 0 reflects, and the others are its clients.
+    Reflector,
+    /// The same, all paths are told, and nodes 1 and 2 share a destination.
+    AddPath,
+}
+
+/// What nodes 1 and 2 share.
+pub(crate) fn shared() -> Prefix {
+    Prefix::new("10.99.0.0/24".parse().unwrap())
+}
+
+impl Kind {
+    pub(crate) fn reflects(self) -> bool {
+        matches!(self, Kind::Reflector | Kind::AddPath)
+    }
+
+    /// Where a node's sessions end.
+    pub(crate) fn endpoint(self, node: usize) -> IpAddr {
+        match self {
+            Kind::Ipv6 => address_v6(node).into(),
+            _ => address(node).into(),
+        }
+    }
+
+    /// What a node originates.
+    pub(crate) fn exports(self, node: usize) -> BTreeSet<Prefix> {
+        let second = match self {
+            Kind::Ipv6 => Prefix::new(format!("fd00:65:{node}::/122").parse().unwrap()),
+            _ => prefix(node, 1),
+        };
+        let mut exports = BTreeSet::from([prefix(node, 0), second]);
+        if self == Kind::AddPath && (node == 1 || node == 2) {
+            exports.insert(shared());
+        }
+        exports
+    }
+
+    /// What a node speaks with.
+    fn peers(self, node: usize, size: usize) -> BTreeMap<IpAddr, PeerConfig> {
+        let others = (0..size).filter(|&other| other != node);
+        others
+            .filter(|&other| !self.reflects() || node == 0 || other == 0)
+            .map(|other| {
+                let at = self.endpoint(other);
+                let mut config = PeerConfig::new(at, Asn::new(64512).unwrap());
+                if self.reflects() && node == 0 {
+                    config.reflector_client = Some(Ipv4Addr::new(1, 0, 0, 1));
+                }
+                if self == Kind::Ipv6 {
+                    config
+                        .families
+                        .insert(Family::IPV6_UNICAST, FamilyConfig::default());
+                }
+                for family in config.families.values_mut() {
+                    family.add_path_send = self == Kind::AddPath;
+                    family.add_path_receive = self == Kind::AddPath;
+                }
+                (at, config)
+            })
+            .collect()
+    }
+
+    /// Where a node should send packets: the addresses of those who originate a destination.
+    pub(crate) fn table(self, node: usize, size: usize) -> BTreeMap<Prefix, BTreeSet<IpAddr>> {
+        let mut table: BTreeMap<Prefix, BTreeSet<IpAddr>> = BTreeMap::new();
+        for other in (0..size).filter(|&other| other != node) {
+            for prefix in self.exports(other) {
+                let hop = if prefix.is_ipv4() {
+                    address(other).into()
+                } else {
+                    address_v6(other).into()
+                };
+                table.entry(prefix).or_default().insert(hop);
+            }
+        }
+        table.retain(|prefix, _| !self.exports(node).contains(prefix));
+        table
+    }
+}
+
+fn address_v6(node: usize) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 10 + u16::try_from(node).unwrap())
+}
+
 fn node_of(peer: IpAddr) -> usize {
-    let IpAddr::V4(peer) = peer else {
-        panic!("{peer} is no node")
+    let last = match peer {
+        IpAddr::V4(peer) => peer.octets()[3],
+        IpAddr::V6(peer) => peer.octets()[15],
     };
-    usize::from(peer.octets()[3] - 10)
+    usize::from(last - 10)
 }
 
 pub(crate) struct Node {
@@ -86,6 +180,7 @@ pub(crate) struct Network {
     pub(crate) random: Random,
     pub(crate) nodes: Vec<Option<Node>>,
     pub(crate) cut: BTreeSet<(usize, usize)>,
+    pub(crate) kind: Kind,
     size: usize,
     latency: u64,
     links: BTreeMap<u64, Link>,
@@ -101,13 +196,14 @@ pub(crate) fn now() -> Instant {
 }
 
 impl Network {
-    pub(crate) fn new(seed: u64, size: usize) -> Self {
+    pub(crate) fn new(seed: u64, size: usize, kind: Kind) -> Self {
         let mut random = Random(seed);
         let latency = [1, 5, 40, 300][usize::try_from(random.below(4)).unwrap()];
         let mut network = Self {
             random,
             nodes: (0..size).map(|_| None).collect(),
             cut: BTreeSet::new(),
+            kind,
             size,
             latency,
             links: BTreeMap::new(),
@@ -198,6 +294,8 @@ impl Network {
             connect_retry: Duration::from_secs(5),
             restart_time: RESTART_TIME,
             restarted,
+            local_address_v6: Some(address_v6(node)),
+            multipath: 8,
             seed: self.random.next(),
             ..SpeakerConfig::new(
                 Asn::new(64512).unwrap(),
@@ -207,7 +305,7 @@ impl Network {
         };
         self.nodes[node] = Some(Node {
             speaker: Speaker::new(config, now()),
-            exports: BTreeSet::from([prefix(node, 0), prefix(node, 1)]),
+            exports: self.kind.exports(node),
             table: BTreeMap::new(),
             withdrawn: Vec::new(),
             states: BTreeMap::new(),
@@ -215,11 +313,8 @@ impl Network {
             downs: 0,
             converged: 0,
         });
-        let others = (0..self.size)
-            .filter(|&other| other != node)
-            .map(|other| IpAddr::V4(address(other)));
-        let peer = |at| (at, PeerConfig::new(at, Asn::new(64512).unwrap()));
-        self.input(node, Input::Peers(others.map(peer).collect()));
+        let peers = self.kind.peers(node, self.size);
+        self.input(node, Input::Peers(peers));
         // The node learns what it originates after, or long after, it knows its peers.
         let after = self.random.millis(0, 3000);
         self.schedule(after, Event::Export { node });
@@ -304,7 +399,10 @@ impl Network {
                 let old = at.table.remove(&change.prefix).unwrap_or_default();
                 assert_ne!(old, change.best, "a change is a change");
                 if change.best.is_empty() {
-                    at.withdrawn.push((change.prefix, now()));
+                    // What the node originates itself is its own from then on.
+                    if !at.exports.contains(&change.prefix) {
+                        at.withdrawn.push((change.prefix, now()));
+                    }
                 } else {
                     at.table.insert(change.prefix, change.best);
                 }
@@ -358,7 +456,7 @@ impl Network {
             self.links.get_mut(&link).unwrap().ids[1] = Some(connection);
             self.by_id.insert((nodes[1], connection), link);
             self.enqueue(link, 0, Segment::Confirm);
-            let peer = IpAddr::V4(address(nodes[0]));
+            let peer = self.kind.endpoint(nodes[0]);
             self.input(nodes[1], Input::Accepted { connection, peer });
         }
     }

@@ -469,3 +469,34 @@ fn two_losses_in_a_row_cost_no_route_and_a_stale_one_does_not_live_for_ever() {
     }
     assert!(watched.ups > 2);
 }
+
+#[test]
+fn a_connection_from_an_address_that_is_no_peer_is_closed() {
+    let mut watched = Watched::new();
+    let stranger = watched.accept(99);
+    assert!(!watched.connections.contains_key(&stranger));
+    let known = watched.accept(11);
+    assert!(watched.connections.contains_key(&known));
+}
+
+#[test]
+fn all_internal_peers_are_told_of_an_own_block_in_the_same_bytes() {
+    let mut speaker = Watched::new();
+    speaker.peers(100);
+    for node in 11..111 {
+        speaker.establish(node);
+    }
+    let exports = BTreeSet::from([prefix(1), prefix(2)]);
+    speaker.speaker.handle(speaker.now, Input::Exports(exports));
+    let mut sent: Vec<Arc<Vec<u8>>> = Vec::new();
+    while let Some(output) = speaker.speaker.poll_output() {
+        if let Output::Send { bytes, .. } = output {
+            sent.push(bytes);
+        }
+    }
+    assert_eq!(sent.len(), 100);
+    assert!(
+        sent.iter().all(|bytes| Arc::ptr_eq(bytes, &sent[0])),
+        "written out once, and never copied"
+    );
+}

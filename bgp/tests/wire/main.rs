@@ -6,6 +6,7 @@
 mod add_path;
 mod capabilities;
 mod differential;
+mod differential_families;
 mod extended;
 mod golden;
 mod header;

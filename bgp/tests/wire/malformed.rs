@@ -1,7 +1,7 @@
 //! Malformed UPDATEs, each with the section that says what it costs and the verdict expected.
 
 use culvert_bgp::wire::message::{Message, Notification, Update};
-use culvert_bgp::wire::{Decoded, Negotiated, NegotiatedFamily, Verdict, decode};
+use culvert_bgp::wire::{Decoded, Decoder, Negotiated, NegotiatedFamily, Verdict, decode};
 
 use crate::{EXTERNAL, INTERNAL, TWO_OCTETS, clean_update, hex, nlri, update};
 
@@ -652,4 +652,21 @@ fn of_very_many_faults_a_few_are_told_and_the_strongest_counts() {
     assert_eq!(update.withdrawn, [nlri("10.0.1.0/24")]);
     assert!(faults.len() <= 32, "{} faults", faults.len());
     assert!(faults.contains(&(1, Withdraw)));
+}
+
+#[test]
+fn of_two_faults_the_first_is_told_whatever_came_before() {
+    // Both attributes are cut short; what was remembered of a sound message must not change which one is named.
+    let rest = [ORIGIN, AS_PATH, NEXT_HOP, LOCAL_PREF].concat();
+    let sound = update(&[], &hex(&rest), &hex(ANNOUNCED));
+    let (reach, unreach) = ("80 0e 04 0002 01 10", "80 0f 02 0002");
+    for (first, second) in [(reach, unreach), (unreach, reach)] {
+        let broken = update(&[], &hex(&[first, second, &rest].concat()), &[]);
+        let mut decoder = Decoder::new(crate::BOTH_FAMILIES);
+        assert!(decoder.decode(&sound).is_ok());
+        assert_eq!(
+            decoder.decode(&broken),
+            Err(Notification::with_data(3, 9, hex(first)))
+        );
+    }
 }

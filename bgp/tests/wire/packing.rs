@@ -177,6 +177,12 @@ fn a_family_that_was_not_agreed_on_is_left_out() {
     let mixed = [nlri("2001:db8::/32"), nlri("10.0.1.0/24")];
     let updates = check(&encode_withdrawals(&mixed, INTERNAL));
     assert_eq!(updates[0].withdrawn, [nlri("10.0.1.0/24")]);
+    // And what is left of nothing but such is no End-of-RIB.
+    let update = Update {
+        withdrawn: vec![nlri("2001:db8::/32")],
+        ..Update::default()
+    };
+    assert!(encode(&Message::Update(update), INTERNAL).is_empty());
 }
 
 #[test]

@@ -132,6 +132,65 @@ impl Agent {
         Ok(start.elapsed())
     }
 
+    /// Puts another copy of the binary in place of the one that is used from the next start on, as an upgrade does.
+    ///
+    /// # Errors
+    /// When it cannot be copied.
+    pub fn upgrade(&mut self) -> Result<(), LabError> {
+        let copy = self.folder.join("culvert-upgraded");
+        fs::copy(&self.binary, &copy).map_err(LabError::io(format!(
+            "copy {} to {}",
+            self.binary.display(),
+            copy.display()
+        )))?;
+        self.binary = copy;
+        Ok(())
+    }
+
+    /// The binary that its process runs.
+    ///
+    /// # Errors
+    /// When it is down.
+    pub fn executable(&self) -> Result<PathBuf, LabError> {
+        let path = format!(
+            "/proc/{}/exe",
+            self.pid().ok_or(LabError::Layout("the agent is down"))?
+        );
+        fs::read_link(&path).map_err(LabError::io(format!("read {path}")))
+    }
+
+    /// The number of its process, while it is up.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// The value of a metric without labels.
+    ///
+    /// # Errors
+    /// When it does not answer, or has no such metric.
+    pub fn metric(&self, name: &str) -> Result<u64, LabError> {
+        let (_, page) = self.page("/metrics")?;
+        let value = page
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value
+            .and_then(|value| value.trim().parse().ok())
+            .ok_or_else(|| LabError::Answer {
+                what: "the page of metrics".to_owned(),
+                reason: format!("it has no number for {name}"),
+                text: page.clone(),
+            })
+    }
+
+    /// All of its log.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn log_text(&self) -> Result<String, LabError> {
+        fs::read_to_string(self.log()).map_err(LabError::io(format!("read {}", self.log().display())))
+    }
+
     /// Runs `culvert agent --cleanup` in its node, and returns what that printed.
     ///
     /// # Errors

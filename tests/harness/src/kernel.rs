@@ -28,6 +28,20 @@ pub fn no_ipip() -> Option<String> {
     tried.err()
 }
 
+/// Why there is no packet filter for IPv4 here, if there is none: a table with a NAT chain is tried.
+#[must_use]
+pub fn no_filter() -> Option<String> {
+    let tried = in_throw_away_namespace(|| {
+        let mut command = Command::new("nft");
+        command
+            .arg("add table ip probe; add chain ip probe probe { type nat hook postrouting priority 100; }");
+        run(command)
+            .map(drop)
+            .map_err(|e| format!("this kernel has no nf_tables for IPv4 ({e})"))
+    });
+    tried.err()
+}
+
 fn in_throw_away_namespace(act: impl FnOnce() -> Result<(), String> + Send) -> Result<(), String> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {

@@ -8,15 +8,16 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::agent::Agent;
-use crate::bird::{self, Bird};
+use crate::bird::Bird;
 use crate::command::{culvert, run_with_input};
 use crate::layout::{Layout, Names};
 use crate::pod::{Call, Pod};
 use crate::record::Record;
+use crate::wiring::Wiring;
 use crate::{LabError, Namespace, store, wait_for};
 
 /// How long a cluster may take to settle, on the slowest machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// A laboratory. It is taken down when it is dropped, unless it is kept.
 #[derive(Debug)]
@@ -91,8 +92,12 @@ impl Lab {
             stands: true,
         };
         lab.make_namespaces()?;
-        lab.wire_fabric()?;
-        lab.wire_nodes()?;
+        let wiring = lab.wiring();
+        wiring.fabric()?;
+        layout.numbers().try_for_each(|number| wiring.node(number))?;
+        if layout.bird {
+            wiring.bird()?;
+        }
         store::prepare(&lab.datastore(), &layout)?;
         lab.link_plugin(&binary)?;
         for number in layout.numbers() {
@@ -146,6 +151,39 @@ impl Lab {
     /// When the manifests cannot be written.
     pub fn add_object(&self, manifest: String) -> Result<(), LabError> {
         store::add(&self.datastore(), manifest)
+    }
+
+    /// Gives the Node object of this number the InternalIP `to` in place of `from`, as the kubelet does on a host whose
+    /// address changed.
+    ///
+    /// # Errors
+    /// When there is no such object or address, or the manifests cannot be written.
+    pub fn set_internal_ip(&self, number: u8, from: Ipv4Addr, to: Ipv4Addr) -> Result<(), LabError> {
+        store::set_internal_ip(&self.datastore(), &format!("node{number}"), from, to)
+    }
+
+    /// Reboots a node: its agent is gone, and so is all that its kernel held, pods' links included. Its files stay, the
+    /// agent stays down, and its pods are to be detached and attached anew.
+    ///
+    /// # Errors
+    /// When something of it resists.
+    pub fn reboot(&mut self, number: u8) -> Result<(), LabError> {
+        self.agent(number).kill()?;
+        let namespace = self.names.node(number);
+        self.wiring().unplug(number)?;
+        netns_batch("del", std::slice::from_ref(&namespace))?;
+        netns_batch("add", std::slice::from_ref(&namespace))?;
+        self.wiring().plug(number)?;
+        self.wiring().node(number)?;
+        let socket = self.node(number).agent.socket();
+        std::fs::remove_file(&socket).map_err(LabError::io(format!("remove {}", socket.display())))
+    }
+
+    fn wiring(&self) -> Wiring<'_> {
+        Wiring {
+            layout: &self.layout,
+            names: &self.names,
+        }
     }
 
     /// Moves all manifests out of the datastore, as by accident.
@@ -391,7 +429,8 @@ impl Lab {
             return format!("{block} via {via} dev tunl0 proto culvert onlink");
         }
         format!(
-            "{block} via {via} dev eth0 proto culvert src {} onlink",
+            "{block} via {via} dev {} proto culvert src {} onlink",
+            self.layout.device(from),
             self.layout.address(from)
         )
     }
@@ -435,96 +474,6 @@ impl Lab {
             self.record.namespace(namespace.name())?;
         }
         netns_batch("add", &all)
-    }
-
-    /// The bridges, with a cable to every node. The fabric is the router between the subnets too; it knows nothing of pods.
-    fn wire_fabric(&self) -> Result<(), LabError> {
-        let fabric = self.names.fabric();
-        fabric.sysctl(&[("net/ipv4/ip_forward", "1"), ("net/ipv4/conf/all/rp_filter", "0")])?;
-        let mut lines = vec!["link set lo up".to_owned()];
-        let bridges: &[(&str, &str)] = if self.layout.two_networks {
-            &[("near", "192.168.0.253/24"), ("second", "192.168.3.253/24")]
-        } else {
-            &[
-                ("near", "172.18.0.1/24"),
-                ("far", "172.19.0.1/24"),
-                ("second", "192.168.3.1/24"),
-            ]
-        };
-        for (bridge, address) in bridges {
-            lines.push(format!("link add {bridge} type bridge"));
-            lines.push(format!("addr add {address} dev {bridge}"));
-            lines.push(format!("link set {bridge} up"));
-        }
-        let mut cable = |port: &str, bridge: &str, link: &str, node: &Namespace| {
-            lines.push(format!(
-                "link add {port} type veth peer name {link} netns {}",
-                node.name()
-            ));
-            lines.push(format!("link set {port} master {bridge} up"));
-        };
-        for number in self.layout.numbers() {
-            let bridge = if self.layout.is_far(number) { "far" } else { "near" };
-            cable(&format!("node{number}"), bridge, "eth0", &self.names.node(number));
-        }
-        for number in self.layout.numbers().filter(|n| self.layout.has_second_nic(*n)) {
-            cable(
-                &format!("node{number}-b"),
-                "second",
-                "eth1",
-                &self.names.node(number),
-            );
-        }
-        if self.layout.bird {
-            cable("bird", "near", "eth0", &self.names.bird());
-        }
-        fabric.ip_batch(&lines)
-    }
-
-    fn wire_nodes(&self) -> Result<(), LabError> {
-        for number in self.layout.numbers() {
-            let node = self.names.node(number);
-            node.sysctl(&[
-                ("net/ipv4/conf/all/rp_filter", "0"),
-                ("net/ipv4/conf/default/rp_filter", "0"),
-            ])?;
-            let mut lines = self.underlay(number);
-            if self.layout.second_nic == Some(number) {
-                lines.push(format!(
-                    "addr add 192.168.3.{}/24 dev eth1",
-                    number.saturating_add(10)
-                ));
-                lines.push("link set eth1 up".to_owned());
-            }
-            node.ip_batch(&lines)?;
-        }
-        if self.layout.bird {
-            let bird = self.names.bird();
-            bird.sysctl(&[("net/ipv4/ip_forward", "1"), ("net/ipv4/conf/all/rp_filter", "0")])?;
-            let mut lines = self.underlay(self.layout.bird_number());
-            lines.extend(bird::places(&self.layout));
-            bird.ip_batch(&lines)?;
-        }
-        Ok(())
-    }
-
-    fn underlay(&self, number: u8) -> Vec<String> {
-        let mut lines = vec![
-            "link set lo up".to_owned(),
-            format!("addr add {}/24 dev eth0", self.layout.first_address(number)),
-            "link set eth0 up".to_owned(),
-        ];
-        if self.layout.two_networks {
-            lines.push("link set eth1 up".to_owned());
-            if number == Layout::lone_number() {
-                // The nodes of the other network are on the wire of the first one too.
-                lines.push("route add 192.168.3.0/24 dev eth0".to_owned());
-            } else {
-                lines.push(format!("addr add {}/24 dev eth1", self.layout.address(number)));
-            }
-        }
-        lines.push(format!("route add default via {}", self.layout.router(number)));
-        lines
     }
 
     /// The plugin is the agent's binary under another name.

@@ -61,6 +61,19 @@ impl FromStr for Mode {
     }
 }
 
+/// The kind of link that carries the address by which a node is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nic {
+    /// `eth0` itself.
+    Ethernet,
+    /// A VLAN on it, `eth0.100`.
+    Vlan,
+    /// `bond0`, of which `eth0` is the active half and `eth1` the other.
+    Bond,
+    /// A bridge with it as a port, `br0`.
+    Bridge,
+}
+
 /// What a laboratory is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -75,6 +88,8 @@ pub struct Layout {
     /// Whether every node has two NICs, on 192.168.0.0/24 and on 192.168.3.0/24, and is known by its address on the second;
     /// but for [`Layout::lone_number`], which has none there and is known by that on the first.
     pub two_networks: bool,
+    /// Whether the first nodes are known by an address on a VLAN, a bond and a bridge, one each ([`Layout::nic`]).
+    pub stacked_nics: bool,
 }
 
 impl Layout {
@@ -87,6 +102,17 @@ impl Layout {
             second_nic: Some(2),
             bird: false,
             two_networks: false,
+            stacked_nics: false,
+        }
+    }
+
+    /// Three nodes that are known by an address on a VLAN, on a bond and on a bridge.
+    #[must_use]
+    pub const fn on_stacked_nics(mode: Mode) -> Self {
+        Self {
+            second_nic: None,
+            stacked_nics: true,
+            ..Self::new(mode)
         }
     }
 
@@ -111,6 +137,9 @@ impl Layout {
     pub(crate) fn check(&self) -> Result<(), LabError> {
         if !NODES.contains(&self.nodes) {
             return Err(LabError::Layout("a laboratory has 2 to 20 nodes"));
+        }
+        if self.stacked_nics && (self.two_networks || self.second_nic.is_some()) {
+            return Err(LabError::Layout("nodes with stacked NICs have no others"));
         }
         if self.two_networks && (self.bird || self.second_nic.is_some() || self.mode != Mode::Ipip) {
             return Err(LabError::Layout(
@@ -141,6 +170,28 @@ impl Layout {
     pub fn is_far(&self, number: u8) -> bool {
         let near = self.nodes - self.nodes.div_ceil(3);
         self.mode == Mode::CrossSubnet && number > near && number <= self.nodes
+    }
+
+    /// The kind of NIC that this node is known by.
+    #[must_use]
+    pub fn nic(&self, number: u8) -> Nic {
+        match number {
+            1 if self.stacked_nics => Nic::Vlan,
+            2 if self.stacked_nics => Nic::Bond,
+            3 if self.stacked_nics => Nic::Bridge,
+            _ => Nic::Ethernet,
+        }
+    }
+
+    /// The name of this node's first NIC that has an address.
+    #[must_use]
+    pub fn device(&self, number: u8) -> &'static str {
+        match self.nic(number) {
+            Nic::Ethernet => "eth0",
+            Nic::Vlan => "eth0.100",
+            Nic::Bond => "bond0",
+            Nic::Bridge => "br0",
+        }
     }
 
     /// Whether this node has two NICs.

@@ -21,11 +21,12 @@ mod record;
 pub mod status;
 mod store;
 mod wait;
+mod wiring;
 
 pub use command::culvert;
 pub use error::LabError;
 pub use lab::{Lab, Node};
-pub use layout::{Layout, Mode};
+pub use layout::{Layout, Mode, Nic};
 pub use namespace::Namespace;
 pub use pod::Pod;
 pub use record::take_down_left_over;

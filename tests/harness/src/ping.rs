@@ -100,6 +100,12 @@ impl PingTrain {
         })
     }
 
+    /// How many were answered so far.
+    #[must_use]
+    pub fn answered(&self) -> usize {
+        self.count()
+    }
+
     /// Stops the train. The packets that were still under way do not count.
     #[must_use]
     pub fn stop(mut self) -> Outcome {

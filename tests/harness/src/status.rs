@@ -1,6 +1,7 @@
 //! `culvert node status -o json`, read leniently: what a laboratory needs of it, wherever else it grows.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use serde::Deserialize;
 
@@ -11,6 +12,9 @@ use crate::LabError;
 pub struct Status {
     /// Its node.
     pub node: String,
+    /// The address that it is known by; none until it has found that.
+    #[serde(default)]
+    pub address: Option<Ipv4Addr>,
     #[serde(default)]
     peers: Vec<Peer>,
     /// Its routes.

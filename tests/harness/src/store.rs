@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use crate::layout::{AS_NUMBER, BIRD_BLOCK, Layout, POOL};
@@ -99,6 +100,29 @@ pub(crate) fn take_node(folder: &Path, name: &str) -> Result<String, LabError> {
     taken.ok_or_else(|| unknown(folder, &format!("Node {name}")))
 }
 
+/// Gives a Node the InternalIP `to` in place of `from`.
+pub(crate) fn set_internal_ip(
+    folder: &Path,
+    name: &str,
+    from: Ipv4Addr,
+    to: Ipv4Addr,
+) -> Result<(), LabError> {
+    let (from, to) = (format!("address: {from}"), format!("address: {to}"));
+    edit(folder, |mut documents| {
+        let node = documents.iter_mut().find(|d| is(d, "Node", name));
+        let node = node.ok_or_else(|| unknown(folder, &format!("Node {name}")))?;
+        let is_old = |line: &str| line.trim_start_matches([' ', '-']).trim_end() == from;
+        if !node.lines().any(is_old) {
+            return Err(unknown(folder, &format!("InternalIP of {name} with {from}")));
+        }
+        *node = node
+            .lines()
+            .map(|line| if is_old(line) { line.replace(&from, &to) } else { line.to_owned() } + "\n")
+            .collect();
+        Ok(documents)
+    })
+}
+
 /// Adds a document.
 pub(crate) fn add(folder: &Path, document: String) -> Result<(), LabError> {
     edit(folder, |mut documents| {
@@ -130,7 +154,10 @@ pub(crate) fn move_all(from: &Path, to: &Path) -> Result<(), LabError> {
 fn manifests(layout: &Layout) -> String {
     let mut text = pool(layout.mode) + &configuration();
     for number in layout.numbers() {
-        text += &node(&format!("node{number}"), &layout.address(number).to_string());
+        // Whoever has two addresses names both, that by which it is known first.
+        let (known_by, first) = (layout.address(number), layout.first_address(number));
+        let other = (known_by != first).then_some(first);
+        text += &node(&format!("node{number}"), known_by, other);
     }
     if layout.bird {
         text += &bird(layout);
@@ -170,7 +197,10 @@ spec:
     )
 }
 
-fn node(name: &str, address: &str) -> String {
+fn node(name: &str, address: Ipv4Addr, other: Option<Ipv4Addr>) -> String {
+    let other = other.map_or_else(String::new, |other| {
+        format!("  - type: InternalIP\n    address: {other}\n")
+    });
     format!(
         "---
 apiVersion: v1
@@ -181,7 +211,7 @@ status:
   addresses:
   - type: InternalIP
     address: {address}
-  - type: Hostname
+{other}  - type: Hostname
     address: {name}
 "
     )
@@ -260,6 +290,11 @@ mod tests {
         assert_eq!(pool["spec"]["disabled"], true);
         assert_eq!(pool["spec"]["cidr"], POOL);
         assert_eq!(documents(&changed)[1..], documents(&manifests(&layout))[1..]);
+
+        let addresses = ["172.18.0.13", "172.18.0.33"].map(|text| text.parse().unwrap());
+        set_internal_ip(folder, "node3", addresses[0], addresses[1]).unwrap();
+        assert!(read().contains("    address: 172.18.0.33") && !read().contains("172.18.0.13"));
+        assert!(set_internal_ip(folder, "node3", addresses[0], addresses[1]).is_err());
 
         let node = take_node(folder, "node2").unwrap();
         assert!(node.contains("address: 172.18.0.12") && !read().contains("node2"));

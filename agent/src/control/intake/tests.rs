@@ -64,7 +64,7 @@ struct Running {
     outlets: Outlets,
     file: LastGood,
     stop: CancellationToken,
-    task: tokio::task::JoinHandle<()>,
+    task: tokio::task::JoinHandle<mpsc::Receiver<oneshot::Sender<usize>>>,
     _folder: TempDir,
 }
 
@@ -234,7 +234,8 @@ async fn another_address_in_this_nodes_object_is_said_and_another_nodes_is_not()
     assert_eq!(
         intake.outlets.remarks.borrow_and_update().node.as_deref(),
         Some(
-            "Node a has the InternalIP 172.18.0.7 now, and this agent is known by 172.18.0.1: restart the agent to take it"
+            "Node a has the InternalIP 172.18.0.7 now, and this agent is known by 172.18.0.1: it takes the new one as soon as \
+             this host has it and no longer has 172.18.0.1; or restart the agent to take it now"
         )
     );
     intake.tell.send(upsert(&node("a", "172.18.0.1"))).await.unwrap();

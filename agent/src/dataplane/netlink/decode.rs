@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_REPLACE, NetlinkBuffer, NlaBuffer, NlasIterator};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoData, InfoIpTunnel, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteNextHop, RouteNextHopFlags,
     RouteType, RouteVia,
@@ -90,6 +90,7 @@ pub(super) fn link(message: &LinkMessage) -> Option<Link> {
         running: message.header.flags.contains(LinkFlags::LowerUp),
         mtu: 0,
         kind: None,
+        path_mtu_discovery: None,
     };
     for attribute in &message.attributes {
         match attribute {
@@ -100,11 +101,23 @@ pub(super) fn link(message: &LinkMessage) -> Option<Link> {
                     LinkInfo::Kind(kind) => Some(kind.to_string()),
                     _ => None,
                 });
+                link.path_mtu_discovery = infos.iter().find_map(path_mtu_discovery);
             }
             _ => {}
         }
     }
     Some(link)
+}
+
+/// Whether an ipip link sets DF in every outer header (`IFLA_IPTUN_PMTUDISC`).
+fn path_mtu_discovery(info: &LinkInfo) -> Option<bool> {
+    let LinkInfo::Data(InfoData::IpTunnel(parameters)) = info else {
+        return None;
+    };
+    parameters.iter().find_map(|parameter| match parameter {
+        InfoIpTunnel::PMtuDisc(on) => Some(*on),
+        _ => None,
+    })
 }
 
 /// An IPv4 address.

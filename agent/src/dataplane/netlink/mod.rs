@@ -13,7 +13,7 @@ pub(super) mod nftables;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use async_trait::async_trait;
@@ -26,7 +26,7 @@ use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard, mpsc};
 
 use self::connection::{Answer, Connection, Interrupted, Request};
 use self::echo::Echo;
-use super::{Dataplane, DataplaneError, Namespace, sysctl};
+use super::{Dataplane, DataplaneError, Namespace, path_mtu_discovery, sysctl};
 use crate::fib::{Address, Change, KernelEvent, Link, Route, Snapshot};
 
 /// Routes in one send: if the kernel refuses them all, its answers must fit into the receive buffer.
@@ -83,6 +83,9 @@ impl Netlink {
             Change::EnableForwarding => return self.switch(sysctl::enable_forwarding),
             Change::LoosenReversePath { name } => {
                 return self.switch(|| sysctl::set_link(name, "rp_filter", "2"));
+            }
+            Change::SetPathMtuDiscovery { name, on, .. } => {
+                return self.switch(|| path_mtu_discovery::set(name, *on));
             }
             Change::CreateTunnel { name } => return create_tunnel(connection, name).await,
             Change::SetLink { link, mtu } => (encode::set_link(*link, *mtu), &[]),
@@ -156,9 +159,17 @@ impl Dataplane for Netlink {
             .await
             .map_err(|why| interrupted("dump the rules", why))?;
         let links: Vec<Link> = links.iter().filter_map(decode::link).collect();
-        let tunnels = links.iter().filter(|link| link.kind.as_deref() == Some("ipip"));
+        // Links of pods have none, and there are many of them.
+        let with_ipv4: BTreeSet<u32> = addresses
+            .iter()
+            .filter(|address| address.net.addr().is_ipv4())
+            .map(|address| address.link)
+            .collect();
+        let others = links
+            .iter()
+            .filter(|link| link.kind.as_deref() == Some("ipip") || with_ipv4.contains(&link.index));
         let switches = || {
-            let strict = tunnels.filter(|link| sysctl::is_strict(&link.name));
+            let strict = others.filter(|link| sysctl::is_strict(&link.name));
             Ok((sysctl::forwarding()?, strict.map(|link| link.index).collect()))
         };
         let (forwarding, strict) = self
@@ -335,6 +346,7 @@ fn words(change: &Change, names: &BTreeMap<u32, String>) -> String {
         Change::CreateTunnel { name } => format!("create the ipip tunnel {name}"),
         Change::SetLink { link, mtu } => format!("set {} up with mtu {mtu}", device(link)),
         Change::LoosenReversePath { name } => format!("set net.ipv4.conf.{name}.rp_filter to 2"),
+        Change::SetPathMtuDiscovery { name, on, .. } => path_mtu_discovery::words(name, *on),
         Change::SetLinkDown { link } => format!("set {} down", device(link)),
         Change::AddAddress(address) => format!("add the address {}", at(address)),
         Change::DeleteAddress(address) => format!("delete the address {}", at(address)),

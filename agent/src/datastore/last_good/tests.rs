@@ -72,14 +72,20 @@ fn nothing_that_may_be_secret_or_changes_all_the_time_is_kept() {
 }
 
 #[test]
-fn of_the_blocks_only_the_nodes_own_are_kept() {
-    let block = |affinity: Value| {
+fn of_the_blocks_the_nodes_own_are_kept_and_those_in_which_it_has_an_address() {
+    let with = |affinity: Value, allocations: Value| {
         let block: IpamBlock = of(json!({
             "metadata": {"name": "10-65-1-0-26"},
-            "spec": {"cidr": "10.65.1.0/26", "affinity": affinity, "allocations": [], "unallocated": [], "attributes": []},
+            "spec": {
+                "cidr": "10.65.1.0/26", "affinity": affinity, "allocations": allocations, "unallocated": [],
+                "attributes": [{"handle_id": "h", "secondary": {"node": "a"}}],
+            },
         }));
         Object::IpamBlock(block)
     };
+    let block = |affinity: Value| with(affinity, json!([]));
+    assert!(kept(&with(json!("host:b"), json!([null, 0])), "a").is_some());
+    assert!(kept(&with(json!("host:b"), json!([null, 0])), "c").is_none());
     assert!(kept(&block(json!("host:a")), "a").is_some());
     assert!(kept(&block(json!("host:b")), "a").is_none());
     assert!(kept(&block(Value::Null), "a").is_none());

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::*;
-use crate::api::{BgpConfiguration, BlockAffinity, IpPool, Key, Kind, Node, Object, annotation};
+use crate::api::{BgpConfiguration, BlockAffinity, IpPool, IpamBlock, Key, Kind, Node, Object, annotation};
 use crate::cluster::Cluster;
 use crate::desired::{Learned, plan};
 use crate::fib::{Address, Change, KernelEvent, NextHop, Snapshot};
@@ -65,6 +65,7 @@ fn settings(pin_table: Option<u32>) -> Settings {
         address: [172, 18, 0, 11].into(),
         protocol: OURS.protocol,
         tunnel_mtu: None,
+        path_mtu_discovery: None,
         pin_table,
     }
 }
@@ -98,12 +99,25 @@ fn some_object() -> impl Strategy<Value = Object> {
         }
         Object::BlockAffinity(BlockAffinity::new(affinity_name(n, block), spec))
     });
+    let block = (select(&PREFIXES[..2]), 0usize..3, 0usize..3).prop_map(|(cidr, owner, holder)| {
+        let name = block_name(cidr);
+        let yaml = format!(
+            "metadata: {{name: {name}}}\nspec: {{cidr: {cidr}, affinity: 'host:node{owner}', allocations: [null, 0], \
+             attributes: [{{handle_id: h, secondary: {{node: node{holder}}}}}]}}"
+        );
+        let block: IpamBlock = serde_yaml::from_str(&yaml).unwrap();
+        Object::IpamBlock(block)
+    });
     let bgp = any::<bool>().prop_map(|mesh| {
         let yaml = format!("metadata: {{name: default}}\nspec: {{nodeToNodeMeshEnabled: {mesh}}}");
         let bgp: BgpConfiguration = serde_yaml::from_str(&yaml).unwrap();
         Object::BgpConfiguration(bgp)
     });
-    prop_oneof![4 => node, 3 => pool, 3 => affinity, 1 => bgp]
+    prop_oneof![4 => node, 3 => pool, 3 => affinity, 2 => block, 1 => bgp]
+}
+
+fn block_name(cidr: &str) -> String {
+    cidr.replace(['.', '/'], "-")
 }
 
 fn affinity_name(node: usize, block: &str) -> String {
@@ -114,6 +128,7 @@ fn some_key() -> impl Strategy<Value = Key> {
     prop_oneof![
         (0usize..5).prop_map(|n| Key::new(Kind::Node, format!("node{n}"))),
         select(vec!["a", "b", "c"]).prop_map(|name| Key::new(Kind::IpPool, name)),
+        select(&PREFIXES[..2]).prop_map(|cidr| Key::new(Kind::IpamBlock, block_name(cidr))),
         (0usize..2, select(&PREFIXES[..4]))
             .prop_map(|(n, block)| Key::new(Kind::BlockAffinity, affinity_name(n, block))),
     ]
@@ -153,6 +168,7 @@ fn some_link() -> impl Strategy<Value = Link> {
             running: up,
             mtu,
             kind: (name == "tunl0").then(|| "ipip".to_owned()),
+            path_mtu_discovery: None,
         })
 }
 
@@ -259,6 +275,7 @@ impl World {
             running: true,
             mtu: 1500,
             kind: (name == "tunl0").then(|| "ipip".to_owned()),
+            path_mtu_discovery: None,
         };
         let actual = Actual::new(Snapshot {
             links: vec![link(2, "eth0"), link(3, "tunl0"), link(4, "eth1")],
@@ -416,6 +433,7 @@ fn what_cannot_move_a_way_leaves_the_ways_alone() {
         running: true,
         mtu: 1480,
         kind: Some("veth".to_owned()),
+        path_mtu_discovery: None,
     };
     let link_local = Address {
         link: 9,

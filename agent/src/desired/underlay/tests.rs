@@ -63,6 +63,7 @@ fn host(addresses: &[&str], routes: Vec<Route>) -> Snapshot {
         running: true,
         mtu: 1500,
         kind: None,
+        path_mtu_discovery: None,
     });
     let addresses = addresses.iter().map(|words| {
         let (net, name) = words.split_once(' ').unwrap();
@@ -85,6 +86,7 @@ fn settings(address: &str) -> Settings {
         address: address.parse().unwrap(),
         protocol: OURS,
         tunnel_mtu: None,
+        path_mtu_discovery: None,
         pin_table: Some(T),
     }
 }

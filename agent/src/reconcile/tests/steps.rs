@@ -70,6 +70,7 @@ fn the_steps_come_in_the_order_in_which_they_work() {
             name: "tunl0".into(),
             mtu: 1480,
             address: Some([10, 65, 42, 0].into()),
+            path_mtu_discovery: None,
         }),
         rules: BTreeSet::from([rule(110, 86)]),
         forwarding: true,
@@ -104,6 +105,7 @@ fn the_steps_come_in_the_order_in_which_they_work() {
 fn a_device_that_is_no_tunnel_is_not_touched() {
     let physical = Link {
         kind: None,
+        path_mtu_discovery: None,
         ..device("tunl0", false, 1500)
     };
     let address = Address {
@@ -119,6 +121,7 @@ fn a_device_that_is_no_tunnel_is_not_touched() {
         name: "tunl0".into(),
         mtu: 1480,
         address: Some([10, 65, 42, 0].into()),
+        path_mtu_discovery: None,
     });
     let desired = Desired {
         tunnel,
@@ -201,4 +204,40 @@ fn a_protocol_of_zero_owns_no_rule() {
     });
     let nobody = Ours { protocol: 0 };
     assert_eq!(diff(&Desired::default(), &actual, &nobody, Removal::Now), []);
+}
+
+#[test]
+fn path_mtu_discovery_is_set_as_configured_and_else_left_as_it_is() {
+    let steps = |present: bool, configured: Option<bool>| {
+        let link = Link {
+            path_mtu_discovery: Some(present),
+            ..device("tunl0", true, 1480)
+        };
+        let actual = Actual::new(Snapshot {
+            links: vec![link],
+            ..Snapshot::default()
+        });
+        let tunnel = Tunnel {
+            name: "tunl0".into(),
+            mtu: 1480,
+            address: None,
+            path_mtu_discovery: configured,
+        };
+        let desired = Desired {
+            tunnel: Some(tunnel),
+            ..Desired::default()
+        };
+        diff(&desired, &actual, &OURS, Removal::Now)
+    };
+    for present in [true, false] {
+        assert_eq!(steps(present, None), []);
+        assert_eq!(steps(present, Some(present)), []);
+        let name = "tunl0".to_owned();
+        let set = Change::SetPathMtuDiscovery {
+            link: TUNNEL,
+            name,
+            on: !present,
+        };
+        assert_eq!(steps(present, Some(!present)), [set]);
+    }
 }
