@@ -71,6 +71,7 @@ fn learned(internal: bool, edit: impl FnOnce(&mut Neighbour, &mut PathAttributes
     Candidate {
         from: Arc::new(from),
         received_id: 0,
+        path_id: 0,
         attributes: Arc::new(attributes),
     }
 }

@@ -5,6 +5,7 @@
 //! pairs would not do: MED compares within one neighbour AS only, so that "better" is no order.)
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -36,6 +37,8 @@ pub struct Candidate {
     pub from: Arc<Neighbour>,
     /// The Path Identifier that the peer gave it; 0 without ADD-PATH (RFC 7911 §3).
     pub received_id: u32,
+    /// The Path Identifier that we give it (RFC 7911 §3), for as long as it is there. Loc-RIB sets it.
+    pub path_id: u32,
     /// The path, as import left it.
     pub attributes: Arc<PathAttributes>,
 }
@@ -243,12 +246,22 @@ impl<F: FnMut(Rule, usize, usize)> Round<'_, F> {
 
     /// Strikes out every path that one of the same neighbour AS beats on MULTI_EXIT_DISC.
     fn keep_least_med(&mut self) {
-        let all = self.left.clone();
+        let mut values = self.left.iter().map(|(_, path)| med(path));
+        let first = values.next();
+        if values.all(|value| Some(value) == first) {
+            return;
+        }
+        let mut least: BTreeMap<Option<Asn>, (u32, usize)> = BTreeMap::new();
+        for &(at, path) in &self.left {
+            let this = (med(path), at);
+            let known = least.entry(neighbour_as(&path.attributes)).or_insert(this);
+            *known = this.min(*known);
+        }
         self.left.retain(|&(at, path)| {
-            let better = all.iter().find(|(_, other)| {
-                neighbour_as(&other.attributes) == neighbour_as(&path.attributes) && med(other) < med(path)
-            });
-            if let Some(&(by, _)) = better {
+            let better = least
+                .get(&neighbour_as(&path.attributes))
+                .filter(|(value, _)| *value < med(path));
+            if let Some(&(_, by)) = better {
                 (self.struck)(Rule::Med, at, by);
             }
             better.is_none()

@@ -1,6 +1,6 @@
 //! Loc-RIB: what this speaker uses (RFC 4271 §3.2): its own routes, and the best of what import let in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::decision::{self, Candidate, Selection};
@@ -41,20 +41,37 @@ pub struct Change {
 #[derive(Clone, Debug, Default)]
 struct Destination {
     local: bool,
-    paths: Vec<Candidate>,
-    /// Of each path, as long as it is there.
-    path_ids: Vec<u32>,
     /// Which of the paths is the best.
-    best: usize,
-    next_hops: Vec<NextHop>,
+    best: u32,
+    paths: Vec<Candidate>,
+    /// Where packets go besides the next hop of the best path. Mostly nowhere, so that it takes no memory.
+    others: Vec<NextHop>,
+}
+
+fn next_hop(path: &Candidate) -> NextHop {
+    NextHop {
+        address: path.attributes.next_hop,
+        peer: path.from.peer,
+    }
 }
 
 impl Destination {
+    fn best_path(&self) -> Option<&Candidate> {
+        self.paths.get(usize::try_from(self.best).ok()?)
+    }
+
     fn best(&self) -> Option<Best<'_>> {
         if self.local {
             return Some(Best::Local);
         }
-        self.paths.get(self.best).map(Best::Learned)
+        self.best_path().map(Best::Learned)
+    }
+
+    /// Where packets go; nowhere from here for what this node originates: it delivers that itself.
+    fn next_hops(&self) -> impl Iterator<Item = NextHop> {
+        let learned = (!self.local).then(|| self.best_path().map(next_hop)).flatten();
+        let others = learned.is_some().then_some(&self.others);
+        learned.into_iter().chain(others.into_iter().flatten().copied())
     }
 
     fn position(&self, peer: IpAddr, received_id: u32) -> Option<usize> {
@@ -64,28 +81,33 @@ impl Destination {
 
     /// A number that no other path has.
     fn free_id(&self) -> u32 {
-        let mut id = LOCAL_ID + 1;
-        while self.path_ids.contains(&id) {
-            id += 1;
-        }
-        id
+        let ids = || self.paths.iter().map(|path| path.path_id);
+        let highest = ids().max().unwrap_or(LOCAL_ID);
+        highest.checked_add(1).unwrap_or_else(|| {
+            let taken: BTreeSet<u32> = ids().collect();
+            let mut free = LOCAL_ID + 1;
+            while taken.contains(&free) {
+                free += 1;
+            }
+            free
+        })
     }
 
-    fn insert(&mut self, path: Candidate) -> bool {
+    fn insert(&mut self, mut path: Candidate) -> bool {
         if let Some(at) = self.position(path.from.peer, path.received_id)
             && let Some(known) = self.paths.get_mut(at)
         {
+            path.path_id = known.path_id;
             let differs = *known != path;
             *known = path;
             return differs;
         }
-        let id = self.free_id();
+        path.path_id = self.free_id();
         if self.paths.is_empty() {
             // Most destinations have one path for ever.
-            (self.paths, self.path_ids) = (vec![path], vec![id]);
+            self.paths = vec![path];
         } else {
             self.paths.push(path);
-            self.path_ids.push(id);
         }
         true
     }
@@ -95,37 +117,38 @@ impl Destination {
             return false;
         };
         self.paths.remove(at);
-        self.path_ids.remove(at);
         true
     }
 
     /// Selects anew.
     fn decide(&mut self, multipath: usize) {
-        self.next_hops.clear();
+        self.best = 0;
+        self.others.clear();
+        // What is ours needs no decision: all nodes may announce a destination that all of them originate.
+        if self.local || self.paths.len() < 2 {
+            return;
+        }
         let Some(Selection { best, equal }) = decision::select(&self.paths) else {
             return;
         };
-        self.best = best;
-        if self.local {
+        self.best = u32::try_from(best).unwrap_or(0);
+        let Some(first) = self.paths.get(best).map(next_hop) else {
             return;
-        }
-        let hop = |at: usize| {
-            self.paths.get(at).map(|path| NextHop {
-                address: path.attributes.next_hop,
-                peer: path.from.peer,
-            })
         };
-        let mut hops: Vec<NextHop> = hop(best).into_iter().collect();
         if multipath > 1 && equal.len() > 1 {
-            let mut others: Vec<NextHop> = equal.into_iter().filter_map(hop).collect();
-            others.sort_unstable();
-            for other in others {
-                if hops.len() < multipath && hops.iter().all(|known| known.address != other.address) {
-                    hops.push(other);
+            let mut equal: Vec<NextHop> = equal
+                .into_iter()
+                .filter_map(|at| self.paths.get(at).map(next_hop))
+                .collect();
+            equal.sort_unstable();
+            for hop in equal {
+                let is_new = hop.address != first.address
+                    && self.others.iter().all(|known| known.address != hop.address);
+                if is_new && self.others.len() + 1 < multipath {
+                    self.others.push(hop);
                 }
             }
         }
-        self.next_hops = hops;
     }
 }
 
@@ -174,8 +197,9 @@ impl LocRib {
 
     /// Where packets for `prefix` go.
     #[must_use]
-    pub fn next_hops(&self, prefix: Prefix) -> &[NextHop] {
-        self.destinations.get(&prefix).map_or(&[], |at| &at.next_hops)
+    pub fn next_hops(&self, prefix: Prefix) -> Vec<NextHop> {
+        let destination = self.destinations.get(&prefix);
+        destination.map_or_else(Vec::new, |at| at.next_hops().collect())
     }
 
     /// The paths of peers to `prefix`, in no order.
@@ -191,8 +215,8 @@ impl LocRib {
                 path_id: LOCAL_ID,
                 path: Best::Local,
             });
-            let learned = at.paths.iter().zip(&at.path_ids).map(|(path, &path_id)| Path {
-                path_id,
+            let learned = at.paths.iter().map(|path| Path {
+                path_id: path.path_id,
                 path: Best::Learned(path),
             });
             local.into_iter().chain(learned)
@@ -221,10 +245,10 @@ impl LocRib {
     fn change(&mut self, prefix: Prefix, edit: impl FnOnce(&mut Destination) -> bool) -> Option<Change> {
         let destination = self.destinations.entry(prefix).or_default();
         let was_local = destination.local;
-        let before = destination.paths.get(destination.best).cloned();
-        let hops_before = std::mem::take(&mut destination.next_hops);
+        let before = destination.best_path().cloned();
+        let others = std::mem::take(&mut destination.others);
         if !edit(destination) {
-            destination.next_hops = hops_before;
+            destination.others = others;
             if destination.best().is_none() {
                 self.destinations.remove(&prefix);
             }
@@ -232,14 +256,22 @@ impl LocRib {
         }
         destination.decide(self.multipath);
         let best = was_local != destination.local
-            || (!destination.local && before.as_ref() != destination.paths.get(destination.best));
-        let hops = (destination.next_hops != hops_before).then(|| destination.next_hops.clone());
-        if !destination.local && destination.paths.is_empty() {
+            || (!destination.local && before.as_ref() != destination.best_path());
+        let hop_before = before.as_ref().filter(|_| !was_local).map(next_hop);
+        let hops_before = hop_before
+            .into_iter()
+            .chain(others.into_iter().filter(|_| !was_local));
+        let next_hops = if destination.next_hops().eq(hops_before) {
+            None
+        } else {
+            Some(destination.next_hops().collect())
+        };
+        if destination.best().is_none() {
             self.destinations.remove(&prefix);
         }
         Some(Change {
             prefix,
-            next_hops: hops,
+            next_hops,
             best,
         })
     }

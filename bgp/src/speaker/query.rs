@@ -69,7 +69,7 @@ impl Speaker {
         known.then(|| RouteView {
             prefix,
             local,
-            next_hops: self.ribs.loc.next_hops(prefix).to_vec(),
+            next_hops: self.ribs.loc.next_hops(prefix),
             paths,
             rejected,
         })
@@ -95,7 +95,7 @@ impl Speaker {
     }
 
     /// The destinations in use, in order, and where packets go; nowhere for those of this node.
-    pub fn loc_rib(&self) -> impl Iterator<Item = (Prefix, &[NextHop])> {
+    pub fn loc_rib(&self) -> impl Iterator<Item = (Prefix, Vec<NextHop>)> {
         let routes = self.ribs.loc.iter();
         routes.map(|(prefix, _)| (prefix, self.ribs.loc.next_hops(prefix)))
     }

@@ -43,6 +43,7 @@ pub(super) fn decide(
             let path = Candidate {
                 from: Arc::clone(from),
                 received_id: nlri.path_id,
+                path_id: 0,
                 attributes: if peer.import.has_policy() {
                     ribs.attributes.intern(&attributes)
                 } else {

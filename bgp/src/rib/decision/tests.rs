@@ -24,6 +24,7 @@ fn path(peer: u8, edit: impl FnOnce(&mut Neighbour, &mut PathAttributes)) -> Can
     Candidate {
         from: Arc::new(from),
         received_id: 0,
+        path_id: 0,
         attributes: Arc::new(attributes),
     }
 }
