@@ -1,6 +1,6 @@
 //! Driver of the BGP speaker: one task owns it, and carries out what it asks for.
 //!
-//! Every connection has a task of its own that reads and writes; the listener has one; there is one timer. All of them
+//! Every connection has a task of its own that reads; the owner writes by itself as far as the kernel takes it. All
 //! talk to the owner through bounded channels: a peer that sends faster than it is read is slowed by TCP, and one that
 //! reads too slowly is dropped, never held in memory. What the speaker learns is handed on latest state first: a burst
 //! of changes to one destination costs its reader one.
@@ -31,8 +31,8 @@ use connection::{Connection, Listener, SocketEvent};
 use strangers::Strangers;
 use unanswered::Unanswered;
 
-/// Events of sockets that wait for the owner; a full channel stops the reading of all connections.
-const SOCKET_EVENTS: usize = 1024;
+/// Events of sockets that wait for the owner, of up to 64 KiB each; a full channel stops the reading of all connections.
+const SOCKET_EVENTS: usize = 256;
 
 /// The state of the peers is told at most this often: a thousand sessions that come up at once are one telling.
 const STATUS_INTERVAL: Duration = Duration::from_millis(100);
@@ -187,7 +187,7 @@ impl Driver {
                     Some(command) => self.obey(command),
                     None => return,
                 },
-                Some(event) = events.recv() => self.take(event),
+                Some(event) = events.recv() => self.take_all(event, &mut events),
                 () = sleep_until(pause_until), if self.strangers.is_paused() => self.strangers.go_on(),
                 (family, accepted) = accept_any(&self.listeners), if may_accept => self.accept(family, accepted),
                 () = timer => self.tell(Input::Timer),
@@ -291,6 +291,16 @@ impl Driver {
         self.tell(Input::Accepted { connection: id, peer });
     }
 
+    /// Takes an event and those that wait behind it, so that what they change is told at once. No more than a channel's
+    /// worth: they may come as fast as they are taken.
+    fn take_all(&mut self, first: SocketEvent, waiting: &mut mpsc::Receiver<SocketEvent>) {
+        self.take(first);
+        for _ in 0..SOCKET_EVENTS {
+            let Ok(event) = waiting.try_recv() else { return };
+            self.take(event);
+        }
+    }
+
     fn take(&mut self, event: SocketEvent) {
         match event {
             SocketEvent::Dialled { id, stream } => {
@@ -374,8 +384,8 @@ impl Driver {
                 }
             }
             Output::Send { connection, bytes } => {
-                let full = self.connections.get(&connection).is_some_and(|c| !c.send(bytes));
-                return full.then_some(connection);
+                let open = self.connections.get_mut(&connection)?;
+                return (!open.send(bytes)).then_some(connection);
             }
             Output::Close { connection } => {
                 // A connection that is dropped still writes what is queued, a NOTIFICATION for one.

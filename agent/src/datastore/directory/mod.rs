@@ -1,6 +1,6 @@
 //! The embedded datastore: a folder of YAML manifests, spelled as `kubectl get -o yaml` prints them.
 //!
-//! **Layout.** Every `*.yaml` and `*.yml` at the top of the folder, and in the seven folders named after the kinds
+//! **Layout.** Every `*.yaml` and `*.yml` at the top of the folder, and in the folders named after the kinds
 //! (`nodes`, `ippools`, …), is read; a file may hold several documents. Objects are found by what the documents say,
 //! not by file names. A new object is written to `<plural>/<name>.yaml`; an update rewrites the document where it
 //! stands and leaves the bytes of the other documents alone. Documents of other kinds, files with other names, hidden
@@ -182,6 +182,15 @@ impl Datastore for DirectoryStore {
             Ok(of_kind.map(|(_, entry)| entry.stored.object.clone()).collect())
         })
         .await
+    }
+
+    async fn list_whole(&self, kind: Kind) -> Result<Vec<Object>, DatastoreError> {
+        let objects = self.list(kind).await?;
+        // What a broken document holds, nobody knows: it may be one of these.
+        match self.faults().into_iter().next() {
+            Some(fault) => Err(fault.into()),
+            None => Ok(objects),
+        }
     }
 
     async fn create(&self, object: Object) -> Result<Object, DatastoreError> {
