@@ -55,6 +55,9 @@ fn subscribe(namespace: &Namespace) -> io::Result<TokioSocket> {
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv4Rule,
         MulticastGroup::Ipv4Netconf,
+        MulticastGroup::Ipv6Ifaddr,
+        MulticastGroup::Ipv6Route,
+        MulticastGroup::Ipv6Netconf,
     ] {
         socket.socket_ref().add_membership(group as u32)?;
     }
