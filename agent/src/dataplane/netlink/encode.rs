@@ -160,7 +160,14 @@ fn installed(route: &Route) -> io::Result<RouteMessage> {
                 builder = builder.onlink();
             }
         }
-        several => builder = builder.multipath(several.iter().map(|hop| next_hop(hop, route)).collect::<io::Result<_>>()?),
+        several => {
+            builder = builder.multipath(
+                several
+                    .iter()
+                    .map(|hop| next_hop(hop, route))
+                    .collect::<io::Result<_>>()?,
+            )
+        }
     }
     if let Some(source) = route.source {
         builder
