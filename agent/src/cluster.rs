@@ -131,9 +131,12 @@ impl Cluster {
             Object::Service(_) | Object::EndpointSlice(_) => {
                 ClusterChange::Blocks.or_nothing(self.bgp.upsert(object))
             }
-            Object::IpReservation(_) | Object::IpamHandle(_) | Object::IpamConfig(_) => {
-                ClusterChange::Nothing
-            }
+            Object::IpReservation(_)
+            | Object::IpamHandle(_)
+            | Object::IpamConfig(_)
+            | Object::Pod(_)
+            | Object::Namespace(_)
+            | Object::Lease(_) => ClusterChange::Nothing,
         }
     }
 
@@ -152,7 +155,12 @@ impl Cluster {
                 ClusterChange::Everything.or_nothing(self.bgp.remove(key))
             }
             Kind::Service | Kind::EndpointSlice => ClusterChange::Blocks.or_nothing(self.bgp.remove(key)),
-            Kind::IpReservation | Kind::IpamHandle | Kind::IpamConfig => ClusterChange::Nothing,
+            Kind::IpReservation
+            | Kind::IpamHandle
+            | Kind::IpamConfig
+            | Kind::Pod
+            | Kind::Namespace
+            | Kind::Lease => ClusterChange::Nothing,
         }
     }
 

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_yaml::Value;
 
 use crate::api::AdvertisedAddress;
+use crate::datastore::{Access, Location};
 use crate::filter::UnknownTunnelPeers;
 use crate::logging::{Format, Level};
 
@@ -54,9 +55,20 @@ pub struct Config {
 pub struct DatastoreConfig {
     /// A folder of YAML manifests. Default: `/var/lib/culvert/datastore`.
     pub directory: PathBuf,
+    /// The API server of Kubernetes, in place of the folder. Default: none.
+    pub kubernetes: Option<KubernetesConfig>,
     /// Seconds for which a start waits for all of the datastore before it goes by the last good copy, 1 to 3600.
     /// Default: 10.
     pub sync_timeout: Ranged<1, 3_600>,
+}
+
+/// How the API server of Kubernetes is found.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct KubernetesConfig {
+    /// A kubeconfig file, of which the current context counts. Default, also when it is empty: the service account of the
+    /// pod that the agent runs in.
+    pub kubeconfig: PathBuf,
 }
 
 /// What the agent keeps on this host.
@@ -178,7 +190,24 @@ impl Default for DatastoreConfig {
     fn default() -> Self {
         Self {
             directory: PathBuf::from("/var/lib/culvert/datastore"),
+            kubernetes: None,
             sync_timeout: const { Ranged::new(10) },
+        }
+    }
+}
+
+impl DatastoreConfig {
+    /// Where the resources live.
+    #[must_use]
+    pub fn location(&self) -> Location {
+        match &self.kubernetes {
+            None => Location::Directory(self.directory.clone()),
+            Some(KubernetesConfig { kubeconfig }) if kubeconfig.as_os_str().is_empty() => {
+                Location::Kubernetes(Access::InCluster)
+            }
+            Some(KubernetesConfig { kubeconfig }) => {
+                Location::Kubernetes(Access::Kubeconfig(kubeconfig.clone()))
+            }
         }
     }
 }
@@ -242,6 +271,10 @@ const VARIABLES: &[Variable] = &[
     },
     Variable {
         path: &["datastore", "directory"],
+        text: true,
+    },
+    Variable {
+        path: &["datastore", "kubernetes", "kubeconfig"],
         text: true,
     },
     Variable {

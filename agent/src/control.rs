@@ -4,6 +4,7 @@
 //! takes in all that has happened, computes the plan, tells the speaker, and applies the difference to the kernel.
 //! Nothing is touched before the datastore has told all it has, and nothing is removed before the peers have.
 
+mod availability;
 mod event_loop;
 mod fights;
 mod identity;
@@ -23,6 +24,7 @@ use ipnet::Ipv4Net;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -33,10 +35,10 @@ use crate::cni::Attachments;
 use crate::config::{Config, Ranged};
 use crate::dataplane::{Dataplane, DataplaneError, Netlink, Nftables};
 use crate::datastore::deferred::Deferred;
-use crate::datastore::directory::DirectoryStore;
 use crate::datastore::last_good::{LastGood, LastGoodCopy};
-use crate::datastore::{Datastore, DatastoreError};
+use crate::datastore::{self, Datastore, DatastoreError, MissingFolder};
 use crate::desired::{Settings, TUNNEL_DEVICE};
+use crate::events;
 use crate::fib::{Change, Desired, PROTOCOL_KERNEL, Route, Snapshot};
 use crate::firewall;
 use crate::http::{self, Confirmations};
@@ -116,7 +118,11 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
     let allocator = Allocator::new(Arc::clone(&store) as _, node);
     serve_http(config, &metrics, status_reader.clone(), &stop).await?;
     let (confirmations, mut confirmed) = Confirmations::channel();
-    serve_socket(&config.socket, &allocator, status_reader, confirmations, &stop)?;
+    let (tell, told) = events::channel();
+    let attachments = Attachments::new(Arc::new(allocator.clone()), status_reader.clone()).telling(tell);
+    let reader = status_reader.clone();
+    serve_socket(&config.socket, attachments, reader, confirmations, &stop)?;
+    let told_of_node = tell_of_node(&(Arc::clone(&store) as _), config, status_reader, told);
 
     let agent = Agent {
         config,
@@ -130,6 +136,7 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
     loop {
         let (ended, unheard) = agent.be_known(copy, confirmed).await?;
         let Ended::Renumbered(address) = ended else {
+            told_of_node.abort();
             return Ok(());
         };
         warn!(%address, "this node has another address: beginning anew under it; the routes stay in the kernel");
@@ -211,6 +218,21 @@ impl Agent<'_> {
     }
 }
 
+/// Tells the cluster what it should know of the node: that its network is there, and what people must see to.
+fn tell_of_node(
+    store: &Arc<dyn Datastore>,
+    config: &Config,
+    status: watch::Receiver<Arc<AgentStatus>>,
+    told: mpsc::Receiver<events::Happening>,
+) -> JoinHandle<()> {
+    let node = config.node_name.as_str().to_owned();
+    let available = availability::keep(Arc::clone(store), node.clone(), status.clone());
+    let events = events::keep(Arc::clone(store), node, status, told);
+    tokio::spawn(async move {
+        tokio::join!(available, events);
+    })
+}
+
 fn settings_of(config: &Config, identity: &Identity) -> Settings {
     let routes = &config.routes;
     Settings {
@@ -235,32 +257,20 @@ fn terms_of(config: &Config, settings: &Settings, patience: (Instant, Duration))
 
 /// Where the resources live. With a last good copy at hand a folder that is gone is not made anew: it may yet come back.
 fn datastore_of(config: &Config, has_copy: bool) -> Deferred {
-    let directory = config.datastore.directory.clone();
+    let (location, node) = (config.datastore.location(), config.node_name.as_str().to_owned());
+    let missing = if has_copy {
+        MissingFolder::Refuse
+    } else {
+        MissingFolder::Make
+    };
     Deferred::new(move || {
-        let directory = directory.clone();
-        Box::pin(async move {
-            let open = move || -> Result<Arc<dyn Datastore>, DatastoreError> {
-                if has_copy {
-                    std::fs::metadata(&directory).map_err(|source| DatastoreError::Io {
-                        operation: format!("cannot open the datastore {}", directory.display()),
-                        source,
-                    })?;
-                }
-                Ok(Arc::new(DirectoryStore::open(&directory)?))
-            };
-            let opened = tokio::task::spawn_blocking(open).await;
-            opened.unwrap_or_else(|error| {
-                Err(DatastoreError::Io {
-                    operation: "opening the datastore was given up".to_owned(),
-                    source: std::io::Error::other(error),
-                })
-            })
-        })
+        let (location, node) = (location.clone(), node.clone());
+        Box::pin(async move { datastore::open(&location, &node, missing).await })
     })
 }
 
 fn last_good_of(config: &Config) -> LastGood {
-    let datastore = format!("directory {}", config.datastore.directory.display());
+    let datastore = config.datastore.location().to_string();
     LastGood::new(&config.state.directory, config.node_name.as_str(), &datastore)
 }
 
@@ -355,16 +365,15 @@ async fn serve_http(
 
 fn serve_socket(
     path: &Path,
-    allocator: &Allocator,
+    attachments: Attachments,
     status: watch::Receiver<Arc<AgentStatus>>,
     confirmations: Confirmations,
     stop: &CancellationToken,
 ) -> Result<(), AgentError> {
     let listener = http::bind_socket(path)?;
-    let attachments = Arc::new(Attachments::new(Arc::new(allocator.clone()), status.clone()));
     let api = http::SocketApi {
         status,
-        attachments,
+        attachments: Arc::new(attachments),
         confirmations,
     };
     let stop = stop.clone();

@@ -1,5 +1,6 @@
 //! This node: the address it is known by, and its Node object.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -11,9 +12,6 @@ use tracing::{info, warn};
 use crate::api::{AdvertisedAddress, Node, Resource, annotation};
 use crate::datastore::{self, Datastore, DatastoreError};
 use crate::fib::{Link, Snapshot};
-
-/// How often a write is tried against others' writes.
-const TRIES: u32 = 100;
 
 /// Names of links whose addresses are no node's: those of pods, bridges, tunnels and local services. Calico leaves out
 /// the same ones when it looks for a node's address.
@@ -189,8 +187,8 @@ pub struct Announcement {
 }
 
 impl Announcement {
-    /// Writes what is known into `node`; whether that changed anything.
-    fn write_to(&self, node: &mut Node) -> bool {
+    /// The annotations of it that `node` does not have yet.
+    fn missing_in(&self, node: &Node) -> BTreeMap<String, Option<String>> {
         let values = [
             (annotation::IPV4_ADDRESS, self.address.map(|a| a.to_string())),
             (annotation::AS_NUMBER, self.as_number.map(|a| a.to_string())),
@@ -199,13 +197,11 @@ impl Announcement {
                 self.tunnel_address.map(|a| a.to_string()),
             ),
         ];
-        let mut changed = false;
-        for (name, value) in values {
-            let Some(value) = value else { continue };
-            let annotations = &mut node.metadata.annotations;
-            changed |= annotations.insert(name.to_owned(), value.clone()).as_ref() != Some(&value);
-        }
-        changed
+        let there = &node.metadata.annotations;
+        let missing = values
+            .into_iter()
+            .filter(|(name, value)| value.is_some() && there.get(*name) != value.as_ref());
+        missing.map(|(name, value)| (name.to_owned(), value)).collect()
     }
 }
 
@@ -218,48 +214,46 @@ pub enum Missing {
     Leave,
 }
 
-/// Publishes `announcement` in the Node object of this name. What is published already is not written again.
+/// Publishes `announcement` in the Node object of this name, and touches nothing else in it. What is published already is
+/// not written again.
 ///
 /// # Errors
-/// Those of the datastore; a conflict only after a hundred of them in a row.
+/// Those of the datastore; [`DatastoreError::NoNode`] where nobody but the cluster makes Node objects.
 pub async fn publish(
     store: &Arc<dyn Datastore>,
     name: &str,
     announcement: &Announcement,
     missing: Missing,
 ) -> Result<(), DatastoreError> {
-    let mut tries = 0;
-    loop {
-        tries += 1;
-        let found: Option<Node> = datastore::get(store.as_ref(), name).await?;
-        let exists = found.is_some();
-        if !exists && missing == Missing::Leave {
-            return Ok(());
+    let found: Option<Node> = datastore::get(store.as_ref(), name).await?;
+    let node = match found {
+        Some(node) => node,
+        None if missing == Missing::Leave => return Ok(()),
+        None if !store.makes_nodes() => {
+            return Err(DatastoreError::NoNode {
+                name: name.to_owned(),
+            });
         }
-        let mut node = found.unwrap_or_else(|| Node::named(name));
-        let changed = announcement.write_to(&mut node);
-        if exists && !changed {
-            return Ok(());
-        }
-        let object = node.into_object();
-        let written = if exists {
-            store.update(object).await
-        } else {
-            store.create(object).await
-        };
-        match written {
-            Ok(_) => {
-                let (address, tunnel) = (
-                    announcement.address.map(display),
-                    announcement.tunnel_address.map(display),
-                );
-                info!(node = name, address, tunnel, "node published");
-                return Ok(());
+        None => {
+            let node = Node::named(name);
+            match store.create(node.clone().into_object()).await {
+                // That somebody else was first is as good.
+                Ok(_) | Err(DatastoreError::AlreadyExists { .. }) => node,
+                Err(error) => return Err(error),
             }
-            Err(error) if error.is_conflict() && tries < TRIES => {}
-            Err(error) => return Err(error),
         }
+    };
+    let annotations = announcement.missing_in(&node);
+    if annotations.is_empty() {
+        return Ok(());
     }
+    store.annotate(&node.key(), &annotations).await?;
+    let (address, tunnel) = (
+        announcement.address.map(display),
+        announcement.tunnel_address.map(display),
+    );
+    info!(node = name, address, tunnel, "node published");
+    Ok(())
 }
 
 #[cfg(test)]

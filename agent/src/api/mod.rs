@@ -6,14 +6,18 @@ mod bgp_configuration;
 mod bgp_filter;
 mod bgp_peer;
 mod block_affinity;
+mod definition;
 mod endpoint_slice;
 mod ip_pool;
 mod ip_reservation;
 mod ipam_block;
 mod ipam_config;
 mod ipam_handle;
+mod lease;
 mod metadata;
+mod namespace;
 mod node;
+mod pod;
 mod secret;
 mod service;
 mod text;
@@ -37,14 +41,18 @@ pub use bgp_peer::{
     BgpPassword, BgpPeer, BgpPeerSpec, NextHopMode, ReversePeering, SecretKeyRef, SourceAddress,
 };
 pub use block_affinity::BlockAffinity;
+pub use definition::definition;
 pub use endpoint_slice::{Endpoint, EndpointConditions, EndpointSlice, SERVICE_NAME_LABEL};
 pub use ip_pool::{EncapsulationMode, IpPool, IpPoolSpec};
 pub use ip_reservation::{IpReservation, IpReservationSpec};
 pub use ipam_block::IpamBlock;
 pub use ipam_config::{IpamConfig, IpamConfigSpec};
 pub use ipam_handle::IpamHandle;
+pub use lease::{Lease, LeaseSpec};
 pub use metadata::Metadata;
+pub use namespace::Namespace;
 pub use node::{AdvertisedAddress, Node, NodeAddress, NodeSpec, NodeStatus, annotation};
+pub use pod::{Pod, PodIp, PodSpec, PodStatus};
 pub use secret::Secret;
 pub use service::{
     ExternalTrafficPolicy, LoadBalancerIngress, LoadBalancerStatus, Service, ServiceSpec, ServiceStatus,
@@ -111,11 +119,17 @@ pub enum Kind {
     Service,
     /// discovery.k8s.io/v1 EndpointSlice: on which nodes a service is.
     EndpointSlice,
+    /// core/v1 Pod: who an address is for.
+    Pod,
+    /// core/v1 Namespace: by whose labels pools are chosen.
+    Namespace,
+    /// coordination.k8s.io/v1 Lease: who does what only one may do.
+    Lease,
 }
 
 impl Kind {
     /// Every kind, in the order in which a datastore reads them.
-    pub const ALL: [Kind; 13] = [
+    pub const ALL: [Kind; 16] = [
         Kind::Node,
         Kind::IpPool,
         Kind::IpReservation,
@@ -125,6 +139,9 @@ impl Kind {
         Kind::Secret,
         Kind::Service,
         Kind::EndpointSlice,
+        Kind::Namespace,
+        Kind::Pod,
+        Kind::Lease,
         Kind::IpamConfig,
         Kind::BlockAffinity,
         Kind::IpamBlock,
@@ -148,6 +165,9 @@ impl Kind {
             Kind::Secret => "Secret",
             Kind::Service => "Service",
             Kind::EndpointSlice => "EndpointSlice",
+            Kind::Pod => "Pod",
+            Kind::Namespace => "Namespace",
+            Kind::Lease => "Lease",
         }
     }
 
@@ -155,8 +175,9 @@ impl Kind {
     #[must_use]
     pub fn api_version(self) -> &'static str {
         match self {
-            Kind::Node | Kind::Secret | Kind::Service => "v1",
+            Kind::Node | Kind::Secret | Kind::Service | Kind::Pod | Kind::Namespace => "v1",
             Kind::EndpointSlice => "discovery.k8s.io/v1",
+            Kind::Lease => "coordination.k8s.io/v1",
             _ => CALICO_API_VERSION,
         }
     }
@@ -178,6 +199,9 @@ impl Kind {
             Kind::Secret => "secrets",
             Kind::Service => "services",
             Kind::EndpointSlice => "endpointslices",
+            Kind::Pod => "pods",
+            Kind::Namespace => "namespaces",
+            Kind::Lease => "leases",
         }
     }
 
@@ -185,8 +209,9 @@ impl Kind {
     #[must_use]
     pub fn is_namespaced(self) -> bool {
         match self {
-            Kind::Service | Kind::EndpointSlice | Kind::Secret => true,
+            Kind::Service | Kind::EndpointSlice | Kind::Secret | Kind::Pod | Kind::Lease => true,
             Kind::Node
+            | Kind::Namespace
             | Kind::IpPool
             | Kind::IpReservation
             | Kind::BgpConfiguration
@@ -391,4 +416,7 @@ objects! {
     Secret => Secret,
     Service => Service,
     EndpointSlice => EndpointSlice,
+    Pod => Pod,
+    Namespace => Namespace,
+    Lease => Lease,
 }

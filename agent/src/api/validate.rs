@@ -54,10 +54,12 @@ impl Object {
             Object::IpReservation(reservation) => check_reserved(&reservation.spec.reserved_cidrs),
             Object::IpamBlock(block) => check_range("spec.cidr", block.spec.cidr),
             Object::BlockAffinity(affinity) => check_range("spec.cidr", affinity.spec.cidr),
-            Object::Secret(_) | Object::Service(_) | Object::EndpointSlice(_) => {
-                check_namespace(self.metadata().namespace.as_deref())
-            }
-            Object::Node(_) | Object::IpamHandle(_) | Object::IpamConfig(_) => Ok(()),
+            Object::Secret(_)
+            | Object::Service(_)
+            | Object::EndpointSlice(_)
+            | Object::Pod(_)
+            | Object::Lease(_) => check_namespace(self.metadata().namespace.as_deref()),
+            Object::Node(_) | Object::Namespace(_) | Object::IpamHandle(_) | Object::IpamConfig(_) => Ok(()),
         }
     }
 }

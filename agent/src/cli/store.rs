@@ -8,8 +8,7 @@ use clap::Args;
 
 use super::CliError;
 use crate::config::Config;
-use crate::datastore::directory::DirectoryStore;
-use crate::datastore::{Datastore, DatastoreError};
+use crate::datastore::{self, Datastore, DatastoreError, MissingFolder};
 
 /// Where the datastore is: as the agent is told it.
 #[derive(Debug, Args)]
@@ -29,20 +28,24 @@ impl StoreArguments {
         work: impl FnOnce(Arc<dyn Datastore>) -> F,
     ) -> Result<T, CliError> {
         let config = Config::load(self.config.as_deref(), None)?;
-        let directory = &config.datastore.directory;
-        std::fs::metadata(directory).map_err(|source| DatastoreError::Io {
-            operation: format!(
-                "cannot open the datastore {}; name the agent's configuration with --config, or its folder with \
-                 CULVERT_DATASTORE_DIRECTORY",
-                directory.display()
-            ),
-            source,
-        })?;
-        let store = Arc::new(DirectoryStore::open(directory)?);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(CliError::Runtime)?;
-        runtime.block_on(work(store))
+        runtime.block_on(async {
+            let location = config.datastore.location();
+            let opened = datastore::open(&location, config.node_name.as_str(), MissingFolder::Refuse).await;
+            let store = opened.map_err(|error| match error {
+                DatastoreError::Io { operation, source } => DatastoreError::Io {
+                    operation: format!(
+                        "{operation}; name the agent's configuration with --config, or its folder with \
+                         CULVERT_DATASTORE_DIRECTORY"
+                    ),
+                    source,
+                },
+                other => other,
+            })?;
+            work(store).await
+        })
     }
 }

@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use culvert_ipam::pool::Use;
 use jiff::Timestamp;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 use tracing::info;
 
 use super::request::{AddAnswer, AddRequest, Addresses, CheckRequest, Container, Problem};
 use crate::allocation::{AllocationError, Allocator, Assignment};
+use crate::events::Happening;
 use crate::status::AgentStatus;
 
 /// Where addresses come from.
@@ -40,7 +43,7 @@ pub trait AddressSource: Send + Sync {
 impl AddressSource for Allocator {
     async fn assign(&self, handle: &str, attributes: BTreeMap<String, String>) -> Result<IpAddr, Problem> {
         let wanted = Assignment::one(handle, attributes, Use::Workload);
-        let addresses = Allocator::assign(self, wanted).await?;
+        let addresses = in_time(Allocator::assign(self, wanted)).await?;
         // One was asked for, and no other outcome is a success.
         addresses.first().copied().ok_or_else(|| Problem {
             reason: format!(
@@ -51,11 +54,29 @@ impl AddressSource for Allocator {
     }
 
     async fn release(&self, handle: &str) -> Result<Vec<IpAddr>, Problem> {
-        Ok(Allocator::release(self, handle).await?)
+        in_time(Allocator::release(self, handle)).await
     }
 
     async fn addresses(&self, handle: &str) -> Result<Vec<IpAddr>, Problem> {
-        Ok(Allocator::addresses(self, handle).await?)
+        in_time(Allocator::addresses(self, handle)).await
+    }
+}
+
+/// How long a plugin waits for the datastore, and for those before it: a runtime that gets no answer at all tries again
+/// only after minutes.
+const PATIENCE: Duration = Duration::from_secs(25);
+
+/// What is given up half-way is what a crash would leave: the same request made again takes up where it was.
+async fn in_time<T>(work: impl Future<Output = Result<T, AllocationError>>) -> Result<T, Problem> {
+    match timeout(PATIENCE, work).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(Problem {
+            reason: format!(
+                "the datastore did not answer within {} s: look whether it is away or slow (culvert node status)",
+                PATIENCE.as_secs()
+            ),
+            retry: true,
+        }),
     }
 }
 
@@ -75,6 +96,8 @@ pub struct Attachments {
     source: Arc<dyn AddressSource>,
     status: watch::Receiver<Arc<AgentStatus>>,
     turns: Mutex<BTreeMap<String, Turn>>,
+    /// Who is told of what people must see to.
+    events: Option<mpsc::Sender<Happening>>,
 }
 
 /// Requests for one handle take turns.
@@ -88,6 +111,22 @@ impl Attachments {
             source,
             status,
             turns: Mutex::default(),
+            events: None,
+        }
+    }
+
+    /// The same, which tells `events` of addresses that it had to refuse.
+    #[must_use]
+    pub fn telling(mut self, events: mpsc::Sender<Happening>) -> Self {
+        self.events = Some(events);
+        self
+    }
+
+    /// What passes by itself is not worth people's time.
+    fn tell(&self, problem: &Problem) {
+        if let Some(events) = self.events.as_ref().filter(|_| !problem.retry) {
+            // Events that nobody takes in are no reason to wait.
+            let _ = events.try_send(("AddressRefused", problem.reason.clone()));
         }
     }
 
@@ -104,9 +143,9 @@ impl Attachments {
         let address = match held.into_iter().find(IpAddr::is_ipv4) {
             Some(address) => address,
             None => {
-                self.source
-                    .assign(&handle, attributes(&request, &node, Timestamp::now()))
-                    .await?
+                let attributes = attributes(&request, &node, Timestamp::now());
+                let assigned = self.source.assign(&handle, attributes).await;
+                assigned.inspect_err(|problem| self.tell(problem))?
             }
         };
         let IpAddr::V4(address) = address else {

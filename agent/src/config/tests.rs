@@ -143,19 +143,51 @@ fn every_field_of_the_configuration_has_a_variable() {
         let list = error.split("expected ").nth(1).unwrap_or_default();
         list.split('`').skip(1).step_by(2).map(str::to_owned).collect()
     }
+    fn collect(path: &str, paths: &mut Vec<String>) {
+        let nested = path.rsplit('.').fold("nope: 1".to_owned(), |inside, part| {
+            format!("{part}: {{{inside}}}")
+        });
+        match parse(&nested, &[]) {
+            Err(error) if error.contains("unknown field") => {
+                for field in fields(&nested) {
+                    collect(&format!("{path}.{field}"), paths);
+                }
+            }
+            _ => paths.push(path.to_owned()),
+        }
+    }
     let mut paths: Vec<String> = Vec::new();
     for top in fields("nope: 1") {
-        let inside = match parse(&format!("{top}: {{nope: 1}}"), &[]) {
-            Err(error) if error.contains("unknown field") => fields(&format!("{top}: {{nope: 1}}")),
-            _ => Vec::new(),
-        };
-        if inside.is_empty() {
-            paths.push(top.clone());
-        }
-        paths.extend(inside.into_iter().map(|field| format!("{top}.{field}")));
+        collect(&top, &mut paths);
     }
     let mut variables: Vec<String> = VARIABLES.iter().map(|v| v.path.join(".")).collect();
     paths.sort();
     variables.sort();
     assert_eq!(paths, variables);
+}
+
+#[test]
+fn the_api_server_takes_the_place_of_the_folder() {
+    let location =
+        |text: &str, environment: &[(&str, &str)]| parse(text, environment).unwrap().datastore.location();
+    let folder = Location::Directory("/var/lib/culvert/datastore".into());
+    assert_eq!(location("", &[]), folder);
+    assert_eq!(location("datastore: {kubernetes: }", &[]), folder);
+    for text in [
+        "datastore: {kubernetes: {}}",
+        "datastore: {kubernetes: {kubeconfig: \"\"}}",
+    ] {
+        assert_eq!(
+            location(text, &[]),
+            Location::Kubernetes(Access::InCluster),
+            "{text}"
+        );
+    }
+    let variable = "CULVERT_DATASTORE_KUBERNETES_KUBECONFIG";
+    let file = Location::Kubernetes(Access::Kubeconfig("/etc/k".into()));
+    assert_eq!(location("", &[(variable, "/etc/k")]), file);
+    assert_eq!(
+        location("", &[(variable, "")]),
+        Location::Kubernetes(Access::InCluster)
+    );
 }

@@ -1,5 +1,6 @@
 //! A datastore that may not be there yet: it is opened when it can be, and until then everything fails with the reason.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use async_trait::async_trait;
@@ -7,7 +8,7 @@ use futures_util::future::BoxFuture;
 use std::sync::Arc;
 use tokio::sync::{OnceCell, mpsc};
 
-use super::{Datastore, DatastoreError, Update};
+use super::{Datastore, DatastoreError, NodeEvent, Update};
 use crate::api::{Key, Kind, Object};
 
 type Open = dyn Fn() -> BoxFuture<'static, Result<Arc<dyn Datastore>, DatastoreError>> + Send + Sync;
@@ -59,6 +60,27 @@ impl Datastore for Deferred {
 
     async fn delete(&self, key: &Key, revision: &str) -> Result<(), DatastoreError> {
         self.opened().await?.delete(key, revision).await
+    }
+
+    async fn annotate(
+        &self,
+        key: &Key,
+        annotations: &BTreeMap<String, Option<String>>,
+    ) -> Result<Object, DatastoreError> {
+        self.opened().await?.annotate(key, annotations).await
+    }
+
+    async fn network_available(&self, node: &str) -> Result<(), DatastoreError> {
+        self.opened().await?.network_available(node).await
+    }
+
+    async fn record(&self, node: &str, event: &NodeEvent) -> Result<(), DatastoreError> {
+        self.opened().await?.record(node, event).await
+    }
+
+    fn makes_nodes(&self) -> bool {
+        // Before it is opened nothing can be made anyway.
+        self.store.get().is_some_and(|store| store.makes_nodes())
     }
 
     fn watch(&self) -> Result<mpsc::Receiver<Update>, DatastoreError> {

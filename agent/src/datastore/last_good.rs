@@ -295,7 +295,12 @@ pub fn kept(object: &Object, node: &str) -> Option<Object> {
         | Object::Secret(_)
         | Object::IpReservation(_)
         | Object::IpamHandle(_)
-        | Object::IpamConfig(_) => return None,
+        | Object::IpamConfig(_)
+        | Object::Pod(_)
+        | Object::Namespace(_)
+        | Object::Lease(_) => {
+            return None;
+        }
     };
     let metadata = kept.metadata_mut();
     // Revisions and times change without a meaning here, and would be written each time.

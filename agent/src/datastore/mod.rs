@@ -2,12 +2,85 @@
 
 pub mod deferred;
 pub mod directory;
+pub mod kubernetes;
 pub mod last_good;
 
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use async_trait::async_trait;
+use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use crate::api::{Key, Kind, Object, Resource};
+
+use self::directory::DirectoryStore;
+pub use self::kubernetes::Access;
+use self::kubernetes::KubernetesStore;
+
+/// Where a datastore is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// A folder of YAML manifests.
+    Directory(PathBuf),
+    /// The API server of Kubernetes.
+    Kubernetes(Access),
+}
+
+/// `directory /var/lib/culvert/datastore`, `kubernetes by kubeconfig /etc/culvert/kubeconfig`.
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(folder) => write!(f, "directory {}", folder.display()),
+            Self::Kubernetes(access) => write!(f, "kubernetes by {access}"),
+        }
+    }
+}
+
+/// What becomes of a folder that is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MissingFolder {
+    /// It is made.
+    Make,
+    /// It stays away, and there is no datastore: it may yet come back.
+    Refuse,
+}
+
+/// Opens the datastore at `location`, for the agent of `node`.
+///
+/// # Errors
+/// When the folder cannot be used, or the credentials for the API server cannot. The server itself is not asked yet.
+pub async fn open(
+    location: &Location,
+    node: &str,
+    missing: MissingFolder,
+) -> Result<Arc<dyn Datastore>, DatastoreError> {
+    let directory = match location {
+        Location::Kubernetes(access) => return Ok(Arc::new(KubernetesStore::open(access, node).await?)),
+        Location::Directory(directory) => directory.clone(),
+    };
+    let open = move || -> Result<Arc<dyn Datastore>, DatastoreError> {
+        if missing == MissingFolder::Refuse {
+            std::fs::metadata(&directory).map_err(|source| DatastoreError::Io {
+                operation: format!("cannot open the datastore {}", directory.display()),
+                source,
+            })?;
+        }
+        Ok(Arc::new(DirectoryStore::open(&directory)?))
+    };
+    let opened = tokio::task::spawn_blocking(open).await;
+    opened.unwrap_or_else(|error| {
+        Err(DatastoreError::Io {
+            operation: "opening the datastore was given up".to_owned(),
+            source: std::io::Error::other(error),
+        })
+    })
+}
+
+/// Refused writes of annotations, one after the other, after which they are given up.
+const ANNOTATE_TRIES: u32 = 100;
 
 /// A store of resources. Every write names the revision that it was made from, in `metadata.resourceVersion`.
 #[async_trait]
@@ -42,13 +115,78 @@ pub trait Datastore: Send + Sync {
     /// [`DatastoreError::Conflict`] when somebody else wrote since, [`DatastoreError::NotFound`] when it is gone.
     async fn delete(&self, key: &Key, revision: &str) -> Result<(), DatastoreError>;
 
-    /// All objects, then [`Update::InSync`], then every change, until the receiver is dropped. A receiver that lags
-    /// gets the latest state of each object, not each step. A store that goes away does not end its watch: it says so
+    /// Sets annotations of an object, and removes those without a value; whatever else it says stays as it is.
+    ///
+    /// # Errors
+    /// [`DatastoreError::NotFound`], a conflict after many in a row, or when the store cannot be written.
+    async fn annotate(
+        &self,
+        key: &Key,
+        annotations: &BTreeMap<String, Option<String>>,
+    ) -> Result<Object, DatastoreError> {
+        let mut tries = 0;
+        loop {
+            let found = self.get(key).await?;
+            let mut object = found.ok_or_else(|| DatastoreError::NotFound { key: key.clone() })?;
+            for (name, value) in annotations {
+                let there = &mut object.metadata_mut().annotations;
+                match value {
+                    Some(value) => drop(there.insert(name.clone(), value.clone())),
+                    None => drop(there.remove(name)),
+                }
+            }
+            tries += 1;
+            match self.update(object).await {
+                Err(DatastoreError::Conflict { .. }) if tries < ANNOTATE_TRIES => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Says in a Node object that pods may be sent to the node: its network is there. Where nobody sends pods by it, nothing
+    /// is said.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    async fn network_available(&self, _node: &str) -> Result<(), DatastoreError> {
+        Ok(())
+    }
+
+    /// Says what happened to a node where people look for it; nothing where nobody looks.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    async fn record(&self, _node: &str, _event: &NodeEvent) -> Result<(), DatastoreError> {
+        Ok(())
+    }
+
+    /// Whether the Node objects are for the agents to make, where they are missing.
+    fn makes_nodes(&self) -> bool {
+        true
+    }
+
+    /// All objects that a node needs, then [`Update::InSync`], then every change, until the receiver is dropped. A
+    /// receiver that lags gets the latest state of each object, not each step. A store that goes away does not end its watch: it says so
     /// ([`Update::Problem`]), and goes on when it is back.
     ///
     /// # Errors
     /// When the store cannot be watched.
     fn watch(&self) -> Result<mpsc::Receiver<Update>, DatastoreError>;
+}
+
+/// What happened to a node, and how often.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeEvent {
+    /// A word in CamelCase, by which people look for events of one kind.
+    pub reason: &'static str,
+    /// A sentence.
+    pub message: String,
+    /// How often it happened.
+    pub count: u32,
+    /// When first.
+    pub first: Timestamp,
+    /// When last.
+    pub last: Timestamp,
 }
 
 /// What a watch tells.
@@ -94,6 +232,46 @@ pub enum DatastoreError {
         place: String,
         /// What is wrong, and what is allowed.
         reason: String,
+    },
+    /// There is no Node object, and it is not for us to make.
+    #[error(
+        "there is no Node {name}: its kubelet has not made it yet, or nodeName is not the name of this host's Node object"
+    )]
+    NoNode {
+        /// Its name.
+        name: String,
+    },
+    /// The store cannot be reached, or cannot serve now. A write may have been made all the same.
+    #[error("cannot {operation}: the API server at {server} is away: {reason}")]
+    Away {
+        /// What was tried, and on which object.
+        operation: String,
+        /// The server's URL.
+        server: String,
+        /// What it said, or why it could not be reached.
+        reason: String,
+    },
+    /// The store refuses it, and will until somebody changes something.
+    #[error("cannot {operation}: the API server at {server} says {said}; {remedy}")]
+    Refused {
+        /// What was tried, and on which object.
+        operation: String,
+        /// The server's URL.
+        server: String,
+        /// Its words.
+        said: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// What is to prove who we are is missing, or makes no sense.
+    #[error("{place} cannot be used: {reason}; {remedy}")]
+    Credentials {
+        /// Where it was looked for.
+        place: String,
+        /// What is wrong.
+        reason: String,
+        /// What to do.
+        remedy: String,
     },
     /// The store itself failed.
     #[error("{operation}: {source}")]

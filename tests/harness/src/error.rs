@@ -60,6 +60,11 @@ pub enum LabError {
         "there is no culvert binary at {0}: build it (cargo build -p culvert-agent), or name one in CULVERT_BIN"
     )]
     NoBinary(PathBuf),
+    /// There is no `kube-apiserver` binary.
+    #[error(
+        "there is no kube-apiserver at {0}: build it (tests/kubernetes/build, or tests/run), or name one in CULVERT_KUBE_APISERVER"
+    )]
+    NoApiServer(PathBuf),
     /// Ctrl-C, or a signal that asks to end.
     #[error("interrupted")]
     Interrupted,

@@ -5,6 +5,7 @@
 //! what a newcomer sees is what is tested. It needs root, and for tunnels a kernel with ipip ([`kernel`] tells).
 
 pub mod agent;
+pub mod api_server;
 pub mod bird;
 pub mod capture;
 mod command;
@@ -23,6 +24,7 @@ mod store;
 mod wait;
 mod wiring;
 
+pub use api_server::ApiServer;
 pub use command::culvert;
 pub use error::LabError;
 pub use lab::{Lab, Node};

@@ -1,6 +1,6 @@
 //! The columns of each kind: those of calicoctl where it has some.
 
-use crate::api::{BgpPeerSpec, EncapsulationMode, IpPoolSpec, Kind, Node, Object};
+use crate::api::{BgpFilterSpec, BgpPeerSpec, EncapsulationMode, IpPoolSpec, Kind, Node, Object};
 use crate::cluster::Cluster;
 use culvert_ipam::affinity::AffinityState;
 
@@ -32,7 +32,8 @@ pub(super) fn header(kind: Kind, wide: bool) -> &'static [&'static str] {
         (Kind::IpamConfig, _) => &["NAME", "STRICTAFFINITY", "AUTOALLOCATEBLOCKS", "MAXBLOCKSPERHOST"],
         (Kind::BgpPeer, _) => &["NAME", "PEERIP", "NODE", "ASN"],
         (Kind::BgpFilter, _) => &["NAME", "NUMEXPORTV4", "NUMIMPORTV4", "NUMEXPORTV6", "NUMIMPORTV6"],
-        (Kind::Service | Kind::EndpointSlice | Kind::Secret, _) => &["NAME", "NAMESPACE"],
+        (Kind::Lease, _) => &["NAME", "NAMESPACE", "HOLDER"],
+        (Kind::Service | Kind::EndpointSlice | Kind::Secret | Kind::Pod, _) => &["NAME", "NAMESPACE"],
         _ => &["NAME"],
     }
 }
@@ -50,7 +51,7 @@ pub(super) fn row(object: &Object, wide: bool, cluster: &Cluster) -> Vec<String>
                 text_of(bgp.unknown.get("logSeverityScreen")),
                 bgp.node_to_node_mesh_enabled.map_or_else(String::new, yes_or_no),
                 bgp.as_number
-                    .map_or_else(String::new, |number| number.to_string()),
+                    .map_or_else(String::new, |number| number.0.to_string()),
             ]);
         }
         Object::IpamBlock(block) => cells.extend(block_cells(&block.spec, wide)),
@@ -82,20 +83,15 @@ pub(super) fn row(object: &Object, wide: bool, cluster: &Cluster) -> Vec<String>
             config.spec.max_blocks_per_host.to_string(),
         ]),
         Object::BgpPeer(peer) => cells.extend(peer_cells(&peer.spec)),
-        Object::BgpFilter(filter) => {
-            let filter = &filter.spec;
-            let lists = [
-                &filter.export_v4,
-                &filter.import_v4,
-                &filter.export_v6,
-                &filter.import_v6,
-            ];
-            cells.extend(lists.map(|rules| rules.len().to_string()));
-        }
-        Object::Service(_) | Object::EndpointSlice(_) | Object::Secret(_) => {
+        Object::BgpFilter(filter) => cells.extend(filter_cells(&filter.spec)),
+        Object::Service(_) | Object::EndpointSlice(_) | Object::Secret(_) | Object::Pod(_) => {
             cells.push(object.key().namespace.unwrap_or_default());
         }
-        Object::Node(_) => {}
+        Object::Lease(lease) => {
+            cells.push(object.key().namespace.unwrap_or_default());
+            cells.push(lease.spec.holder().unwrap_or_default().to_owned());
+        }
+        Object::Node(_) | Object::Namespace(_) => {}
     }
     cells
 }
@@ -113,6 +109,16 @@ fn block_cells(block: &culvert_ipam::block::Block, wide: bool) -> Vec<String> {
         cells.push(block.sequence_number.to_string());
     }
     cells
+}
+
+fn filter_cells(filter: &BgpFilterSpec) -> [String; 4] {
+    let lists = [
+        &filter.export_v4,
+        &filter.import_v4,
+        &filter.export_v6,
+        &filter.import_v6,
+    ];
+    lists.map(|rules| rules.len().to_string())
 }
 
 fn peer_cells(peer: &BgpPeerSpec) -> [String; 3] {

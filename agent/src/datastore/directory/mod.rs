@@ -1,6 +1,6 @@
 //! The embedded datastore: a folder of YAML manifests, spelled as `kubectl get -o yaml` prints them.
 //!
-//! **Layout.** Every `*.yaml` and `*.yml` at the top of the folder, and in the seven folders named after the kinds
+//! **Layout.** Every `*.yaml` and `*.yml` at the top of the folder, and in the folders named after the kinds
 //! (`nodes`, `ippools`, …), is read; a file may hold several documents. Objects are found by what the documents say,
 //! not by file names. A new object is written to `<plural>/<name>.yaml`; an update rewrites the document where it
 //! stands and leaves the bytes of the other documents alone. Documents of other kinds, files with other names, hidden

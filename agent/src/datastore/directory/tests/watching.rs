@@ -260,7 +260,7 @@ async fn a_folder_that_is_gone_deletes_nothing() {
     fs::create_dir(&root).unwrap();
     fs::write(root.join("n.yaml"), node_text("n", "2")).unwrap();
     told.until_label("n", "2").await;
-    assert_eq!(told.problem, None);
+    told.until(|told| told.problem.is_none()).await;
     assert_eq!(told.deleted.len(), 0);
 }
 

@@ -1,0 +1,480 @@
+//! The watch: for each kind a source that lists and then follows; one teller that passes on what they find.
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash as _, Hasher as _};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::BodyExt as _;
+use hyper::StatusCode;
+use kube::client::Body;
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{debug, info, warn};
+
+use super::body::{self, Extent, Page, WatchLine};
+use super::call::{Call, Verb};
+use super::connection::{Connection, REQUEST_TIMEOUT, Refusal, Status, in_full};
+use super::pending::{Pending, Receiver};
+use super::{KubernetesStore, page_size, tell};
+use crate::api::{Key, Kind, Object};
+use crate::datastore::{DatastoreError, Update};
+
+/// Updates that wait for a receiver, beside those that wait to be sent.
+const CAPACITY: usize = 64;
+/// No further page is asked for while so many objects wait for the receiver.
+const WAITING_MAX: usize = 1_000;
+/// Seconds after which the server is asked to end a watch, the least and the most: each watch takes another, so that
+/// those of many nodes do not end together.
+const LIFE: std::ops::Range<u32> = 240..480;
+/// A server sends bookmarks about every minute. A watch that is silent for longer may be of a connection that is dead.
+const SILENCE_MAX: Duration = Duration::from_secs(100);
+/// The first and the longest wait after a failure; it doubles in between.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(16));
+/// A watch that ends sooner has failed, whatever the server says.
+const SHORT_LIFE: Duration = Duration::from_secs(2);
+/// The longest line of a watch, in bytes: one object.
+const LINE_MAX: usize = 16 << 20;
+
+/// Kinds of which every node needs all objects.
+const KINDS: [Kind; 8] = [
+    Kind::Node,
+    Kind::IpPool,
+    Kind::IpReservation,
+    Kind::BgpConfiguration,
+    Kind::BgpPeer,
+    Kind::BgpFilter,
+    Kind::IpamConfig,
+    Kind::BlockAffinity,
+];
+
+/// Kinds that a cluster may not know, where it was made by an older Calico, or has an older Kubernetes: then it has none.
+const OPTIONAL: [Kind; 5] = [
+    Kind::IpReservation,
+    Kind::BgpPeer,
+    Kind::BgpFilter,
+    Kind::IpamConfig,
+    Kind::EndpointSlice,
+];
+/// About how often a server is asked whether it knows such a kind by now.
+const UNKNOWN: Duration = Duration::from_secs(60);
+
+/// Begins to watch, and spawns the tasks that do it.
+pub(super) fn start(store: &KubernetesStore) -> Result<mpsc::Receiver<Update>, DatastoreError> {
+    let runtime = tokio::runtime::Handle::try_current().map_err(|error| DatastoreError::Io {
+        operation: format!("cannot watch {} outside of a tokio runtime", store.server()),
+        source: std::io::Error::other(error),
+    })?;
+    let (sender, receiver) = mpsc::channel(CAPACITY);
+    let teller = Teller {
+        connection: store.connection.clone(),
+        node: Arc::clone(&store.node),
+        pending: Arc::default(),
+        sources: JoinSet::new(),
+        blocks: BTreeMap::new(),
+        asked_for: BTreeSet::new(),
+    };
+    runtime.spawn(teller.run(sender));
+    Ok(receiver)
+}
+
+struct Teller {
+    connection: Connection,
+    node: Arc<str>,
+    pending: Arc<Pending>,
+    /// They end with this.
+    sources: JoinSet<()>,
+    /// The sources of this node's own blocks, by the affinity that makes them so.
+    blocks: BTreeMap<Key, OwnBlock>,
+    /// Kinds that are watched because something asks for them.
+    asked_for: BTreeSet<Kind>,
+}
+
+struct OwnBlock {
+    name: String,
+    source: AbortHandle,
+}
+
+impl Teller {
+    async fn run(mut self, sender: mpsc::Sender<Update>) {
+        for kind in KINDS {
+            self.add(kind, None);
+        }
+        self.add(Kind::Pod, Some(format!("spec.nodeName={}", self.node)));
+        loop {
+            tokio::select! {
+                () = self.pending.news() => {}
+                () = sender.closed() => return,
+            }
+            let Ok(permit) = sender.reserve().await else {
+                return;
+            };
+            // Taken only now: the receiver may have taken its time, and gets what is true now.
+            if let Some(update) = self.pending.next() {
+                self.follow(&update);
+                permit.send(update);
+            }
+        }
+    }
+
+    fn add(&mut self, kind: Kind, selector: Option<String>) -> AbortHandle {
+        let source = Source::new(self.connection.clone(), Arc::clone(&self.pending), kind, selector);
+        self.pending.begin(&source.name);
+        self.sources.spawn(source.run())
+    }
+
+    /// Watches what others ask for: the blocks that are this node's, and those no longer that are not; services, once some of
+    /// their addresses are to be advertised; namespaces, once a pool is for some of them.
+    fn follow(&mut self, update: &Update) {
+        match update {
+            Update::Upsert(object) => match &**object {
+                Object::BlockAffinity(affinity) => {
+                    let ours = affinity.spec.is_of_node(&self.node) && !affinity.spec.is_deleted();
+                    let name = ours.then(|| culvert_ipam::name::block(affinity.spec.cidr));
+                    self.own(object.key(), name);
+                }
+                Object::BgpConfiguration(bgp) => {
+                    let spec = &bgp.spec;
+                    let ranges = [
+                        &spec.service_cluster_ips,
+                        &spec.service_external_ips,
+                        &spec.service_load_balancer_ips,
+                    ];
+                    if ranges.iter().any(|ranges| !ranges.is_empty()) {
+                        self.also([Kind::Service, Kind::EndpointSlice]);
+                    }
+                }
+                Object::IpPool(pool) if pool.spec.unknown.contains_key("namespaceSelector") => {
+                    self.also([Kind::Namespace]);
+                }
+                _ => {}
+            },
+            Update::Delete(key) if key.kind == Kind::BlockAffinity => self.own(key.clone(), None),
+            Update::Delete(_) | Update::InSync | Update::Problem(_) => {}
+        }
+    }
+
+    /// Watches these kinds from now on, if it does not yet.
+    fn also(&mut self, kinds: impl IntoIterator<Item = Kind>) {
+        for kind in kinds {
+            if self.asked_for.insert(kind) {
+                self.add(kind, None);
+            }
+        }
+    }
+
+    fn own(&mut self, affinity: Key, block: Option<String>) {
+        let before = self.blocks.get(&affinity).map(|own| &own.name);
+        if before == block.as_ref() {
+            return;
+        }
+        if let Some(former) = self.blocks.remove(&affinity) {
+            former.source.abort();
+            self.pending
+                .forget(&source_name(Kind::IpamBlock, Some(&by_name(&former.name))));
+            self.pending.delete(Key::new(Kind::IpamBlock, former.name));
+        }
+        if let Some(name) = block {
+            let source = self.add(Kind::IpamBlock, Some(by_name(&name)));
+            self.blocks.insert(affinity, OwnBlock { name, source });
+        }
+    }
+}
+
+fn by_name(name: &str) -> String {
+    format!("metadata.name={name}")
+}
+
+fn source_name(kind: Kind, selector: Option<&str>) -> String {
+    match selector {
+        Some(selector) => format!("{} ({selector})", kind.plural()),
+        None => kind.plural().to_owned(),
+    }
+}
+
+/// One kind, or one object of it.
+struct Source {
+    name: String,
+    connection: Connection,
+    pending: Arc<Pending>,
+    kind: Kind,
+    selector: Option<String>,
+    /// Where to go on; none to list anew.
+    revision: Option<String>,
+    /// The objects that were found, and a hash of the revision of each.
+    known: BTreeMap<Key, u64>,
+    wait: Duration,
+}
+
+impl Source {
+    fn new(connection: Connection, pending: Arc<Pending>, kind: Kind, selector: Option<String>) -> Self {
+        Self {
+            name: source_name(kind, selector.as_deref()),
+            connection,
+            pending,
+            kind,
+            selector,
+            revision: None,
+            known: BTreeMap::new(),
+            wait: BACKOFF.0,
+        }
+    }
+
+    async fn run(mut self) {
+        loop {
+            let began = Instant::now();
+            match self.round().await {
+                Ok(()) if began.elapsed() >= SHORT_LIFE => {
+                    self.wait = BACKOFF.0;
+                    continue;
+                }
+                // It goes on where it was; but not in a tight circle.
+                Ok(()) => debug!(source = self.name, "the watch ended at once"),
+                Err(Refusal::Gone) => {
+                    info!(
+                        source = self.name,
+                        "the revision is no longer known: all is listed again"
+                    );
+                    self.revision = None;
+                }
+                Err(Refusal::Unknown(error)) if OPTIONAL.contains(&self.kind) && self.known.is_empty() => {
+                    info!(source = self.name, %error, "nobody has any of these");
+                    self.pending.synced(&self.name);
+                    sleep(jittered(UNKNOWN)).await;
+                    continue;
+                }
+                Err(Refusal::Error(error) | Refusal::Unknown(error)) => {
+                    warn!(source = self.name, %error, "the watch is interrupted: what was told stands");
+                    self.pending.problem(&self.name, Some(error.to_string()));
+                }
+            }
+            sleep(jittered(self.wait)).await;
+            self.wait = (self.wait * 2).min(BACKOFF.1);
+        }
+    }
+
+    async fn round(&mut self) -> Result<(), Refusal> {
+        let revision = match self.revision.clone() {
+            Some(revision) => revision,
+            None => {
+                let revision = self.list().await?;
+                self.pending.synced(&self.name);
+                self.revision = Some(revision.clone());
+                revision
+            }
+        };
+        self.follow(revision).await
+    }
+
+    fn call(&self, verb: Verb) -> Call {
+        let call = Call::all(verb, self.kind);
+        match &self.selector {
+            Some(selector) => call.with("fieldSelector", selector),
+            None => call,
+        }
+    }
+
+    /// Tells all that there is, and what is there no more; returns the revision to go on from.
+    async fn list(&mut self) -> Result<String, Refusal> {
+        let mut gone = self.known.clone();
+        let mut after = String::new();
+        loop {
+            self.pending.room(WAITING_MAX).await;
+            let mut call = self
+                .call(Verb::List)
+                .with("limit", page_size(self.kind).to_string());
+            if !after.is_empty() {
+                call = call.with("continue", after);
+            }
+            let answer = self.connection.ask(&call).await?;
+            let page: Page<'_> = serde_json::from_slice(&answer).map_err(|error| {
+                self.connection
+                    .away(&call, &format!("the answer is no list: {error}"))
+            })?;
+            self.pending.problem(&self.name, None);
+            for item in page.items {
+                gone.remove(&self.take(item.get()));
+            }
+            after = page.metadata.r#continue;
+            if after.is_empty() {
+                for key in gone.into_keys() {
+                    self.remove(key);
+                }
+                return Ok(page.metadata.resource_version);
+            }
+        }
+    }
+
+    /// Takes in an object as it is now, and returns its key.
+    fn take(&mut self, text: &str) -> Key {
+        let object = match body::object(self.kind, text, Extent::Told) {
+            Ok(object) => object,
+            Err(unreadable) => {
+                // What was told of it stands: it is broken, not gone.
+                let key = unreadable.key.clone();
+                tell(&unreadable.at(self.connection.server()));
+                return key;
+            }
+        };
+        let key = object.key();
+        let mut hasher = DefaultHasher::new();
+        object.metadata().resource_version.hash(&mut hasher);
+        let hash = hasher.finish();
+        let receiver = match self.known.insert(key.clone(), hash) {
+            Some(before) if before == hash => return key,
+            Some(_) => Receiver::Knows,
+            None => Receiver::IsNew,
+        };
+        self.pending.upsert(object, receiver);
+        key
+    }
+
+    fn remove(&mut self, key: Key) {
+        if self.known.remove(&key).is_some() {
+            self.pending.delete(key);
+        }
+    }
+
+    /// Follows from a revision until the server ends the watch.
+    async fn follow(&mut self, revision: String) -> Result<(), Refusal> {
+        let call = self
+            .call(Verb::Watch)
+            .with("watch", "1")
+            .with("allowWatchBookmarks", "true")
+            .with("timeoutSeconds", fastrand::u32(LIFE).to_string())
+            .with("resourceVersion", revision);
+        let answer = self
+            .connection
+            .begin(&call, Instant::now() + REQUEST_TIMEOUT)
+            .await?;
+        self.pending.problem(&self.name, None);
+        let mut lines = Lines::of(answer.into_body());
+        loop {
+            match timeout(SILENCE_MAX, lines.read()).await {
+                Err(_) => {
+                    debug!(
+                        source = self.name,
+                        "the watch is silent: it is begun again where it was"
+                    );
+                    return Ok(());
+                }
+                Ok(Ok(None)) => return Ok(()),
+                Ok(Ok(Some(line))) => self.take_line(&call, &line)?,
+                Ok(Err(why)) => {
+                    // The next attempt tells whether the server is away, or has only ended this connection.
+                    debug!(source = self.name, why, "the connection of the watch broke");
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn take_line(&mut self, call: &Call, line: &[u8]) -> Result<(), Refusal> {
+        let garbled = |why: &dyn std::error::Error| {
+            self.connection
+                .away(call, &format!("the answer is no event: {why}"))
+        };
+        let line: WatchLine<'_> = serde_json::from_slice(line).map_err(|error| garbled(&error))?;
+        let text = line.object.get();
+        if line.r#type == "ERROR" {
+            let status: Status = serde_json::from_str(text).map_err(|error| garbled(&error))?;
+            let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            return Err(self.connection.refused(call, code, &status));
+        }
+        // Whatever can be said of the object, from here it goes on.
+        if let Some(revision) = body::revision(text) {
+            self.revision = Some(revision);
+        }
+        // All went well for a while: what fails next is another failure.
+        self.wait = BACKOFF.0;
+        match line.r#type {
+            "ADDED" | "MODIFIED" => drop(self.take(text)),
+            "DELETED" => {
+                if let Some(key) = body::key(self.kind, text) {
+                    self.remove(key);
+                }
+            }
+            // A bookmark is a revision and nothing else.
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Between half of `wait` and all of it.
+fn jittered(wait: Duration) -> Duration {
+    wait.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+/// The lines of a body that comes bit by bit.
+struct Lines {
+    body: Body,
+    buffer: Vec<u8>,
+    /// How far the buffer was searched already.
+    searched: usize,
+}
+
+impl Lines {
+    fn of(body: Body) -> Self {
+        Self {
+            body,
+            buffer: Vec::new(),
+            searched: 0,
+        }
+    }
+
+    /// The next line without its end; none when the body has ended. Nothing is lost when this is dropped half-way.
+    async fn read(&mut self) -> Result<Option<Vec<u8>>, String> {
+        loop {
+            let unsearched = self.buffer.get(self.searched..).unwrap_or_default();
+            if let Some(end) = unsearched.iter().position(|byte| *byte == b'\n') {
+                let rest = self.buffer.split_off(self.searched + end + 1);
+                let mut line = std::mem::replace(&mut self.buffer, rest);
+                line.pop();
+                self.searched = 0;
+                return Ok(Some(line));
+            }
+            self.searched = self.buffer.len();
+            if self.buffer.len() > LINE_MAX {
+                return Err(format!("a line is longer than {LINE_MAX} bytes"));
+            }
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Err(error)) => return Err(in_full(&error)),
+                Some(Ok(frame)) => {
+                    if let Some(bytes) = frame.data_ref() {
+                        self.buffer.extend_from_slice(bytes);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn lines_are_whole_however_they_come() {
+        let mut lines = Lines::of(Body::from(b"one\ntwo\n\nrest".to_vec()));
+        for expected in ["one", "two", ""] {
+            let line = lines.read().await.unwrap().unwrap();
+            assert_eq!(String::from_utf8(line).unwrap(), expected);
+        }
+        assert_eq!(lines.read().await.unwrap(), None);
+    }
+
+    #[test]
+    fn waits_differ_and_stay_within_half_and_whole() {
+        let waits: Vec<_> = (0..100).map(|_| jittered(BACKOFF.1)).collect();
+        assert!(
+            waits
+                .iter()
+                .all(|wait| (BACKOFF.1 / 2..=BACKOFF.1).contains(wait))
+        );
+        assert!(waits.iter().any(|wait| *wait != waits[0]));
+    }
+}

@@ -1,0 +1,547 @@
+//! A real Kubernetes API server with its etcd, on this machine alone: TLS with a CA of its own, RBAC, and a token for
+//! each user. It takes about five seconds to start and 350 MB.
+//!
+//! Both processes end with the one that started them, whatever becomes of it, and their folder with the [`ApiServer`].
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::command::{run, run_with_input, show};
+use crate::record::kill;
+use crate::{LabError, Namespace, wait_for};
+
+/// Names the server's binary, or that compressed (`.zst`).
+const BINARY: &str = "CULVERT_KUBE_APISERVER";
+/// Etcd and the server need some seconds each; a loaded machine ten times as many.
+const START: Duration = Duration::from_secs(180);
+/// How much of a log is shown with an error.
+const LAST_LINES: usize = 15;
+
+/// Who may do everything.
+pub const ADMIN: &str = "admin";
+
+/// What is asked of a server.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Where it listens, and is reached.
+    pub address: Ipv4Addr,
+    /// The namespace that it lives in; the machine's own by default.
+    pub namespace: Option<Namespace>,
+    /// Users other than [`ADMIN`], whose token is their name. They may do what RBAC gives them.
+    pub users: Vec<String>,
+    /// Further arguments.
+    pub arguments: Vec<String>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            address: Ipv4Addr::LOCALHOST,
+            namespace: None,
+            users: Vec::new(),
+            arguments: Vec::new(),
+        }
+    }
+}
+
+/// A running API server.
+#[derive(Debug)]
+pub struct ApiServer {
+    setup: Setup,
+    binary: PathBuf,
+    folder: tempfile::TempDir,
+    ports: Ports,
+    /// None when it is another server's.
+    etcd: Option<Child>,
+    server: Option<Child>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ports {
+    secure: u16,
+    etcd: u16,
+    etcd_peer: u16,
+}
+
+/// Why there is none to be had here, if there is none.
+#[must_use]
+pub fn no_api_server() -> Option<String> {
+    let program = |name: &str| {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let found = std::env::split_paths(&path).any(|folder| folder.join(name).is_file());
+        (!found).then(|| format!("there is no {name}; tests/run installs it"))
+    };
+    let programs = ["etcd", "kubectl", "openssl", "setpriv", "zstd"];
+    programs
+        .into_iter()
+        .find_map(program)
+        .or_else(|| binary().err().map(|error| error.to_string()))
+}
+
+impl ApiServer {
+    /// Starts one and waits until it is ready.
+    ///
+    /// # Errors
+    /// When a program is missing, or one of the two does not come up.
+    pub fn start(setup: Setup) -> Result<Self, LabError> {
+        let binary = binary()?;
+        let folder = new_folder()?;
+        make_certificates(folder.path(), setup.address)?;
+        write_tokens(folder.path(), &setup.users)?;
+        let ports = Ports::free(&setup)?;
+        let etcd = start_etcd(&setup, folder.path(), ports)?;
+        let mut started = Self {
+            setup,
+            binary,
+            folder,
+            ports,
+            etcd: Some(etcd),
+            server: None,
+        };
+        started.write_kubeconfigs()?;
+        started.start_again()?;
+        Ok(started)
+    }
+
+    /// Another server on the same etcd, at another address.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn beside(&self) -> Result<Self, LabError> {
+        let folder = new_folder()?;
+        for file in [
+            "ca.crt",
+            "tls.crt",
+            "tls.key",
+            "service-accounts.key",
+            "tokens.csv",
+        ] {
+            let (from, to) = (self.folder.path().join(file), folder.path().join(file));
+            fs::copy(&from, to).map_err(LabError::io(format!("copy {}", from.display())))?;
+        }
+        let secure = Ports::free(&self.setup)?.secure;
+        let mut started = Self {
+            setup: self.setup.clone(),
+            binary: self.binary.clone(),
+            folder,
+            ports: Ports { secure, ..self.ports },
+            etcd: None,
+            server: None,
+        };
+        started.write_kubeconfigs()?;
+        started.start_again()?;
+        Ok(started)
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::new(IpAddr::V4(self.setup.address), self.ports.secure)
+    }
+
+    /// The folder with its logs and keys, which goes with it.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The kubeconfig file of a user: the token is in a file beside it.
+    #[must_use]
+    pub fn kubeconfig(&self, user: &str) -> PathBuf {
+        self.folder.path().join(format!("{}.kubeconfig", file_of(user)))
+    }
+
+    /// Writes a kubeconfig of `user` that leads to `server` instead, which passes on what it gets.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn kubeconfig_through(&self, user: &str, server: SocketAddr) -> Result<PathBuf, LabError> {
+        let path = self
+            .folder
+            .path()
+            .join(format!("{}-{}.kubeconfig", file_of(user), server.port()));
+        self.write(&path, &self.kubeconfig_text(user, server))?;
+        Ok(path)
+    }
+
+    /// The file that holds the token of a user.
+    #[must_use]
+    pub fn token_file(&self, user: &str) -> PathBuf {
+        self.folder.path().join(format!("{}.token", file_of(user)))
+    }
+
+    /// `kubectl ARGUMENTS` as `user`, with this standard input: its output.
+    ///
+    /// # Errors
+    /// When it ends with another status than 0.
+    pub fn kubectl(&self, user: &str, arguments: &[&str], input: &str) -> Result<String, LabError> {
+        let mut command = self.command("kubectl");
+        command.arg("--kubeconfig").arg(self.kubeconfig(user));
+        // What it has learned of another server at the same address must not count here.
+        command.arg("--cache-dir").arg(self.folder.path().join("kubectl"));
+        command.args(arguments);
+        if input.is_empty() {
+            run(command)
+        } else {
+            run_with_input(command, input)
+        }
+    }
+
+    /// Ends the server as a crash would; etcd keeps what it was told.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn kill(&mut self) -> Result<(), LabError> {
+        self.server.take().map_or(Ok(()), end)
+    }
+
+    /// Starts the server again, at the same address, and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_again(&mut self) -> Result<(), LabError> {
+        self.kill()?;
+        let mut command = self.command(&self.binary.to_string_lossy());
+        command.args(self.arguments());
+        self.server = Some(spawn(command, &self.folder.path().join("apiserver.log"))?);
+        let what = format!("the API server at {}", self.address());
+        let log = self.folder.path().join("apiserver.log");
+        wait_for(&what, START, || {
+            if let Some(Ok(Some(status))) = self.server.as_mut().map(Child::try_wait) {
+                return Ok(Err(died("kube-apiserver", status, &log)));
+            }
+            let ready = self.kubectl(ADMIN, &["get", "--raw", "/readyz"], "");
+            ready.map(|_| Ok(())).map_err(|error| error.to_string())
+        })?
+    }
+
+    /// Makes etcd forget all revisions but the present ones: who resumes from an older one gets 410 Gone.
+    ///
+    /// # Errors
+    /// When etcd refuses.
+    pub fn compact(&self) -> Result<(), LabError> {
+        // Any read tells the revision; "AA==" is the key of one zero byte.
+        let answer = self.etcd("range", &json!({"key": "AA=="}))?;
+        let revision = answer.pointer("/header/revision").cloned();
+        let revision = revision.ok_or_else(|| LabError::Answer {
+            what: "etcd's answer".to_owned(),
+            reason: "it has no revision".to_owned(),
+            text: answer.to_string(),
+        })?;
+        self.etcd("compaction", &json!({"revision": revision, "physical": true}))
+            .map(drop)
+    }
+
+    fn etcd(&self, method: &str, body: &Value) -> Result<Value, LabError> {
+        let address = SocketAddr::new(IpAddr::V4(self.setup.address), self.ports.etcd);
+        let path = format!("/v3/kv/{method}");
+        let act = || post(address, &path, &body.to_string());
+        let answer = match &self.setup.namespace {
+            Some(namespace) => namespace.within(act)?,
+            None => act(),
+        };
+        let text = answer.map_err(LabError::io(format!("ask etcd at {address} for {path}")))?;
+        let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        let answer: Option<Value> = serde_json::from_str(body).ok();
+        answer
+            .filter(|answer| answer.get("error").is_none())
+            .ok_or_else(|| LabError::Answer {
+                what: format!("etcd's answer to {path}"),
+                reason: "it is no success".to_owned(),
+                text,
+            })
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let file = |name: &str| self.folder.path().join(name).display().to_string();
+        let (address, Ports { secure, etcd, .. }) = (self.setup.address, self.ports);
+        let mut arguments = vec![
+            format!("--etcd-servers=http://{address}:{etcd}"),
+            format!("--bind-address={address}"),
+            format!("--advertise-address={address}"),
+            format!("--secure-port={secure}"),
+            format!("--cert-dir={}", file("certificates")),
+            format!("--tls-cert-file={}", file("tls.crt")),
+            format!("--tls-private-key-file={}", file("tls.key")),
+            format!("--client-ca-file={}", file("ca.crt")),
+            format!("--token-auth-file={}", file("tokens.csv")),
+            "--authorization-mode=RBAC".to_owned(),
+            "--service-cluster-ip-range=10.255.0.0/24".to_owned(),
+            format!("--service-account-issuer=https://{address}:{secure}"),
+            format!("--service-account-key-file={}", file("service-accounts.key")),
+            format!(
+                "--service-account-signing-key-file={}",
+                file("service-accounts.key")
+            ),
+            // Pods are made without a controller that would make their service accounts.
+            "--disable-admission-plugins=ServiceAccount".to_owned(),
+        ];
+        arguments.extend(self.setup.arguments.iter().cloned());
+        arguments
+    }
+
+    fn command(&self, program: &str) -> Command {
+        command_in(self.setup.namespace.as_ref(), program)
+    }
+
+    fn write_kubeconfigs(&self) -> Result<(), LabError> {
+        for user in [ADMIN.to_owned()].iter().chain(&self.setup.users) {
+            self.write(&self.token_file(user), user)?;
+            self.write(
+                &self.kubeconfig(user),
+                &self.kubeconfig_text(user, self.address()),
+            )?;
+        }
+        Ok(())
+    }
+
+    fn kubeconfig_text(&self, user: &str, server: SocketAddr) -> String {
+        let (ca, token) = (self.folder.path().join("ca.crt"), self.token_file(user));
+        format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters:\n- name: c\n  cluster:\n    server: https://{server}\n    \
+             certificate-authority: {}\nusers:\n- name: u\n  user:\n    tokenFile: {}\ncontexts:\n- name: c\n  context: {{cluster: c, user: u}}\n",
+            ca.display(),
+            token.display()
+        )
+    }
+
+    fn write(&self, path: &Path, text: &str) -> Result<(), LabError> {
+        fs::write(path, text).map_err(LabError::io(format!("write {}", path.display())))
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        // The server first: without etcd it would complain for a while.
+        for child in self.server.take().iter_mut().chain(&mut self.etcd) {
+            kill(child.id(), Signal::SIGKILL);
+            let _ = child.wait();
+        }
+    }
+}
+
+/// A user's name as part of a file's: `system:serviceaccount:…` has colons.
+fn file_of(user: &str) -> String {
+    user.replace(':', "-")
+}
+
+impl Ports {
+    /// Ports that nobody listens on at the moment.
+    fn free(setup: &Setup) -> Result<Self, LabError> {
+        let find = || -> std::io::Result<Self> {
+            // All three are held until all are known, so that they differ.
+            let bind = || TcpListener::bind((setup.address, 0));
+            let (secure, etcd, peer) = (bind()?, bind()?, bind()?);
+            let port = |listener: &TcpListener| listener.local_addr().map(|address| address.port());
+            Ok(Self {
+                secure: port(&secure)?,
+                etcd: port(&etcd)?,
+                etcd_peer: port(&peer)?,
+            })
+        };
+        let found = match &setup.namespace {
+            Some(namespace) => namespace.within(find)?,
+            None => find(),
+        };
+        found.map_err(LabError::io(format!("find free ports on {}", setup.address)))
+    }
+}
+
+/// The server's binary: what the environment names, else the one that `tests/kubernetes/build` has made.
+fn binary() -> Result<PathBuf, LabError> {
+    let target = target_folder()?;
+    let named = std::env::var_os(BINARY).map(PathBuf::from);
+    let path = named.unwrap_or_else(|| target.join("kubernetes/kube-apiserver"));
+    if !path.is_file() {
+        return Err(LabError::NoApiServer(path));
+    }
+    if path.extension().is_none_or(|extension| extension != "zst") {
+        return Ok(path);
+    }
+    let unpacked = target.join("kubernetes/kube-apiserver.unpacked");
+    let modified = |path: &Path| fs::metadata(path).and_then(|data| data.modified()).ok();
+    if modified(&unpacked).is_some_and(|made| modified(&path).is_none_or(|packed| made >= packed)) {
+        return Ok(unpacked);
+    }
+    fs::create_dir_all(target.join("kubernetes"))
+        .map_err(LabError::io(format!("make {}", target.display())))?;
+    // Several processes may do this at once: each writes a file of its own, and the renames are equal.
+    let beside = target.join(format!("kubernetes/unpacking-{}", std::process::id()));
+    let mut command = Command::new("zstd");
+    command.args(["-q", "-f", "-d"]).arg(&path).arg("-o").arg(&beside);
+    run(command)?;
+    let mut permissions = fs::metadata(&beside)
+        .map_err(LabError::io(format!("look at {}", beside.display())))?
+        .permissions();
+    std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o755);
+    let finish = || {
+        fs::set_permissions(&beside, permissions)?;
+        File::options()
+            .append(true)
+            .open(&beside)?
+            .set_modified(std::time::SystemTime::now())?;
+        fs::rename(&beside, &unpacked)
+    };
+    finish().map_err(LabError::io(format!("make {}", unpacked.display())))?;
+    Ok(unpacked)
+}
+
+/// `target/`, which the running program is in.
+fn target_folder() -> Result<PathBuf, LabError> {
+    let program = std::env::current_exe().map_err(LabError::io("find the running program"))?;
+    let target = program.ancestors().find(|folder| folder.ends_with("target"));
+    Ok(target.map_or_else(|| PathBuf::from("target"), Path::to_owned))
+}
+
+fn new_folder() -> Result<tempfile::TempDir, LabError> {
+    tempfile::Builder::new()
+        .prefix("culvert-kubernetes-")
+        .tempdir()
+        .map_err(LabError::io("make a folder for the API server"))
+}
+
+fn make_certificates(folder: &Path, address: Ipv4Addr) -> Result<(), LabError> {
+    let openssl = |arguments: &str| {
+        let mut command = Command::new("openssl");
+        command.current_dir(folder).args(arguments.split_whitespace());
+        run(command).map(drop)
+    };
+    let extensions = format!(
+        "subjectAltName=IP:{address},IP:127.0.0.1,DNS:localhost,DNS:kubernetes.default.svc,IP:10.255.0.1\n"
+    );
+    fs::write(folder.join("tls.ext"), extensions)
+        .map_err(LabError::io(format!("write into {}", folder.display())))?;
+    openssl("ecparam -name prime256v1 -genkey -noout -out ca.key")?;
+    openssl("ecparam -name prime256v1 -genkey -noout -out tls.key")?;
+    openssl("genrsa -out service-accounts.key 2048")?;
+    openssl("req -x509 -new -key ca.key -days 30 -subj /CN=culvert-tests-ca -out ca.crt")?;
+    openssl("req -new -key tls.key -subj /CN=kube-apiserver -out tls.csr")?;
+    openssl(
+        "x509 -req -in tls.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 -extfile tls.ext -out tls.crt",
+    )
+}
+
+fn write_tokens(folder: &Path, users: &[String]) -> Result<(), LabError> {
+    let mut lines = format!("{ADMIN},{ADMIN},{ADMIN},system:masters\n");
+    for user in users {
+        lines.push_str(&format!("{user},{user},{user},\n"));
+    }
+    let path = folder.join("tokens.csv");
+    fs::write(&path, lines).map_err(LabError::io(format!("write {}", path.display())))
+}
+
+fn start_etcd(setup: &Setup, folder: &Path, ports: Ports) -> Result<Child, LabError> {
+    let (client, peer) = (
+        format!("http://{}:{}", setup.address, ports.etcd),
+        format!("http://{}:{}", setup.address, ports.etcd_peer),
+    );
+    let mut command = command_in(setup.namespace.as_ref(), "etcd");
+    command.arg("--data-dir").arg(folder.join("etcd"));
+    command.args([
+        "--listen-client-urls",
+        &client,
+        "--advertise-client-urls",
+        &client,
+    ]);
+    command.args([
+        "--listen-peer-urls",
+        &peer,
+        "--initial-advertise-peer-urls",
+        &peer,
+    ]);
+    command.arg(format!("--initial-cluster=default={peer}"));
+    // It need not outlive the machine.
+    command.args(["--log-level=error", "--unsafe-no-fsync"]);
+    spawn(command, &folder.join("etcd.log"))
+}
+
+/// A program in a namespace, that ends with the thread that starts it; its number stays the same through all of it.
+fn command_in(namespace: Option<&Namespace>, program: &str) -> Command {
+    let mut command = match namespace {
+        Some(namespace) => {
+            let mut command = Command::new("nsenter");
+            command.arg(format!("--net={}", namespace.path())).arg("--");
+            command.arg("setpriv");
+            command
+        }
+        None => Command::new("setpriv"),
+    };
+    command.args(["--pdeathsig", "KILL", "--", program]);
+    command
+}
+
+type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
+
+/// Starts a program that lives as long as this process, at most. The kernel's "parent" is the thread that forked, and
+/// those of tests come and go: so one that stays does it.
+fn spawn(mut command: Command, log: &Path) -> Result<Child, LabError> {
+    use std::os::unix::process::CommandExt as _;
+
+    static KEEPER: LazyLock<Mutex<mpsc::Sender<Order>>> = LazyLock::new(|| {
+        let (orders, ordered) = mpsc::channel::<Order>();
+        std::thread::spawn(move || {
+            for (mut command, answer) in ordered {
+                let _ = answer.send(command.spawn());
+            }
+        });
+        Mutex::new(orders)
+    });
+    let shown = show(&command);
+    let file = |path: &Path| {
+        let opened = File::options().create(true).append(true).open(path);
+        opened.map_err(LabError::io(format!("open {}", path.display())))
+    };
+    command.process_group(0).stdin(Stdio::null());
+    command.stdout(file(log)?).stderr(file(log)?);
+    let (answer, answered) = mpsc::channel();
+    let keeper = KEEPER.lock().unwrap_or_else(PoisonError::into_inner);
+    // It ends with the process only.
+    let _ = keeper.send((command, answer));
+    drop(keeper);
+    let ended = || std::io::Error::other("the thread that starts processes is gone");
+    answered
+        .recv()
+        .unwrap_or_else(|_| Err(ended()))
+        .map_err(LabError::io(format!("start `{shown}`")))
+}
+
+fn end(mut child: Child) -> Result<(), LabError> {
+    kill(child.id(), Signal::SIGKILL);
+    child
+        .wait()
+        .map(drop)
+        .map_err(LabError::io("wait for the API server"))
+}
+
+fn died(program: &str, status: std::process::ExitStatus, log: &Path) -> LabError {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<_> = text.lines().collect();
+    LabError::Command {
+        command: program.to_owned(),
+        status: status.to_string(),
+        output: lines[lines.len().saturating_sub(LAST_LINES)..].join("\n"),
+    }
+}
+
+fn post(address: SocketAddr, path: &str, body: &str) -> std::io::Result<String> {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let length = body.len();
+    write!(
+        stream,
+        "POST {path} HTTP/1.0\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}

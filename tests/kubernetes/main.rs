@@ -1,0 +1,88 @@
+//! Trials on a real API server of Kubernetes (`tests/run` builds or finds it). Those of the datastore's contract run on
+//! the directory datastore as well, by the same code.
+
+mod agents;
+mod chart;
+mod contract;
+mod outage;
+mod scale;
+mod servers;
+mod watching;
+
+use std::process::ExitCode;
+
+use futures_util::future::LocalBoxFuture;
+use harness::api_server::no_api_server;
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+use crate::servers::{Server, Stores};
+
+/// What a trial comes to.
+type Outcome = Result<(), Failed>;
+
+fn main() -> ExitCode {
+    if let Some(outcome) = scale::child() {
+        return outcome.map_or_else(
+            |why| {
+                eprintln!("{why:?}");
+                ExitCode::FAILURE
+            },
+            |()| ExitCode::SUCCESS,
+        );
+    }
+    let mut arguments = Arguments::from_args();
+    // Trials share a server, and some measure: one at a time.
+    arguments.test_threads = Some(1);
+    let server = Server::default();
+    let mut trials = Vec::new();
+    let missing = no_api_server();
+    for (name, act) in contract::TRIALS {
+        trials.push(Trial::test(format!("directory::{name}"), move || {
+            on_runtime(act(Stores::directory()?))
+        }));
+        let (server, missing) = (server.clone(), missing.clone());
+        trials.push(trial(&format!("kubernetes::{name}"), missing, move || {
+            let stores =
+                server.with(|server| Stores::of(server, server.kubeconfig(harness::api_server::ADMIN)))??;
+            on_runtime(act(stores))
+        }));
+    }
+    for (name, act) in watching::TRIALS
+        .into_iter()
+        .chain(outage::TRIALS)
+        .chain(chart::TRIALS)
+        .chain(agents::TRIALS)
+        .chain(scale::TRIALS)
+    {
+        let server = server.clone();
+        trials.push(trial(name, missing.clone(), move || act(&server)));
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    server.stop();
+    conclusion.exit_code()
+}
+
+fn trial(name: &str, missing: Option<String>, act: impl FnOnce() -> Outcome + Send + 'static) -> Trial {
+    let shown = name.to_owned();
+    Trial::ignorable_test(name, move || match missing {
+        Some(reason) => {
+            eprintln!("NOT RUN: {shown}: {reason}");
+            Ok(Completion::ignored_with(reason))
+        }
+        None => act().map(|()| Completion::Completed),
+    })
+}
+
+/// Runs a trial to its end.
+fn on_runtime(act: LocalBoxFuture<'_, Outcome>) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    runtime.block_on(act)
+}
+
+/// Fails a trial with words, unless a condition holds.
+fn ensure(condition: bool, words: impl FnOnce() -> String) -> Outcome {
+    if condition { Ok(()) } else { Err(words().into()) }
+}
