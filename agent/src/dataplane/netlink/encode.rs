@@ -161,12 +161,8 @@ fn installed(route: &Route) -> io::Result<RouteMessage> {
             }
         }
         several => {
-            builder = builder.multipath(
-                several
-                    .iter()
-                    .map(|hop| next_hop(hop, route))
-                    .collect::<io::Result<_>>()?,
-            )
+            let next_hops: io::Result<_> = several.iter().map(|hop| next_hop(hop, route)).collect();
+            builder = builder.multipath(next_hops?);
         }
     }
     if let Some(source) = route.source {
