@@ -129,7 +129,10 @@ fn what_is_done_to_ipv6_by_hand_is_seen_and_repaired() {
             ip(&format!("-6 route del {} proto 201", route.key.prefix));
             let gone = event(&mut events, |event| matches!(event, KernelEvent::RouteGone(_))).await;
             assert_eq!(actual.observe(&gone), Observed::Changed, "{gone:?}");
-            assert_eq!(diff(&wanted, &actual, &OURS, Removal::Now), [change.clone()]);
+            assert_eq!(
+                diff(&wanted, &actual, &OURS, Removal::Now),
+                std::slice::from_ref(change)
+            );
             for result in netlink.apply(std::slice::from_ref(change)).await {
                 result.unwrap();
             }
