@@ -10,19 +10,23 @@ mod queue;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use culvert_ipam::allocator::{Assign, Claim, Held, HeldAddress, Outcome, Release, Request, Unclaim, Wanted};
 use culvert_ipam::ordinals::Ordinals;
 use culvert_ipam::pool::{Family, Use};
+use culvert_ipam::snapshot::Action;
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tracing::{debug, info};
 
 use crate::api::{IpPool, IpamBlock, IpamHandle, Key};
 use crate::datastore::{self, Datastore, DatastoreError};
 
+pub(crate) use known::now;
 pub use policy::pool;
+pub(crate) use policy::{limits, policy_of_cluster};
 use queue::{Answer, Ask, Queue, Waiting};
 
 #[cfg(test)]
@@ -67,6 +71,7 @@ pub struct Allocator {
     store: Arc<dyn Datastore>,
     node: Arc<str>,
     requests: mpsc::Sender<Waiting>,
+    task: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
 /// Why there is no address or block.
@@ -121,11 +126,23 @@ impl Allocator {
     /// An allocator for the node of this name. It must be made inside a Tokio runtime, in which its requests are done.
     pub fn new(store: Arc<dyn Datastore>, node: String) -> Self {
         let (requests, receiver) = mpsc::channel(WAITING);
-        tokio::spawn(Queue::new(Arc::clone(&store), node.clone(), receiver).run());
+        let task = tokio::spawn(Queue::new(Arc::clone(&store), node.clone(), receiver).run());
         Self {
             store,
             node: node.into(),
             requests,
+            task: Arc::new(Mutex::new(Some(task))),
+        }
+    }
+
+    /// Ends it: waits until all is written that its answers did not wait for. There must be no other clone of it: it would
+    /// be waited for as well.
+    pub async fn close(self) {
+        let Self { requests, task, .. } = self;
+        drop(requests);
+        let task = task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = task {
+            let _ = task.await;
         }
     }
 
@@ -194,6 +211,20 @@ impl Allocator {
     /// write first.
     pub async fn give_up(&self, unclaim: Unclaim) -> Result<(), AllocationError> {
         self.ask(Ask::of(Request::Unclaim(unclaim))).await.map(drop)
+    }
+
+    /// Does what a check or a collection has found to be due; the addresses that it gave back.
+    ///
+    /// # Errors
+    /// When things have changed since, so that nothing was done; when the datastore fails, or others always write first.
+    pub async fn act(&self, action: Action) -> Result<Vec<IpAddr>, AllocationError> {
+        match action {
+            Action::Request(request) => Ok(self.ask(Ask::of(request)).await?.freed),
+            Action::Write(write) => {
+                known::write_once(&*self.store, &write).await?;
+                Ok(Vec::new())
+            }
+        }
     }
 
     /// The addresses of `handle`, on whichever node. A block that is broken is passed over: it gives out nothing either.

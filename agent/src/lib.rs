@@ -16,6 +16,7 @@ pub mod fib;
 pub mod filter;
 pub mod firewall;
 pub mod http;
+pub mod inventory;
 pub mod leader;
 pub mod logging;
 pub mod metrics;

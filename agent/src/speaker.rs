@@ -1,6 +1,6 @@
 //! Driver of the BGP speaker: one task owns it, and carries out what it asks for.
 //!
-//! Every connection has a task of its own that reads and writes; the listener has one; there is one timer. All of them
+//! Every connection has a task of its own that reads; the owner writes by itself as far as the kernel takes it. All
 //! talk to the owner through bounded channels: a peer that sends faster than it is read is slowed by TCP, and one that
 //! reads too slowly is dropped, never held in memory. What the speaker learns is handed on latest state first: a burst
 //! of changes to one destination costs its reader one.
@@ -24,8 +24,8 @@ use tracing::{debug, info, warn};
 
 use connection::{Connection, SocketEvent};
 
-/// Events of sockets that wait for the owner; a full channel stops the reading of all connections.
-const SOCKET_EVENTS: usize = 1024;
+/// Events of sockets that wait for the owner, of up to 64 KiB each; a full channel stops the reading of all connections.
+const SOCKET_EVENTS: usize = 256;
 
 /// The state of the peers is told at most this often: a thousand sessions that come up at once are one telling.
 const STATUS_INTERVAL: Duration = Duration::from_millis(100);
@@ -170,7 +170,7 @@ impl Driver {
                     Some(command) => self.obey(command),
                     None => return,
                 },
-                Some(event) = events.recv() => self.take(event),
+                Some(event) = events.recv() => self.take_all(event, &mut events),
                 accepted = listener.accept(), if self.known.is_some() => self.accept(accepted),
                 () = timer => self.tell(Input::Timer),
                 permit = news.reserve(), if !self.news.is_empty() => match permit {
@@ -230,6 +230,16 @@ impl Driver {
         self.connections
             .insert(id, Connection::spawn(id, stream, self.events.clone()));
         self.tell(Input::Accepted { connection: id, peer });
+    }
+
+    /// Takes an event and those that wait behind it, so that what they change is told at once. No more than a channel's
+    /// worth: they may come as fast as they are taken.
+    fn take_all(&mut self, first: SocketEvent, waiting: &mut mpsc::Receiver<SocketEvent>) {
+        self.take(first);
+        for _ in 0..SOCKET_EVENTS {
+            let Ok(event) = waiting.try_recv() else { return };
+            self.take(event);
+        }
     }
 
     fn take(&mut self, event: SocketEvent) {
@@ -300,8 +310,8 @@ impl Driver {
                 self.dials.insert(connection, tokio::spawn(dial));
             }
             Output::Send { connection, bytes } => {
-                let full = self.connections.get(&connection).is_some_and(|c| !c.send(bytes));
-                return full.then_some(connection);
+                let open = self.connections.get_mut(&connection)?;
+                return (!open.send(bytes)).then_some(connection);
             }
             Output::Close { connection } => {
                 // A connection that is dropped still writes what is queued, a NOTIFICATION for one.

@@ -15,7 +15,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::allocator::{Held, HeldAddress, Release, Request, Unclaim};
+use crate::allocator::{Held, HeldAddress, Key, Release, Request, Unclaim, Write};
 use crate::snapshot::{Action, Snapshot, Source};
 use crate::timestamp::Timestamp;
 
@@ -46,6 +46,8 @@ pub struct Memory {
     addresses: BTreeMap<(IpAddr, u64), Sighting>,
     /// By name and revision.
     handles: BTreeMap<(String, String), Sighting>,
+    /// By object and revision.
+    marks: BTreeMap<(Key, String), Sighting>,
     /// By block and its sequence number.
     empty_blocks: BTreeMap<(IpNet, u64), Sighting>,
     /// By node and block.
@@ -173,19 +175,26 @@ impl fmt::Display for Leak {
 pub enum Reclaim {
     /// All addresses of a handle, which are proven to be leaked.
     Addresses(Vec<Leak>),
-    /// A handle that counts addresses which it has not.
+    /// A handle that does not count what it has.
     Handle {
         /// Its name.
         handle: String,
         /// The write that sets it right.
-        write: crate::allocator::Write,
+        write: Write,
+    },
+    /// An object that is marked as deleted, and whose deletion nobody finishes.
+    Mark {
+        /// Which.
+        key: Key,
+        /// Its deletion.
+        write: Write,
     },
     /// Addresses that have rested long enough, in a block that nobody writes.
     Rested {
         /// The block.
         block: IpNet,
         /// The write that frees them.
-        write: crate::allocator::Write,
+        write: Write,
     },
     /// A block that its node does not need.
     EmptyBlock {
@@ -214,7 +223,9 @@ impl Reclaim {
                 node: leaks.first().and_then(|l| l.node.clone()).unwrap_or_default(),
                 what: Held::Addresses(leaks.iter().map(Leak::held).collect()),
             })),
-            Reclaim::Handle { write, .. } | Reclaim::Rested { write, .. } => Action::Write(write.clone()),
+            Reclaim::Handle { write, .. } | Reclaim::Mark { write, .. } | Reclaim::Rested { write, .. } => {
+                Action::Write(write.clone())
+            }
             Reclaim::EmptyBlock {
                 node,
                 block,
@@ -246,7 +257,7 @@ impl Reclaim {
                 leaks.iter().all(|leak| now.has(leak)) && now.are_all_of_their_handle(leaks)
             }
             // The revision that it names says it.
-            Reclaim::Handle { .. } | Reclaim::Rested { .. } => true,
+            Reclaim::Handle { .. } | Reclaim::Mark { .. } | Reclaim::Rested { .. } => true,
             Reclaim::EmptyBlock {
                 node,
                 block,
@@ -282,7 +293,8 @@ impl fmt::Display for Reclaim {
                 let leaks: Vec<String> = leaks.iter().map(ToString::to_string).collect();
                 write!(f, "release {}", leaks.join("; "))
             }
-            Reclaim::Handle { handle, .. } => write!(f, "lower handle {handle} to what it has"),
+            Reclaim::Handle { handle, .. } => write!(f, "set handle {handle} to what it has"),
+            Reclaim::Mark { key, .. } => write!(f, "finish the deletion of {key}"),
             Reclaim::Rested { block, .. } => write!(f, "free the rested addresses of block {block}"),
             Reclaim::EmptyBlock { node, block, .. } => {
                 write!(f, "release block {block}, which node {node} does not use")

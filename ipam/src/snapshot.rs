@@ -7,10 +7,11 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::affinity::Affinity;
-use crate::allocator::{Request, Write};
+use crate::allocator::{Held, Key, Kind, Request, Write};
 use crate::block::{Attribute, Block, Owner};
 use crate::handle::Handle;
 use crate::limits::Limits;
+use crate::name;
 use crate::pool::Pools;
 use crate::ranges::Ranges;
 
@@ -132,6 +133,18 @@ impl Snapshot {
         self.handles.iter().filter(|h| !h.spec.deleted)
     }
 
+    /// The objects that are marked as deleted and still there, each with its revision.
+    pub fn marks(&self) -> impl Iterator<Item = (Key, &str)> {
+        let blocks = self.blocks.iter().filter(|b| b.spec.deleted);
+        let blocks = blocks.map(|b| (Kind::Block, &b.name, &b.revision));
+        let affinities = self.affinities.iter().filter(|a| a.spec.is_deleted());
+        let affinities = affinities.map(|a| (Kind::Affinity, &a.name, &a.revision));
+        let handles = self.handles.iter().filter(|h| h.spec.deleted);
+        let handles = handles.map(|h| (Kind::Handle, &h.name, &h.revision));
+        let all = blocks.chain(affinities).chain(handles);
+        all.map(|(kind, name, revision)| (Key::new(kind, name.clone()), revision.as_str()))
+    }
+
     /// All addresses that somebody has: neither free nor at rest, nor reserved for Windows.
     pub fn held(&self) -> impl Iterator<Item = HeldAddress<'_>> {
         self.live_blocks().flat_map(|stored| {
@@ -146,6 +159,20 @@ impl Snapshot {
                 owner: block.owner(),
             })
         })
+    }
+
+    /// What each handle has, by the name of its object, as the handle should count it.
+    #[must_use]
+    pub fn counted(&self) -> BTreeMap<String, Handle> {
+        let mut has: BTreeMap<String, Handle> = BTreeMap::new();
+        for held in self.held() {
+            let Some(id) = held.attribute.handle() else {
+                continue;
+            };
+            let handle = has.entry(name::handle(id)).or_insert_with(|| Handle::new(id));
+            handle.set(held.block, handle.count(held.block).saturating_add(1));
+        }
+        has
     }
 
     /// The pods by namespace and name.
@@ -212,4 +239,30 @@ pub enum Action {
     Request(Request),
     /// To be written by compare-and-swap; when it is refused, look again.
     Write(Write),
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Action::Request(Request::Release(release)) => match &release.what {
+                Held::Handle(handle) => write!(f, "release all addresses of handle {handle}"),
+                Held::Addresses(held) => {
+                    let addresses: Vec<String> = held.iter().map(|h| h.address.to_string()).collect();
+                    write!(f, "release {}", addresses.join(", "))
+                }
+            },
+            Action::Request(Request::Unclaim(unclaim)) => {
+                write!(f, "give up block {} of node {}", unclaim.block, unclaim.node)
+            }
+            Action::Request(Request::Claim(claim)) => write!(f, "claim a block for node {}", claim.node),
+            Action::Request(Request::Assign(assign)) => write!(f, "assign addresses to {}", assign.handle),
+            Action::Write(Write::Create { name, object }) => {
+                write!(f, "create {}", Key::new(object.kind(), name.clone()))
+            }
+            Action::Write(Write::Update { name, object, .. }) => {
+                write!(f, "rewrite {}", Key::new(object.kind(), name.clone()))
+            }
+            Action::Write(Write::Delete { key, .. }) => write!(f, "delete {key}"),
+        }
+    }
 }

@@ -80,7 +80,10 @@ impl Known {
         let store = Arc::clone(&self.store);
         let writes: Vec<_> = changes
             .into_iter()
-            .map(|change| (self.to_do(&change.write), change))
+            .map(|change| {
+                let read = self.objects.get(&api_key(&change.write.key())).cloned();
+                (to_do(&change.write, read), change)
+            })
             .collect();
         let mut results = stream::iter(writes)
             .map(async |(to_do, change)| (do_write(&*store, to_do).await, change))
@@ -118,27 +121,35 @@ impl Known {
         self.view.wrote(change, revision);
         self.objects.insert(key, object);
     }
+}
 
-    /// A write as the datastore does it.
-    fn to_do(&self, write: &Write) -> ToDo {
-        match write {
-            Write::Create { name, object } => ToDo::Create(new_object(name, object.clone())),
-            Write::Update {
-                object,
-                revision,
-                name,
-            } => {
-                // What the plan does not see (labels, annotations, finalizers) is written back as it was read.
-                let read = self.objects.get(&api_key(&write.key())).cloned();
-                let mut whole = match read {
-                    Some(read) => with_spec(read, object.clone()),
-                    None => new_object(name, object.clone()),
-                };
-                whole.metadata_mut().resource_version = Some(revision.clone());
-                ToDo::Update(whole)
-            }
-            Write::Delete { revision, key } => ToDo::Delete(api_key(key), revision.clone()),
+/// Does one write by itself, on the object as it is now.
+///
+/// # Errors
+/// When it no longer has the revision that the write names, or the store fails.
+pub(super) async fn write_once(store: &dyn Datastore, write: &Write) -> Result<(), DatastoreError> {
+    let found = store.get(&api_key(&write.key())).await?;
+    do_write(store, to_do(write, found)).await.map(drop)
+}
+
+/// A write as the datastore does it. What a plan does not see (labels, annotations, finalizers) is written back as it was
+/// `read`.
+fn to_do(write: &Write, read: Option<Object>) -> ToDo {
+    match write {
+        Write::Create { name, object } => ToDo::Create(new_object(name, object.clone())),
+        Write::Update {
+            object,
+            revision,
+            name,
+        } => {
+            let mut whole = match read {
+                Some(read) => with_spec(read, object.clone()),
+                None => new_object(name, object.clone()),
+            };
+            whole.metadata_mut().resource_version = Some(revision.clone());
+            ToDo::Update(whole)
         }
+        Write::Delete { revision, key } => ToDo::Delete(api_key(key), revision.clone()),
     }
 }
 
@@ -228,7 +239,7 @@ pub(super) fn api_key(key: &PlanKey) -> Key {
 }
 
 /// The clock's time; 1970 where the clock is before that.
-pub(super) fn now() -> Timestamp {
+pub(crate) fn now() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp::from_unix_nanos(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }

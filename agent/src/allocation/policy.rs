@@ -76,6 +76,27 @@ impl PoolChoice {
     }
 }
 
+/// What allocation goes by in the whole cluster: pools are looked at without asking which nodes they are for.
+///
+/// # Errors
+/// When something of it cannot be read.
+pub(crate) async fn policy_of_cluster(store: &dyn Datastore) -> Result<Policy, DatastoreError> {
+    let (pools, reservations, config) = futures_util::try_join!(
+        datastore::list_whole::<IpPool>(store),
+        datastore::list_whole::<IpReservation>(store),
+        datastore::get::<IpamConfig>(store, CONFIG),
+    )?;
+    let pools = pools.iter().map(|object| {
+        let spec = &object.spec;
+        Pool::new(&object.metadata.name, spec.cidr, spec.block_size)
+    });
+    Ok(Policy {
+        pools: Pools::new(pools),
+        reserved: reservations.iter().flat_map(|r| r.spec.ranges()).collect(),
+        limits: limits(&config.map(|c| c.spec).unwrap_or_default()),
+    })
+}
+
 /// What chooses among namespaces; none where it chooses all.
 fn namespace_selector(object: &IpPool) -> Option<&str> {
     let selector = object.spec.unknown.get("namespaceSelector")?.as_str()?;
@@ -115,7 +136,8 @@ pub fn pool(object: &IpPool, node: &Labels) -> Result<Pool, PoolError> {
     ))
 }
 
-fn limits(config: &IpamConfigSpec) -> Limits {
+/// The settings of allocation, as an IPAMConfig has them.
+pub(crate) fn limits(config: &IpamConfigSpec) -> Limits {
     let cooldown = config
         .unknown
         .get("ipCooldownSeconds")

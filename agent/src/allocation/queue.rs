@@ -131,9 +131,7 @@ impl Queue {
         while began.elapsed() < MAX_AGE {
             self.take_in();
             let batch = self.batch(&choice);
-            if batch.is_empty() {
-                return Ok(());
-            }
+            // With nobody left there may still be counts of handles to lower after what was given back.
             let Plan { outcomes, step } = plan(known.view(), &batch, now());
             let progress = self.answer(outcomes);
             match step {
@@ -147,6 +145,7 @@ impl Queue {
                     }
                     self.note(&refused, &mut conflicts)?;
                 }
+                Step::Done if batch.is_empty() => return Ok(()),
                 Step::Done if progress => {}
                 Step::Done => return Err(Failure::Stuck),
             }

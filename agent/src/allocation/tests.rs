@@ -99,6 +99,10 @@ impl Datastore for Memory {
         Ok(readable.map(|(_, object)| object.clone()).collect())
     }
 
+    async fn list_whole(&self, kind: Kind) -> Result<Vec<Object>, DatastoreError> {
+        self.list(kind).await
+    }
+
     async fn create(&self, object: Object) -> Result<Object, DatastoreError> {
         tokio::task::yield_now().await;
         let mut state = self.0.lock().unwrap();

@@ -2,14 +2,19 @@
 
 mod agent;
 mod get;
+mod ipam;
 mod node;
 mod store;
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use culvert_ipam::limits::LimitsError;
 use tracing_subscriber::util::TryInitError;
 
+use self::ipam::SplitError;
+use crate::allocation::AllocationError;
 use crate::api::Key;
 use crate::config::ConfigError;
 use crate::control::AgentError;
@@ -31,6 +36,9 @@ enum Command {
     /// Look at the agent of this node.
     #[command(subcommand)]
     Node(node::Command),
+    /// Look at the addresses of the cluster, and mend what is wrong with them.
+    #[command(subcommand)]
+    Ipam(ipam::Command),
     /// Print resources: pools, nodes, blocks and the others.
     Get(get::Arguments),
 }
@@ -68,12 +76,57 @@ pub enum CliError {
     /// The datastore failed.
     #[error("datastore: {0}")]
     Datastore(#[from] DatastoreError),
+    /// Allocation refused.
+    #[error(transparent)]
+    Allocation(Box<AllocationError>),
+    /// Something is wrong with the addresses of the cluster.
+    #[error("{count} problems{advice}")]
+    Problems {
+        /// How many.
+        count: usize,
+        /// What to do, after a semicolon.
+        advice: &'static str,
+    },
+    /// The settings of allocation would contradict each other.
+    #[error("nothing was changed: {0}")]
+    Limits(LimitsError),
+    /// A pool cannot be split.
+    #[error(transparent)]
+    Split(Box<SplitError>),
+    /// A file cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file is no report of a check.
+    #[error("{} is no report of `culvert ipam check --output`: {source}", path.display())]
+    NoReport {
+        /// Its path.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
     /// There is no such object.
     #[error("there is no {key} in the datastore; `culvert get {}` lists what there is", key.kind.plural())]
     NoObject {
         /// What was asked for.
         key: Key,
     },
+}
+
+impl From<AllocationError> for CliError {
+    fn from(error: AllocationError) -> Self {
+        Self::Allocation(Box::new(error))
+    }
+}
+
+impl From<SplitError> for CliError {
+    fn from(error: SplitError) -> Self {
+        Self::Split(Box::new(error))
+    }
 }
 
 impl From<ClientError> for CliError {
@@ -93,6 +146,7 @@ pub fn run() -> Result<(), CliError> {
     match Arguments::parse().command {
         Command::Agent(arguments) => agent::run(&arguments),
         Command::Node(command) => node::run(&command),
+        Command::Ipam(command) => ipam::run(&command),
         Command::Get(arguments) => get::run(&arguments),
     }
 }

@@ -50,6 +50,10 @@ impl Datastore for Deferred {
         self.opened().await?.list(kind).await
     }
 
+    async fn list_whole(&self, kind: Kind) -> Result<Vec<Object>, DatastoreError> {
+        self.opened().await?.list_whole(kind).await
+    }
+
     async fn create(&self, object: Object) -> Result<Object, DatastoreError> {
         self.opened().await?.create(object).await
     }
@@ -81,6 +85,10 @@ impl Datastore for Deferred {
     fn makes_nodes(&self) -> bool {
         // Before it is opened nothing can be made anyway.
         self.store.get().is_some_and(|store| store.makes_nodes())
+    }
+
+    fn knows_pods(&self) -> bool {
+        self.store.get().is_some_and(|store| store.knows_pods())
     }
 
     fn watch(&self) -> Result<mpsc::Receiver<Update>, DatastoreError> {

@@ -97,6 +97,12 @@ pub trait Datastore: Send + Sync {
     /// When the store as a whole cannot be read.
     async fn list(&self, kind: Kind) -> Result<Vec<Object>, DatastoreError>;
 
+    /// All objects of a kind, by name.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or one of them cannot: for what must not mistake a broken object for one that is gone.
+    async fn list_whole(&self, kind: Kind) -> Result<Vec<Object>, DatastoreError>;
+
     /// Writes a new object and returns it with its revision.
     ///
     /// # Errors
@@ -163,6 +169,11 @@ pub trait Datastore: Send + Sync {
     /// Whether the Node objects are for the agents to make, where they are missing.
     fn makes_nodes(&self) -> bool {
         true
+    }
+
+    /// Whether all pods of the cluster are here: without them nobody can say which address is unused.
+    fn knows_pods(&self) -> bool {
+        false
     }
 
     /// All objects that a node needs, then [`Update::InSync`], then every change, until the receiver is dropped. A
@@ -309,5 +320,14 @@ pub async fn get<R: Resource>(store: &dyn Datastore, name: &str) -> Result<Optio
 /// Those of [`Datastore::list`].
 pub async fn list<R: Resource>(store: &dyn Datastore) -> Result<Vec<R>, DatastoreError> {
     let objects = store.list(R::KIND).await?;
+    Ok(objects.into_iter().filter_map(R::from_object).collect())
+}
+
+/// [`Datastore::list_whole`] for a type known beforehand.
+///
+/// # Errors
+/// Those of [`Datastore::list_whole`].
+pub async fn list_whole<R: Resource>(store: &dyn Datastore) -> Result<Vec<R>, DatastoreError> {
+    let objects = store.list_whole(R::KIND).await?;
     Ok(objects.into_iter().filter_map(R::from_object).collect())
 }

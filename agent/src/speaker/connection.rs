@@ -1,15 +1,15 @@
-//! One TCP connection: dialled or accepted, read and written by a task of its own.
+//! One TCP connection: dialled or accepted, read by a task of its own, written at once, or by another task where the peer
+//! does not keep up.
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use culvert_bgp::id::ConnectionId;
 use culvert_bgp::speaker::TransportError;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -26,8 +26,8 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the last bytes of a connection that was closed may take.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Messages that wait for a peer to read: 4096 of at most 4096 octets, 16 MiB.
-const SEND_QUEUE: usize = 4096;
+/// Octets that may wait for a peer to read: what announces three million routes.
+const SEND_QUEUE: usize = 16 << 20;
 
 /// Octets read at once: sixteen of the largest messages.
 const READ_SIZE: usize = 65_536;
@@ -46,13 +46,26 @@ pub(super) enum SocketEvent {
     Closed { id: ConnectionId, error: TransportError },
 }
 
-/// An open connection. When it is dropped its reader ends at once, and its writer after what is queued.
+/// An open connection. When it is dropped nothing is read any more, and what waits is still written.
 #[derive(Debug)]
 pub(super) struct Connection {
-    queue: mpsc::Sender<Arc<Vec<u8>>>,
+    stream: Arc<TcpStream>,
     reader: JoinHandle<()>,
-    writer: Option<JoinHandle<()>>,
+    /// What the kernel did not take at once, and who writes it. Most peers never need it.
+    backlog: Option<Backlog>,
 }
+
+/// What waits for the peer to read.
+#[derive(Debug)]
+struct Backlog {
+    queue: mpsc::UnboundedSender<Rest>,
+    /// Octets in the queue or being written.
+    waiting: Arc<AtomicUsize>,
+    writer: JoinHandle<io::Result<()>>,
+}
+
+/// Messages, perhaps many peers', and how many of their octets this one has got.
+type Rest = (Arc<Vec<u8>>, usize);
 
 impl Connection {
     pub(super) fn spawn(id: ConnectionId, stream: TcpStream, events: mpsc::Sender<SocketEvent>) -> Self {
@@ -60,30 +73,55 @@ impl Connection {
         // Neither is worth a connection: without them it is a little slower.
         let _ = socket.set_tcp_nodelay(true);
         let _ = socket.set_tos_v4(TOS_INTERNETWORK_CONTROL);
-        let (read_half, write_half) = stream.into_split();
-        let (queue, queued) = mpsc::channel(SEND_QUEUE);
-        let reader = tokio::spawn(read(id, read_half, events.clone()));
-        let writer = tokio::spawn(write(id, write_half, queued, events));
+        let stream = Arc::new(stream);
+        let reader = tokio::spawn(read(id, Arc::clone(&stream), events));
         Self {
-            queue,
+            stream,
             reader,
-            writer: Some(writer),
+            backlog: None,
         }
     }
 
-    /// Queues a message; false when the queue is full.
-    pub(super) fn send(&self, bytes: Arc<Vec<u8>>) -> bool {
-        !matches!(
-            self.queue.try_send(bytes),
-            Err(mpsc::error::TrySendError::Full(_))
-        )
+    /// Writes messages, at once as far as the kernel takes them; the rest waits. False when too much waits already.
+    ///
+    /// That the connection is broken is the reader's to say: it comes behind what the peer had to say before.
+    pub(super) fn send(&mut self, bytes: Arc<Vec<u8>>) -> bool {
+        let mut left = bytes.as_slice();
+        // Nothing overtakes what waits.
+        if self.waiting() == 0 {
+            while !left.is_empty() {
+                match self.stream.try_write(left) {
+                    Ok(count) => left = left.get(count..).unwrap_or_default(),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(_) => return true,
+                }
+            }
+        }
+        if left.is_empty() {
+            return true;
+        }
+        if self.waiting().saturating_add(left.len()) > SEND_QUEUE {
+            return false;
+        }
+        let backlog = self.backlog.get_or_insert_with(|| Backlog::new(&self.stream));
+        backlog.waiting.fetch_add(left.len(), Ordering::Relaxed);
+        let sent = bytes.len().saturating_sub(left.len());
+        // A writer that is gone has found the connection broken.
+        let _ = backlog.queue.send((bytes, sent));
+        true
+    }
+
+    fn waiting(&self) -> usize {
+        let backlog = self.backlog.as_ref();
+        backlog.map_or(0, |backlog| backlog.waiting.load(Ordering::Relaxed))
     }
 
     /// Closes it, and waits until its last bytes are with the kernel.
     pub(super) async fn closed(mut self) {
-        let writer = self.writer.take();
+        let backlog = self.backlog.take();
         drop(self);
-        if let Some(writer) = writer {
+        if let Some(Backlog { queue, writer, .. }) = backlog {
+            drop(queue);
             let _ = timeout(FLUSH_TIMEOUT, writer).await;
         }
     }
@@ -92,24 +130,51 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.reader.abort();
+        // Whoever writes last says that it is the end.
+        if self.waiting() == 0 {
+            end(&self.stream);
+        }
     }
 }
 
-async fn read(id: ConnectionId, mut stream: OwnedReadHalf, events: mpsc::Sender<SocketEvent>) {
-    let mut buffer = vec![0; READ_SIZE];
+/// Says to the peer that nothing more comes. It may have gone already.
+fn end(stream: &TcpStream) {
+    let _ = socket2::SockRef::from(stream).shutdown(Shutdown::Write);
+}
+
+impl Backlog {
+    fn new(stream: &Arc<TcpStream>) -> Self {
+        let (queue, queued) = mpsc::unbounded_channel();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let writer = write(Arc::clone(stream), queued, Arc::clone(&waiting));
+        Self {
+            queue,
+            waiting,
+            writer: tokio::spawn(writer),
+        }
+    }
+}
+
+async fn read(id: ConnectionId, stream: Arc<TcpStream>, events: mpsc::Sender<SocketEvent>) {
     loop {
-        let event = match stream.read(&mut buffer).await {
+        let mut bytes = Vec::new();
+        let read = match stream.readable().await {
+            Ok(()) => {
+                bytes.reserve_exact(READ_SIZE);
+                stream.try_read_buf(&mut bytes)
+            }
+            Err(error) => Err(error),
+        };
+        let event = match read {
             Ok(0) => SocketEvent::Closed {
                 id,
                 error: TransportError::Ended,
             },
-            Ok(count) => match buffer.get(..count) {
-                Some(bytes) => SocketEvent::Received {
-                    id,
-                    bytes: bytes.to_vec(),
-                },
-                None => return,
-            },
+            Ok(_) => {
+                bytes.shrink_to_fit();
+                SocketEvent::Received { id, bytes }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => SocketEvent::Closed {
                 id,
                 error: transport_error(&error),
@@ -123,29 +188,33 @@ async fn read(id: ConnectionId, mut stream: OwnedReadHalf, events: mpsc::Sender<
 }
 
 async fn write(
-    id: ConnectionId,
-    mut stream: OwnedWriteHalf,
-    mut queued: mpsc::Receiver<Arc<Vec<u8>>>,
-    events: mpsc::Sender<SocketEvent>,
-) {
-    while let Some(bytes) = queued.recv().await {
-        let written = if queued.is_closed() {
-            let limited = timeout(FLUSH_TIMEOUT, stream.write_all(&bytes)).await;
-            limited.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    stream: Arc<TcpStream>,
+    mut queued: mpsc::UnboundedReceiver<Rest>,
+    waiting: Arc<AtomicUsize>,
+) -> io::Result<()> {
+    while let Some((bytes, sent)) = queued.recv().await {
+        let left = bytes.get(sent..).unwrap_or_default();
+        if queued.is_closed() {
+            timeout(FLUSH_TIMEOUT, write_all(&stream, left)).await??;
         } else {
-            stream.write_all(&bytes).await
-        };
-        if let Err(error) = written {
-            let _ = events
-                .send(SocketEvent::Closed {
-                    id,
-                    error: transport_error(&error),
-                })
-                .await;
-            return;
+            write_all(&stream, left).await?;
+        }
+        waiting.fetch_sub(left.len(), Ordering::Relaxed);
+    }
+    end(&stream);
+    Ok(())
+}
+
+async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        stream.writable().await?;
+        match stream.try_write(bytes) {
+            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
         }
     }
-    let _ = stream.shutdown().await;
+    Ok(())
 }
 
 /// Dials `peer` from the address this node is known by; the answer is an event.
@@ -214,5 +283,45 @@ fn transport_error(error: &io::Error) -> TransportError {
         }
         io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => TransportError::Unreachable,
         kind => TransportError::Other(kind),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    /// A connection of ours, and the peer's end of it, which does not read yet.
+    async fn connected() -> (Connection, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dialled = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (peer, _) = listener.accept().await.unwrap();
+        let (events, _) = mpsc::channel(1);
+        (Connection::spawn(ConnectionId(1), dialled, events), peer)
+    }
+
+    #[tokio::test]
+    async fn what_the_kernel_does_not_take_at_once_arrives_in_order_and_before_the_end() {
+        let (mut ours, mut peer) = connected().await;
+        let sent: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_be_bytes).collect();
+        for message in sent.chunks(4096) {
+            assert!(ours.send(Arc::new(message.to_vec())));
+        }
+        assert!(ours.backlog.is_some(), "no kernel holds twelve megabytes");
+        drop(ours);
+        let mut received = Vec::new();
+        peer.read_to_end(&mut received).await.unwrap();
+        assert!(received == sent, "{} of {} octets", received.len(), sent.len());
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_does_not_read_is_not_held_in_memory() {
+        let (mut ours, _peer) = connected().await;
+        let message = Arc::new(vec![0; 1 << 20]);
+        // The kernel itself may hold some more.
+        let taken = (0..100).take_while(|_| ours.send(Arc::clone(&message))).count();
+        assert!((16..64).contains(&taken), "{taken} MiB taken");
+        assert!(ours.waiting() <= SEND_QUEUE);
     }
 }

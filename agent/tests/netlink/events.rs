@@ -256,7 +256,8 @@ fn a_receiver_that_does_not_keep_up_is_told_so_and_goes_on_from_a_dump() {
         underlay();
         let netlink = Netlink::open().unwrap();
         let a = link(&netlink, "u0").await.index;
-        let mut events = netlink.events().unwrap();
+        // Another's changes: its own the listener does not hear.
+        let mut events = Netlink::open().unwrap().events().unwrap();
         let route = |n: u32| onlink(&format!("10.{}.{}.0/24", n / 256, n % 256), "172.30.0.12", a);
         let changes: Vec<_> = (0..6000).map(|n| Change::ReplaceRoute(route(n))).collect();
         assert!(netlink.apply(&changes).await.iter().all(Result::is_ok));
@@ -287,6 +288,44 @@ fn a_receiver_that_does_not_keep_up_is_told_so_and_goes_on_from_a_dump() {
         ip("route add blackhole 10.65.42.0/26 proto 201");
         let blackhole = KernelEvent::Route(Route::blackhole(key("10.65.42.0/26"), OURS.protocol));
         event(&mut events, |event| *event == blackhole).await;
+    });
+}
+
+#[test]
+fn what_the_agent_itself_does_to_routes_is_not_told_and_what_others_do_to_them_is() {
+    in_namespace(async || {
+        underlay();
+        let netlink = Netlink::open().unwrap();
+        let a = link(&netlink, "u0").await.index;
+        let mut events = netlink.events().unwrap();
+        let ours = onlink("10.65.17.64/26", "172.30.0.12", a);
+        let withdrawn = onlink("10.65.18.64/26", "172.30.0.12", a);
+        let changes = [
+            Change::ReplaceRoute(ours.clone()),
+            Change::ReplaceRoute(withdrawn.clone()),
+            Change::DeleteRoute(withdrawn),
+            Change::SetLink { link: a, mtu: 1300 },
+        ];
+        for result in netlink.apply(&changes).await {
+            result.unwrap();
+        }
+        ip("route del 10.65.17.64/26 proto 201");
+        let mut told = Vec::new();
+        event(&mut events, |event| {
+            told.push(event.clone());
+            matches!(event, KernelEvent::RouteGone(_))
+        })
+        .await;
+        let of_routes: Vec<_> = told
+            .iter()
+            .filter(|event| !matches!(event, KernelEvent::Link(_)))
+            .collect();
+        assert_eq!(of_routes, [&KernelEvent::RouteGone(ours)]);
+        assert!(
+            told.iter()
+                .any(|event| matches!(event, KernelEvent::Link(link) if link.mtu == 1300)),
+            "of a link more may have changed than was asked for"
+        );
     });
 }
 

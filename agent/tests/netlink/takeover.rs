@@ -101,7 +101,7 @@ fn routes_of_bird_and_calico_are_taken_over_without_being_absent_and_the_others_
             ..Desired::default()
         };
 
-        let mut events = netlink.events().unwrap();
+        let mut events = Netlink::open().unwrap().events().unwrap();
         let actual = Actual::new(netlink.dump().await.unwrap());
         let changes = diff(&desired, &actual, &OURS, Removal::Now);
         for result in netlink.apply(&changes).await {
@@ -153,7 +153,7 @@ fn a_route_given_back_to_bird_is_not_absent_either_and_is_not_ours_to_remove() {
         {
             result.unwrap();
         }
-        let mut events = netlink.events().unwrap();
+        let mut events = Netlink::open().unwrap().events().unwrap();
         let stale = Actual::new(netlink.dump().await.unwrap());
         ip("route replace 10.65.17.64/26 via 172.18.0.8 dev u0 proto bird");
 

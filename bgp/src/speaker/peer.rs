@@ -276,6 +276,8 @@ impl Peer {
             self.state,
             self.sessions().map(|s| s.state).max().unwrap_or(State::Idle),
         );
+        // An attempt that fails as the one before did is no news: there may be a thousand peers that are not there.
+        let is_new = reason.is_some() && reason != self.reason;
         if reason.is_some() && (to < from || to < State::OpenSent) {
             self.reason.clone_from(&reason);
         }
@@ -285,9 +287,11 @@ impl Peer {
         self.state = to;
         self.since = transport.now;
         let peer = self.config.address;
-        match &reason {
-            Some(why) => tracing::info!(%peer, %from, %to, reason = %why, "session state"),
-            None => tracing::info!(%peer, %from, %to, "session state"),
+        let why = reason.as_ref().map(tracing::field::display);
+        if is_new || from == State::Established || to == State::Established {
+            tracing::info!(%peer, %from, %to, reason = why, "session state");
+        } else {
+            tracing::debug!(%peer, %from, %to, reason = why, "session state");
         }
         transport.push(Output::SessionChange(SessionChange {
             peer,

@@ -94,17 +94,21 @@ impl<'a> Round<'a> {
             BlockSeen::Absent | BlockSeen::Deleted { .. } => Err(with_state(claim, AffinityState::Pending)),
             BlockSeen::Unreadable { .. } => Ok(false),
             BlockSeen::Present { block, .. } if !block.is_of_node(node) => Err(withdrawn(claim)),
-            BlockSeen::Present { block, .. } if !block.is_in_use() && self.is_unwanted(block.cidr) => {
+            BlockSeen::Present { block, .. } if self.is_unwanted(block) => {
                 Err(with_state(claim, AffinityState::PendingDeletion))
             }
             BlockSeen::Present { block, .. } => Ok(check::block(block).is_ok()),
         }
     }
 
-    /// Whether a node should not have blocks here: only said when all pools are known.
-    fn is_unwanted(&self, cidr: IpNet) -> bool {
+    /// Whether a node should not have this empty block: only said when all pools are known, and not of one that it has just
+    /// claimed, because a request named its pool.
+    fn is_unwanted(&self, block: &Block) -> bool {
+        if block.is_in_use() || self.was_just_claimed(block) {
+            return false;
+        }
         let pools = &self.view.policy().pools;
-        match pools.of_block(cidr) {
+        match pools.of_block(block.cidr) {
             Some(pool) => matches!(pool.excluded(), Some(Excluded::NodeSelector(_))),
             None => pools.are_known(),
         }

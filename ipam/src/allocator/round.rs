@@ -84,6 +84,8 @@ pub(super) struct Draft<'a> {
     revision: &'a str,
     /// The ordinals that nobody of the batch is to get yet, in the order in which they are given out.
     available: VecDeque<usize>,
+    /// How many were set aside for requests whose handles do not count them yet.
+    set_aside: usize,
     /// With what the batch takes and gives back; `None` while that is nothing.
     changed: Option<Ordinals>,
     frees: Vec<Freed>,
@@ -133,6 +135,7 @@ impl<'a> Round<'a> {
                 block,
                 revision,
                 available: available.into(),
+                set_aside: 0,
                 changed: None,
                 frees: Vec::new(),
             };
@@ -151,6 +154,9 @@ impl<'a> Round<'a> {
     ) -> Progress<()> {
         if let Some(changed) = self.changed(cidr)? {
             changed.take(ordinals, handle, attributes);
+        }
+        if let Some(draft) = self.draft(cidr)? {
+            draft.set_aside = draft.set_aside.saturating_sub(ordinals.len());
         }
         Ok(())
     }
@@ -232,8 +238,13 @@ impl<'a> Round<'a> {
         if !self.reads.is_empty() {
             return Step::Read(self.reads.into_iter().collect());
         }
+        let counts_are_raised = self.writes.keys().any(|key| key.kind == Kind::Handle);
         for (cidr, draft) in self.drafts {
             let Some(changed) = draft.changed else { continue };
+            // Those whose handles are about to count their addresses share the write: it waits for them.
+            if draft.set_aside > 0 && counts_are_raised {
+                continue;
+            }
             let name = name::block(cidr);
             // A block that belongs to nobody is only there for the addresses in it.
             let is_useless = draft.block.affinity.is_none() && !changed.block().is_in_use();
@@ -265,11 +276,14 @@ impl Draft<'_> {
 
     /// Sets aside up to `count` ordinals, those that have been free for longest.
     pub(super) fn pick(&mut self, count: usize) -> Vec<usize> {
-        self.available.drain(..count.min(self.available.len())).collect()
+        let count = count.min(self.available.len());
+        self.set_aside += count;
+        self.available.drain(..count).collect()
     }
 
     /// Sets aside this ordinal, reserved or not, if nobody of the batch has it yet.
     pub(super) fn pick_one(&mut self, ordinal: usize) {
+        self.set_aside += 1;
         self.available.retain(|o| *o != ordinal);
     }
 

@@ -47,7 +47,11 @@ impl<'a> Round<'a> {
                 Err(halt) => halt,
                 Ok(()) => Halt::Wait,
             }),
-            (None, Some((block, revision))) if block.is_of_node(node) => Err(orphaned(block, revision)),
+            (None, Some((block, revision))) if block.is_of_node(node) => {
+                self.view
+                    .missed_affinity_after(&name::affinity(node, cidr), cidr)?;
+                Err(orphaned(block, revision))
+            }
             (None, _) => Ok(Outcome::Unclaimed),
         }
     }
@@ -74,15 +78,21 @@ impl<'a> Round<'a> {
     /// The next write that frees an empty block of another node, the first in this node's walking order; or that finishes
     /// where somebody else began to. `None` when there is no such block.
     pub(super) fn reclaim(&mut self, node: &str, pools: &[&Pool]) -> Progress<Option<Halt>> {
+        if let Some(halt) = self.leftover(pools)? {
+            return Ok(Some(halt));
+        }
         for pool in pools {
             for cidr in self.walk(node, pool)? {
                 let Some(draft) = self.draft(cidr)? else { continue };
-                let block: &Block = draft.block;
-                if block.is_in_use() || draft.free() == 0 || self.was_just_claimed(block) {
+                let (block, free): (&'a Block, usize) = (draft.block, draft.free());
+                if block.is_in_use() || free == 0 || self.was_just_claimed(block) {
                     continue;
                 }
                 let owner = match block.owner() {
-                    Owner::Host(owner) if owner != node => owner.to_owned(),
+                    // Without its claim to mark, its owner may be just about to confirm one.
+                    Owner::Host(owner) if owner != node && self.view.affinity(owner, cidr)?.is_some() => {
+                        owner.to_owned()
+                    }
                     Owner::None if block.affinity.is_none() => String::new(),
                     Owner::Host(_) | Owner::Virtual(_) | Owner::None => continue,
                 };
@@ -95,7 +105,7 @@ impl<'a> Round<'a> {
                 return Ok(Some(self.freeing(&request)?));
             }
         }
-        self.leftover(pools)
+        Ok(None)
     }
 
     fn freeing(&self, request: &Unclaim) -> Progress<Halt> {
@@ -123,7 +133,7 @@ impl<'a> Round<'a> {
         Ok(None)
     }
 
-    fn was_just_claimed(&self, block: &Block) -> bool {
+    pub(super) fn was_just_claimed(&self, block: &Block) -> bool {
         let claimed = block.affinity_claim_time.as_deref().and_then(Timestamp::parse);
         claimed.is_some_and(|claimed| self.now.seconds_since(claimed) < MIN_RECLAIM_AGE_SECONDS)
     }

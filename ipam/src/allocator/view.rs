@@ -36,7 +36,10 @@ pub struct Policy {
 enum Seen {
     /// It was known, and is not any more.
     Forgotten,
-    Absent,
+    Absent {
+        /// When it was last seen to be.
+        last: u64,
+    },
     Present {
         revision: String,
         object: Object,
@@ -101,7 +104,8 @@ pub(super) struct AffinitySeen<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct View {
     policy: Policy,
-    listed: BTreeSet<Kind>,
+    /// When all objects of a kind were last read.
+    listed: BTreeMap<Kind, u64>,
     /// Counts reads and writes.
     turn: u64,
     seen: BTreeMap<Key, Seen>,
@@ -154,7 +158,7 @@ impl View {
             let seen = self.present(kept.get(&key), revision, object, false);
             self.insert(key, seen);
         }
-        self.listed.insert(kind);
+        self.listed.insert(kind, self.turn);
     }
 
     /// Takes in one object: its revision and spec, or that there is none.
@@ -169,7 +173,7 @@ impl View {
                 if key.kind == Kind::Handle {
                     self.owed.remove(&key.name);
                 }
-                Seen::Absent
+                Seen::Absent { last: self.turn }
             }
         };
         self.insert(key, seen);
@@ -194,7 +198,7 @@ impl View {
             Write::Create { object, .. } | Write::Update { object, .. } => {
                 self.present(None, revision, object, true)
             }
-            Write::Delete { .. } => Seen::Absent,
+            Write::Delete { .. } => Seen::Absent { last: self.turn },
         };
         self.insert(key, seen);
     }
@@ -219,8 +223,8 @@ impl View {
         };
         let name = name::handle(handle);
         let is_gone = match self.seen.get(&Key::new(Kind::Handle, name.as_str())) {
-            Some(Seen::Absent) => true,
-            None => self.listed.contains(&Kind::Handle),
+            Some(Seen::Absent { .. }) => true,
+            None => self.listed.contains_key(&Kind::Handle),
             Some(_) => false,
         };
         if is_gone {
@@ -312,22 +316,44 @@ impl View {
         &self.owed
     }
 
-    fn look(&self, kind: Kind, name: &str) -> Progress<&Seen> {
+    /// Makes sure that this affinity, which is not there, was not there after this block came to be as it is.
+    pub(super) fn missed_affinity_after(&self, affinity: &str, cidr: IpNet) -> Progress<()> {
+        let key = Key::new(Kind::Affinity, affinity);
+        let last = match self.seen.get(&key) {
+            Some(Seen::Absent { last }) => Some(*last),
+            None => self.listed.get(&Kind::Affinity).copied(),
+            Some(_) => None,
+        };
+        let block = self.since(Kind::Block, &name::block(cidr));
+        match last.zip(block) {
+            Some((last, block)) if last > block.first => Ok(()),
+            _ => Err(Halt::Read(Read::Get(key))),
+        }
+    }
+
+    /// What is known of an object; `None` when all of its kind were read, and it was not among them.
+    fn look(&self, kind: Kind, name: &str) -> Progress<Option<&Seen>> {
         let key = Key::new(kind, name);
         match self.seen.get(&key) {
-            None if self.listed.contains(&kind) => Ok(&Seen::Absent),
+            None if self.listed.contains_key(&kind) => Ok(None),
             None | Some(Seen::Forgotten) => Err(Halt::Read(Read::Get(key))),
-            Some(seen) => Ok(seen),
+            Some(seen) => Ok(Some(seen)),
         }
     }
 
     /// Whether an object of this name is there, for all that is known.
     pub(super) fn is_there(&self, kind: Kind, name: &str) -> Progress<bool> {
-        Ok(!matches!(self.look(kind, name)?, Seen::Absent))
+        Ok(!matches!(
+            self.look(kind, name)?,
+            None | Some(Seen::Absent { .. })
+        ))
     }
 
     pub(super) fn block(&self, cidr: IpNet) -> Progress<BlockSeen<'_>> {
-        Ok(match self.look(Kind::Block, &name::block(cidr))? {
+        let Some(seen) = self.look(Kind::Block, &name::block(cidr))? else {
+            return Ok(BlockSeen::Absent);
+        };
+        Ok(match seen {
             Seen::Present {
                 revision,
                 object: Object::Block(block),
@@ -345,21 +371,24 @@ impl View {
                 ..
             } => BlockSeen::Present { revision, block },
             Seen::Unreadable(reason) => BlockSeen::Unreadable { reason },
-            Seen::Absent | Seen::Forgotten | Seen::Present { .. } => BlockSeen::Absent,
+            Seen::Absent { .. } | Seen::Forgotten | Seen::Present { .. } => BlockSeen::Absent,
         })
     }
 
     /// A handle, even one that nobody has looked for yet.
     pub(super) fn handle_unread(&self, id: &str) -> Progress<HandleSeen<'_>> {
         let key = Key::new(Kind::Handle, name::handle(id));
-        if !self.seen.contains_key(&key) && !self.listed.contains(&Kind::Handle) {
+        if !self.seen.contains_key(&key) && !self.listed.contains_key(&Kind::Handle) {
             return Ok(HandleSeen::Unknown);
         }
         self.handle(id)
     }
 
     pub(super) fn handle(&self, id: &str) -> Progress<HandleSeen<'_>> {
-        Ok(match self.look(Kind::Handle, &name::handle(id))? {
+        let Some(seen) = self.look(Kind::Handle, &name::handle(id))? else {
+            return Ok(HandleSeen::Absent);
+        };
+        Ok(match seen {
             Seen::Present {
                 revision,
                 object: Object::Handle(handle),
@@ -371,7 +400,7 @@ impl View {
                 ..
             } => HandleSeen::Present { revision, handle },
             Seen::Unreadable(reason) => HandleSeen::Unreadable { reason },
-            Seen::Absent | Seen::Forgotten | Seen::Present { .. } => HandleSeen::Absent,
+            Seen::Absent { .. } | Seen::Forgotten | Seen::Present { .. } => HandleSeen::Absent,
         })
     }
 
@@ -425,7 +454,7 @@ impl View {
 
     /// Makes sure that all objects of a kind are known.
     fn all(&self, kind: Kind) -> Progress<()> {
-        if !self.listed.contains(&kind) {
+        if !self.listed.contains_key(&kind) {
             return Err(Halt::Read(Read::List(kind)));
         }
         let forgotten = self.forgotten.range(Key::new(kind, "")..).next();

@@ -11,7 +11,6 @@ use crate::block::{Block, Owner, address_of};
 use crate::check::{Finding, named_block};
 use crate::collect::leaks;
 use crate::handle::Handle;
-use crate::name;
 use crate::ordinals::Ordinals;
 use crate::pool::Excluded;
 use crate::ranges::bounds;
@@ -243,17 +242,10 @@ fn unclaim(node: &str, block: IpNet) -> Action {
 
 /// Objects that were deleted, and whose deletion was not finished.
 fn marks(snapshot: &Snapshot, problems: &mut Vec<Problem>) {
-    let blocks = snapshot.blocks.iter().filter(|b| b.spec.deleted);
-    let blocks = blocks.map(|b| (Kind::Block, &b.name, &b.revision));
-    let affinities = snapshot.affinities.iter().filter(|a| a.spec.is_deleted());
-    let affinities = affinities.map(|a| (Kind::Affinity, &a.name, &a.revision));
-    let handles = snapshot.handles.iter().filter(|h| h.spec.deleted);
-    let handles = handles.map(|h| (Kind::Handle, &h.name, &h.revision));
-    for (kind, name, revision) in blocks.chain(affinities).chain(handles) {
-        let key = Key::new(kind, name.clone());
+    for (key, revision) in snapshot.marks() {
         let delete = Write::Delete {
             key: key.clone(),
-            revision: revision.clone(),
+            revision: revision.to_owned(),
         };
         problems.push(Problem::mended(Finding::Deleted { key }, Action::Write(delete)));
     }
@@ -261,14 +253,7 @@ fn marks(snapshot: &Snapshot, problems: &mut Vec<Problem>) {
 
 /// Handles against blocks.
 fn handles(snapshot: &Snapshot, problems: &mut Vec<Problem>) {
-    let mut has: BTreeMap<String, Handle> = BTreeMap::new();
-    for held in snapshot.held() {
-        let Some(id) = held.attribute.handle() else {
-            continue;
-        };
-        let handle = has.entry(name::handle(id)).or_insert_with(|| Handle::new(id));
-        handle.set(held.block, handle.count(held.block).saturating_add(1));
-    }
+    let mut has = snapshot.counted();
     // A block that is broken cannot say what a handle has.
     let broken: BTreeSet<IpNet> = snapshot
         .live_blocks()

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use crate::allocator::{Key, Kind, Object, Write};
 use crate::block::{Block, Owner};
 use crate::name;
-use crate::ordinals::{Ordinals, of_handle};
+use crate::ordinals::Ordinals;
 use crate::pool::Family;
 use crate::snapshot::{Snapshot, Stored};
 use crate::timestamp::Timestamp;
@@ -24,10 +24,8 @@ pub(super) fn collect(
     now: Timestamp,
     collection: &mut Collection,
 ) {
-    let blocks: BTreeMap<IpNet, &Block> = snapshot.live_blocks().map(|b| (b.spec.cidr, &b.spec)).collect();
-    for stored in snapshot.live_handles() {
-        handle(stored, &blocks, memory, now, collection);
-    }
+    handles(snapshot, memory, now, collection);
+    marks(snapshot, memory, now, collection);
     for stored in snapshot.live_blocks() {
         rested(snapshot, stored, now, collection);
     }
@@ -37,42 +35,63 @@ pub(super) fn collect(
     }
 }
 
-/// A handle that counts more than it has, unchanged since it was last seen to.
-fn handle(
-    stored: &Stored<crate::handle::Handle>,
-    blocks: &BTreeMap<IpNet, &Block>,
-    memory: &Memory,
-    now: Timestamp,
-    collection: &mut Collection,
-) {
-    let mut right = stored.spec.clone();
-    for (cidr, counted) in &stored.spec.block {
-        let has = blocks
-            .get(cidr)
-            .map_or(0, |b| of_handle(b, &stored.spec.handle_id).count());
-        right.set(*cidr, u32::try_from(has).unwrap_or(u32::MAX).min(*counted));
+/// Handles that do not count what they have, unchanged since they were last seen not to. One that is missing though it has
+/// addresses is made: no request leaves it so, only one that was held up for so long that its count was taken back.
+fn handles(snapshot: &Snapshot, memory: &Memory, now: Timestamp, collection: &mut Collection) {
+    let mut has = snapshot.counted();
+    for stored in snapshot.live_handles() {
+        let mut right = stored.spec.clone();
+        let found = has.remove(&stored.name);
+        right.block = found.map(|h| h.block).unwrap_or_default();
+        if right == stored.spec && !right.block.is_empty() {
+            continue;
+        }
+        let key = (stored.name.clone(), stored.revision.clone());
+        let sighting = Sighting::again(memory.handles.get(&key), now);
+        collection.memory.handles.insert(key, sighting);
+        if sighting.is_proven(now, HANDLE_AGE_SECONDS) {
+            let (name, revision) = (stored.name.clone(), stored.revision.clone());
+            let handle = stored.spec.handle_id.clone();
+            let write = if right.block.is_empty() {
+                let key = Key::new(Kind::Handle, name);
+                Write::Delete { key, revision }
+            } else {
+                let object = Object::Handle(right);
+                Write::Update {
+                    name,
+                    revision,
+                    object,
+                }
+            };
+            collection.reclaims.push(Reclaim::Handle { handle, write });
+        }
     }
-    if right == stored.spec && !right.block.is_empty() {
-        return;
+    for (name, missing) in has {
+        let key = (name.clone(), String::new());
+        let sighting = Sighting::again(memory.handles.get(&key), now);
+        collection.memory.handles.insert(key, sighting);
+        if sighting.is_proven(now, HANDLE_AGE_SECONDS) {
+            let handle = missing.handle_id.clone();
+            let object = Object::Handle(missing);
+            let write = Write::Create { name, object };
+            collection.reclaims.push(Reclaim::Handle { handle, write });
+        }
     }
-    let key = (stored.name.clone(), stored.revision.clone());
-    let sighting = Sighting::again(memory.handles.get(&key), now);
-    collection.memory.handles.insert(key, sighting);
-    if sighting.is_proven(now, HANDLE_AGE_SECONDS) {
-        let (name, revision) = (stored.name.clone(), stored.revision.clone());
-        let handle = stored.spec.handle_id.clone();
-        let write = if right.block.is_empty() {
-            let key = Key::new(Kind::Handle, name);
-            Write::Delete { key, revision }
-        } else {
-            let object = Object::Handle(right);
-            Write::Update {
-                name,
-                revision,
-                object,
-            }
-        };
-        collection.reclaims.push(Reclaim::Handle { handle, write });
+}
+
+/// Objects that are marked as deleted: whoever marked them is about to delete them, unless it died.
+fn marks(snapshot: &Snapshot, memory: &Memory, now: Timestamp, collection: &mut Collection) {
+    for (key, revision) in snapshot.marks() {
+        let seen = (key.clone(), revision.to_owned());
+        let sighting = Sighting::again(memory.marks.get(&seen), now);
+        collection.memory.marks.insert(seen, sighting);
+        if sighting.is_proven(now, 0) {
+            let write = Write::Delete {
+                key: key.clone(),
+                revision: revision.to_owned(),
+            };
+            collection.reclaims.push(Reclaim::Mark { key, write });
+        }
     }
 }
 
@@ -165,7 +184,14 @@ fn empty_blocks(
     now: Timestamp,
     collection: &mut Collection,
 ) {
-    let mut spared: BTreeMap<(&str, Family), usize> = BTreeMap::new();
+    let mut owned: BTreeMap<(&str, Family), BTreeSet<IpNet>> = BTreeMap::new();
+    for stored in snapshot.live_affinities() {
+        let claim = &stored.spec;
+        if claim.is_confirmed_for(&claim.node) {
+            let of_family = owned.entry((claim.node.as_str(), Family::of(claim.cidr)));
+            of_family.or_default().insert(claim.cidr);
+        }
+    }
     for stored in snapshot.live_blocks() {
         let block = &stored.spec;
         let Owner::Host(node) = block.owner() else {
@@ -178,12 +204,10 @@ fn empty_blocks(
         let key = (block.cidr, block.sequence_number);
         let sighting = Sighting::again(memory.empty_blocks.get(&key), now);
         collection.memory.empty_blocks.insert(key, sighting);
-        let family = Family::of(block.cidr);
-        let blocks = blocks_of(snapshot, node, family);
-        let given = spared.entry((node, family)).or_default();
-        let left = blocks.len().saturating_sub(*given);
-        if sighting.is_proven(now, settings.grace_seconds) && blocks.contains(&block.cidr) && left > 1 {
-            *given += 1;
+        let Some(left) = owned.get_mut(&(node, Family::of(block.cidr))) else {
+            continue;
+        };
+        if sighting.is_proven(now, settings.grace_seconds) && left.len() > 1 && left.remove(&block.cidr) {
             collection.reclaims.push(Reclaim::EmptyBlock {
                 node: node.to_owned(),
                 block: block.cidr,

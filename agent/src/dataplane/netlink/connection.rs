@@ -62,6 +62,8 @@ pub(super) enum Interrupted {
 
 pub(super) struct Connection {
     socket: TokioSocket,
+    /// Its own port: what it brings about carries it.
+    port: u32,
     /// The sequence number of the last message sent.
     sequence: u32,
     output: Vec<u8>,
@@ -83,7 +85,7 @@ impl Connection {
     /// A connection to the kernel in `namespace`. Needs a Tokio runtime.
     pub(super) fn open(namespace: &Namespace) -> io::Result<Self> {
         let mut socket = namespace.run(|| TokioSocket::new(NETLINK_ROUTE))?;
-        socket.socket_mut().bind_auto()?;
+        let port = socket.socket_mut().bind_auto()?.port_number();
         socket.socket_ref().connect(&SocketAddr::new(0, 0))?;
         enlarge(socket.socket_ref());
         // Errors need not repeat the request, but should say more than a number. Old kernels refuse: then they do not.
@@ -91,6 +93,7 @@ impl Connection {
         let _ = socket.socket_ref().set_ext_ack(true);
         Ok(Self {
             socket,
+            port,
             sequence: 0,
             output: Vec::new(),
             input: Vec::with_capacity(DATAGRAM),
@@ -101,6 +104,11 @@ impl Connection {
     /// Whether it is of use for another request.
     pub(super) fn is_sound(&self) -> bool {
         !self.broken
+    }
+
+    /// The port of its socket, which nobody else can have while it is open.
+    pub(super) fn port(&self) -> u32 {
+        self.port
     }
 
     /// The socket, for tests that do to it what only chance does otherwise.

@@ -18,6 +18,7 @@ use tracing::error;
 
 use super::connection::{enlarge, split_first};
 use super::decode;
+use super::echo::{Deaf, Echo};
 use crate::dataplane::Namespace;
 use crate::fib::KernelEvent;
 
@@ -30,13 +31,15 @@ const DATAGRAM: usize = 64 << 10;
 /// Before a socket that failed is made again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Listens in `namespace` from now on, until the receiver is dropped. Needs a Tokio runtime.
-pub(super) fn listen(namespace: Namespace) -> io::Result<mpsc::Receiver<KernelEvent>> {
-    let socket = subscribe(&namespace)?;
+/// Listens in `namespace` from now on, until the receiver is dropped, to all but the `echo`. Needs a Tokio runtime.
+pub(super) fn listen(namespace: Namespace, echo: Echo) -> io::Result<mpsc::Receiver<KernelEvent>> {
+    let (socket, deaf) = subscribe(&namespace, &echo)?;
     let (sender, receiver) = mpsc::channel(QUEUE);
     tokio::spawn(
         Listener {
             namespace,
+            echo,
+            deaf,
             sender,
             overrun: false,
         }
@@ -45,8 +48,9 @@ pub(super) fn listen(namespace: Namespace) -> io::Result<mpsc::Receiver<KernelEv
     Ok(receiver)
 }
 
-fn subscribe(namespace: &Namespace) -> io::Result<TokioSocket> {
+fn subscribe(namespace: &Namespace, echo: &Echo) -> io::Result<(TokioSocket, Deaf)> {
     let mut socket = namespace.run(|| TokioSocket::new(NETLINK_ROUTE))?;
+    let deaf = echo.spares(socket.socket_ref())?;
     enlarge(socket.socket_ref());
     socket.socket_mut().bind_auto()?;
     for group in [
@@ -61,11 +65,13 @@ fn subscribe(namespace: &Namespace) -> io::Result<TokioSocket> {
     ] {
         socket.socket_ref().add_membership(group as u32)?;
     }
-    Ok(socket)
+    Ok((socket, deaf))
 }
 
 struct Listener {
     namespace: Namespace,
+    echo: Echo,
+    deaf: Deaf,
     sender: mpsc::Sender<KernelEvent>,
     // Something was dropped, and the receiver has not been told yet.
     overrun: bool,
@@ -105,8 +111,11 @@ impl Listener {
                 () = self.sender.closed() => return None,
                 () = tokio::time::sleep(PAUSE) => {}
             }
-            match subscribe(&self.namespace) {
-                Ok(socket) => return Some(socket),
+            match subscribe(&self.namespace, &self.echo) {
+                Ok((socket, deaf)) => {
+                    self.deaf = deaf;
+                    return Some(socket);
+                }
                 Err(why) => error = why,
             }
         }

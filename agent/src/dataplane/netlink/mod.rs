@@ -1,10 +1,12 @@
 //! The kernel over netlink: the only importer of the netlink crates.
 //!
-//! `connection` sends and counts answers, `encode` and `decode` translate, `events` listens, `attach` wires up pods.
+//! `connection` sends and counts answers, `encode` and `decode` translate, `events` listens, `echo` keeps it from hearing what
+//! we did ourselves, `attach` wires up pods.
 
 pub(super) mod attach;
 mod connection;
 mod decode;
+mod echo;
 mod encode;
 mod events;
 pub(super) mod nftables;
@@ -23,6 +25,7 @@ use nix::errno::Errno;
 use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard, mpsc};
 
 use self::connection::{Answer, Connection, Interrupted, Request};
+use self::echo::Echo;
 use super::{Dataplane, DataplaneError, Namespace, path_mtu_discovery, sysctl};
 use crate::fib::{Address, Change, KernelEvent, Link, Route, Snapshot};
 
@@ -35,6 +38,7 @@ pub struct Netlink {
     namespace: Namespace,
     // One request at a time, so that changes keep their order. Made again when it is found broken.
     connection: Mutex<Option<Connection>>,
+    echo: Echo,
 }
 
 impl Netlink {
@@ -45,10 +49,13 @@ impl Netlink {
     pub fn open() -> Result<Self, DataplaneError> {
         let open = || {
             let namespace = Namespace::current()?;
-            let connection = Mutex::new(Some(Connection::open(&namespace)?));
+            let connection = Connection::open(&namespace)?;
+            let echo = Echo::default();
+            echo.comes_from(connection.port());
             Ok(Self {
                 namespace,
-                connection,
+                connection: Mutex::new(Some(connection)),
+                echo,
             })
         };
         open().map_err(|source| DataplaneError::new("open a netlink socket", source))
@@ -65,6 +72,7 @@ impl Netlink {
         if !held.as_ref().is_some_and(Connection::is_sound) {
             let made = Connection::open(&self.namespace)
                 .map_err(|source| DataplaneError::new("open a netlink socket", source))?;
+            self.echo.comes_from(made.port());
             *held = Some(made);
         }
         MutexGuard::try_map(held, Option::as_mut).map_err(|_| DataplaneError::lost("open a netlink socket"))
@@ -204,7 +212,7 @@ impl Dataplane for Netlink {
         // The namespace is held open once more: the listener outlives this value.
         let namespace = self.namespace.run(Namespace::current);
         namespace
-            .and_then(events::listen)
+            .and_then(|namespace| events::listen(namespace, self.echo.clone()))
             .map_err(|source| DataplaneError::new("listen to links, addresses, routes and rules", source))
     }
 }

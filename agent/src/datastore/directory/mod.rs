@@ -184,6 +184,15 @@ impl Datastore for DirectoryStore {
         .await
     }
 
+    async fn list_whole(&self, kind: Kind) -> Result<Vec<Object>, DatastoreError> {
+        let objects = self.list(kind).await?;
+        // What a broken document holds, nobody knows: it may be one of these.
+        match self.faults().into_iter().next() {
+            Some(fault) => Err(fault.into()),
+            None => Ok(objects),
+        }
+    }
+
     async fn create(&self, object: Object) -> Result<Object, DatastoreError> {
         self.run(Access::Exclusive, Scope::Everything, move |folder| {
             folder.create(&object)

@@ -105,8 +105,34 @@ impl KubernetesStore {
         self.read(&call, &self.ask(&call).await?)
     }
 
+    /// All objects of a kind by name, and what is wrong with those that cannot be read.
+    async fn list_all(&self, kind: Kind) -> Result<(Vec<Object>, Vec<DatastoreError>), DatastoreError> {
+        let (mut objects, mut broken) = (BTreeMap::new(), Vec::new());
+        // A list that takes longer than the server remembers is begun again, once.
+        let mut again = true;
+        loop {
+            let listed = self.list_pages(kind, |object| match object {
+                Ok(object) => drop(objects.insert(object.key(), object)),
+                Err(unreadable) => broken.push(unreadable),
+            });
+            match listed.await {
+                Ok(()) => return Ok((objects.into_values().collect(), broken)),
+                Err(Refusal::Gone) if again => {
+                    again = false;
+                    objects.clear();
+                    broken.clear();
+                }
+                Err(refusal) => return Err(self.error(&Call::all(Verb::List, kind), refusal)),
+            }
+        }
+    }
+
     /// All objects of a kind, page by page: each object of a page is given to `take`.
-    async fn list_pages(&self, kind: Kind, mut take: impl FnMut(Object)) -> Result<(), Refusal> {
+    async fn list_pages(
+        &self,
+        kind: Kind,
+        mut take: impl FnMut(Result<Object, DatastoreError>),
+    ) -> Result<(), Refusal> {
         let mut after = String::new();
         loop {
             let mut call = Call::all(Verb::List, kind).with("limit", page_size(kind).to_string());
@@ -119,10 +145,8 @@ impl KubernetesStore {
                     .away(&call, &format!("the answer is no list: {error}"))
             })?;
             for item in page.items {
-                match body::object(kind, item.get(), Extent::Whole) {
-                    Ok(object) => take(object),
-                    Err(unreadable) => tell(&unreadable.at(self.server())),
-                }
+                let object = body::object(kind, item.get(), Extent::Whole);
+                take(object.map_err(|unreadable| unreadable.at(self.server())));
             }
             after = page.metadata.r#continue;
             if after.is_empty() {
@@ -157,22 +181,18 @@ impl Datastore for KubernetesStore {
     }
 
     async fn list(&self, kind: Kind) -> Result<Vec<Object>, DatastoreError> {
-        let mut objects = BTreeMap::new();
-        // A list that takes longer than the server remembers is begun again, once.
-        let mut again = true;
-        loop {
-            let listed = self.list_pages(kind, |object| {
-                objects.insert(object.key(), object);
-            });
-            match listed.await {
-                Ok(()) => return Ok(objects.into_values().collect()),
-                Err(Refusal::Gone) if again => {
-                    again = false;
-                    objects.clear();
-                }
-                Err(refusal) => return Err(self.error(&Call::all(Verb::List, kind), refusal)),
-            }
-        }
+        let (objects, broken) = self.list_all(kind).await?;
+        broken.iter().for_each(tell);
+        Ok(objects)
+    }
+
+    async fn list_whole(&self, kind: Kind) -> Result<Vec<Object>, DatastoreError> {
+        let (objects, broken) = self.list_all(kind).await?;
+        broken.into_iter().next().map_or(Ok(objects), Err)
+    }
+
+    fn knows_pods(&self) -> bool {
+        true
     }
 
     async fn create(&self, mut object: Object) -> Result<Object, DatastoreError> {
