@@ -35,6 +35,22 @@ pub struct RouteKey {
     pub metric: u32,
 }
 
+impl RouteKey {
+    /// The key in the main table of a route that is given no metric. IPv6 has none of zero: the kernel makes that 1024
+    /// (net/ipv6/route.c, `IP6_RT_PRIO_USER`).
+    #[must_use]
+    pub fn main(prefix: IpNet) -> Self {
+        Self {
+            table: MAIN_TABLE,
+            prefix,
+            metric: match prefix {
+                IpNet::V4(_) => 0,
+                IpNet::V6(_) => 1024,
+            },
+        }
+    }
+}
+
 impl fmt::Display for RouteKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.prefix)?;
@@ -346,14 +362,17 @@ pub struct Address {
 pub struct Snapshot {
     /// All links.
     pub links: Vec<Link>,
-    /// All addresses.
+    /// All addresses but the link-local ones of IPv6, which every link has.
     pub addresses: Vec<Address>,
-    /// All routes but those of the local table.
+    /// All routes but those of the local table, and those of IPv6 to link-local and loopback addresses, which the kernel
+    /// gives every link.
     pub routes: Vec<Route>,
     /// All rules for packets of this host's own making that select by nothing but the packet's protocol.
     pub rules: Vec<Rule>,
     /// Whether the kernel forwards IPv4 packets (`net.ipv4.ip_forward`).
     pub forwarding: bool,
+    /// Whether it forwards IPv6 packets (`net.ipv6.conf.all.forwarding`). Not where the kernel has no IPv6.
+    pub forwarding_v6: bool,
     /// The ipip links, and those with an IPv4 address, that drop a packet whose source they would not be the way to (RFC 3704 §2.2, strict
     /// reverse path forwarding), by their index: those where the greater of `rp_filter` of the link and of all links is 1.
     pub strict: BTreeSet<u32>,
@@ -382,6 +401,8 @@ pub enum KernelEvent {
     RuleGone(Rule),
     /// IPv4 forwarding was switched on or off for the whole host (`net.ipv4.ip_forward`).
     Forwarding(bool),
+    /// The same for IPv6 (`net.ipv6.conf.all.forwarding`).
+    ForwardingV6(bool),
     /// `rp_filter` was written: of a link, by its index, or of all.
     ReversePathFilter(Option<u32>),
     /// Events were lost: only a new [`Snapshot`] tells what is.
@@ -414,6 +435,8 @@ pub struct Desired {
     pub tunnel: Option<Tunnel>,
     /// Whether the kernel must forward IPv4 packets. False leaves the switch alone.
     pub forwarding: bool,
+    /// The same for IPv6 packets.
+    pub forwarding_v6: bool,
 }
 
 /// A step towards the desired state, complete in itself.
@@ -421,6 +444,9 @@ pub struct Desired {
 pub enum Change {
     /// Switch `net.ipv4.ip_forward` on.
     EnableForwarding,
+    /// Switch `net.ipv6.conf.all.forwarding` on. Links whose `accept_ra` is 1 take no router advertisements from then on
+    /// (Documentation/networking/ip-sysctl.rst).
+    EnableForwardingV6,
     /// Create the tunnel device `name` (`type ipip`, any to any); one that exists is left alone.
     CreateTunnel {
         /// Device name, `tunl0`.

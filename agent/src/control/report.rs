@@ -211,6 +211,7 @@ fn subject(change: &Change, actual: &Actual) -> String {
         Change::ReplaceRoute(route) | Change::DeleteRoute(route) => named(route, actual),
         Change::AddRule(rule) | Change::DeleteRule(rule) => format!("rule {rule}"),
         Change::EnableForwarding => "net.ipv4.ip_forward".to_owned(),
+        Change::EnableForwardingV6 => "net.ipv6.conf.all.forwarding".to_owned(),
         Change::CreateTunnel { name }
         | Change::LoosenReversePath { name }
         | Change::SetPathMtuDiscovery { name, .. } => name.clone(),

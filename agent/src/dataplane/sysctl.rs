@@ -5,6 +5,7 @@ use std::{fs, io};
 use super::DataplaneError;
 
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
+const FORWARDING_V6: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
 
 /// Whether IPv4 packets are forwarded.
 pub(super) fn forwarding() -> io::Result<bool> {
@@ -14,6 +15,16 @@ pub(super) fn forwarding() -> io::Result<bool> {
 /// Switches IPv4 forwarding on.
 pub(super) fn enable_forwarding() -> Result<(), DataplaneError> {
     set(FORWARDING, "1")
+}
+
+/// Whether IPv6 packets are forwarded. A kernel without IPv6 forwards none.
+pub(super) fn forwarding_v6() -> bool {
+    fs::read_to_string(FORWARDING_V6).is_ok_and(|text| text.trim() != "0")
+}
+
+/// Switches IPv6 forwarding on.
+pub(super) fn enable_forwarding_v6() -> Result<(), DataplaneError> {
+    set(FORWARDING_V6, "1")
 }
 
 /// Whether a link's reverse-path filter is strict: the greater of its own value and that of all links counts

@@ -40,6 +40,7 @@ pub struct Actual {
     routes: BTreeMap<RouteKey, Vec<Route>>,
     rules: BTreeSet<Rule>,
     forwarding: bool,
+    forwarding_v6: bool,
     strict: BTreeSet<u32>,
     touched: Touched,
 }
@@ -65,6 +66,7 @@ impl Actual {
             routes,
             rules: snapshot.rules.into_iter().collect(),
             forwarding: snapshot.forwarding,
+            forwarding_v6: snapshot.forwarding_v6,
             strict: snapshot.strict,
             touched: Touched::default(),
         }
@@ -79,7 +81,8 @@ impl Actual {
     ///
     /// For IPv4 the kernel says nothing of the routes that it removes because a link went down or was deleted
     /// (net/ipv4/fib_frontend.c, fib_disable_ip), because it lost its last address (the same), or because their source
-    /// address is gone (fib_semantics.c, fib_sync_down_addr). Such events ask for a new dump if a known route may be hit.
+    /// address is gone (fib_semantics.c, fib_sync_down_addr). For IPv6 it takes such a source off its routes in silence,
+    /// and leaves them (net/ipv6/route.c, rt6_remove_prefsrc). Such events ask for a new dump if a known route may be hit.
     pub fn observe(&mut self, event: &KernelEvent) -> Observed {
         match event {
             KernelEvent::Link(link) => self.link(link),
@@ -92,6 +95,7 @@ impl Actual {
             KernelEvent::Rule(rule) => changed(self.rules.insert(*rule)),
             KernelEvent::RuleGone(rule) => changed(self.rules.remove(rule)),
             KernelEvent::Forwarding(on) => changed(std::mem::replace(&mut self.forwarding, *on) != *on),
+            KernelEvent::ForwardingV6(on) => changed(std::mem::replace(&mut self.forwarding_v6, *on) != *on),
             KernelEvent::ReversePathFilter(Some(link)) => match self.links.get(link) {
                 Some(link) if link.kind.as_deref() == Some("ipip") || self.has_ipv4(link.index) => {
                     Observed::MustDump
@@ -107,6 +111,7 @@ impl Actual {
     pub fn applied(&mut self, change: &Change) {
         match change {
             Change::EnableForwarding => self.forwarding = true,
+            Change::EnableForwardingV6 => self.forwarding_v6 = true,
             Change::AddAddress(address) => {
                 self.insert_address(*address);
             }
@@ -149,6 +154,12 @@ impl Actual {
     #[must_use]
     pub fn forwarding(&self) -> bool {
         self.forwarding
+    }
+
+    /// Whether the kernel forwards IPv6 packets.
+    #[must_use]
+    pub fn forwarding_v6(&self) -> bool {
+        self.forwarding_v6
     }
 
     /// Whether the link of this index, which is an ipip link or has an IPv4 address, drops a packet whose source it would not be the way to.
@@ -295,9 +306,7 @@ impl Actual {
         if !self.remove_address(address) {
             return Observed::Unchanged;
         }
-        let last = self
-            .addresses_of(address.link)
-            .all(|left| left.net.addr().is_ipv6());
+        let last = address.net.addr().is_ipv4() && !self.has_ipv4(address.link);
         let source = Some(address.net.addr());
         if self.routes().any(|route| route.source == source) || last && self.any_route_through(address.link) {
             return Observed::MustDump;

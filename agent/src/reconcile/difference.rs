@@ -104,6 +104,9 @@ impl Difference {
         if desired.forwarding && !actual.forwarding() {
             steps.push(Change::EnableForwarding);
         }
+        if desired.forwarding_v6 && !actual.forwarding_v6() {
+            steps.push(Change::EnableForwardingV6);
+        }
         let mut surplus = Vec::new();
         if let Some(tunnel) = &desired.tunnel {
             match actual.link_named(&tunnel.name) {

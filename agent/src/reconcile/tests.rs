@@ -23,6 +23,7 @@ struct Kernel {
     addresses: Vec<Address>,
     rules: BTreeSet<Rule>,
     forwarding: bool,
+    forwarding_v6: bool,
     strict: bool,
 }
 
@@ -35,6 +36,7 @@ impl Kernel {
             routes: self.routes.values().flatten().cloned().collect(),
             rules: self.rules.iter().copied().collect(),
             forwarding: self.forwarding,
+            forwarding_v6: self.forwarding_v6,
             strict: self.tunnel.iter().filter_map(strict).collect(),
         }
     }
@@ -42,6 +44,7 @@ impl Kernel {
     fn apply(&mut self, change: &Change) -> Result<(), String> {
         match change {
             Change::EnableForwarding => self.forwarding = true,
+            Change::EnableForwardingV6 => self.forwarding_v6 = true,
             Change::CreateTunnel { name } => {
                 assert!(self.tunnel.is_none(), "the device is there");
                 self.tunnel = Some(device(name, false, 1500));
@@ -204,42 +207,46 @@ fn some_kernel() -> impl Strategy<Value = Kernel> {
         tunnel,
         btree_set(some_address(), 0..4),
         rules,
-        any::<[bool; 2]>(),
+        any::<[bool; 3]>(),
     )
-        .prop_map(|(all, tunnel, addresses, rules, [forwarding, strict])| {
-            let tunnel = tunnel.map(|(up, mtu)| device("tunl0", up, mtu));
-            let up = tunnel.as_ref().is_some_and(|tunnel| tunnel.up);
-            let mut routes: BTreeMap<RouteKey, Vec<Route>> = BTreeMap::new();
-            for route in all.iter().map(Route::as_reported) {
-                let list = routes.entry(route.key).or_default();
-                // The kernel holds no route twice, and none through a link that is down.
-                if !list.contains(&route) && (up || !route.next_hops.iter().any(|hop| hop.link == TUNNEL)) {
-                    list.push(route);
+        .prop_map(
+            |(all, tunnel, addresses, rules, [forwarding, forwarding_v6, strict])| {
+                let tunnel = tunnel.map(|(up, mtu)| device("tunl0", up, mtu));
+                let up = tunnel.as_ref().is_some_and(|tunnel| tunnel.up);
+                let mut routes: BTreeMap<RouteKey, Vec<Route>> = BTreeMap::new();
+                for route in all.iter().map(Route::as_reported) {
+                    let list = routes.entry(route.key).or_default();
+                    // The kernel holds no route twice, and none through a link that is down.
+                    if !list.contains(&route) && (up || !route.next_hops.iter().any(|hop| hop.link == TUNNEL))
+                    {
+                        list.push(route);
+                    }
                 }
-            }
-            routes.retain(|_, list| !list.is_empty());
-            let addresses = addresses
-                .into_iter()
-                .filter(|address| tunnel.is_some() || address.link != TUNNEL)
-                .collect();
-            Kernel {
-                routes,
-                tunnel,
-                addresses,
-                rules,
-                forwarding,
-                strict,
-            }
-        })
+                routes.retain(|_, list| !list.is_empty());
+                let addresses = addresses
+                    .into_iter()
+                    .filter(|address| tunnel.is_some() || address.link != TUNNEL)
+                    .collect();
+                Kernel {
+                    routes,
+                    tunnel,
+                    addresses,
+                    rules,
+                    forwarding,
+                    forwarding_v6,
+                    strict,
+                }
+            },
+        )
 }
 
 fn some_desired() -> impl Strategy<Value = Desired> {
     let tunnel = proptest::option::of((0u8..3).prop_map(|host| Ipv4Addr::new(10, 65, 42, host)));
     let routes = vec(some_route(Just(86)), 0..8);
     let rules = some_rules(Just(86));
-    let rest = (any::<bool>(), any::<Option<bool>>());
+    let rest = (any::<[bool; 2]>(), any::<Option<bool>>());
     (routes, btree_set(some_key(), 0..3), rules, tunnel, rest).prop_map(
-        |(routes, held, rules, address, (forwarding, path_mtu_discovery))| Desired {
+        |(routes, held, rules, address, ([forwarding, forwarding_v6], path_mtu_discovery))| Desired {
             routes: routes.into_iter().map(|route| (route.key, route)).collect(),
             held,
             rules,
@@ -250,6 +257,7 @@ fn some_desired() -> impl Strategy<Value = Desired> {
                 path_mtu_discovery,
             }),
             forwarding,
+            forwarding_v6,
         },
     )
 }
@@ -320,6 +328,7 @@ proptest! {
         }
         prop_assert!(!kernel.strict || before.tunnel.is_none());
         prop_assert_eq!(kernel.forwarding, before.forwarding || desired.forwarding);
+        prop_assert_eq!(kernel.forwarding_v6, before.forwarding_v6 || desired.forwarding_v6);
     }
 
     #[test]
@@ -353,6 +362,7 @@ proptest! {
         let dumped: Vec<Route> = Actual::new(kernel.dump()).routes().cloned().collect();
         prop_assert_eq!(known, dumped);
         prop_assert_eq!(actual.forwarding(), kernel.forwarding);
+        prop_assert_eq!(actual.forwarding_v6(), kernel.forwarding_v6);
     }
 
     #[test]

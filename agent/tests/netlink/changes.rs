@@ -125,6 +125,7 @@ fn a_route_is_printed_as_ip_route_prints_it() {
         let mut ours: Vec<String> = snapshot
             .routes
             .iter()
+            .filter(|route| route.key.prefix.addr().is_ipv4())
             .map(|route| route.with_names(|link| names.get(&link).cloned()).to_string())
             .collect();
         let mut theirs: Vec<String> = ip("-4 -oneline route show table all")

@@ -6,6 +6,7 @@
 mod attach;
 mod changes;
 mod events;
+mod ipv6;
 mod netns;
 mod path_mtu;
 mod pins;

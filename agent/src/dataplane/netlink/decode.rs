@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use netlink_packet_core::{NLM_F_REPLACE, NetlinkBuffer, NlaBuffer, NlasIterator};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoIpTunnel, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
@@ -35,7 +35,7 @@ pub(super) fn event(message: &RouteNetlinkMessage, flags: u16) -> Option<KernelE
     }
 }
 
-/// What the kernel tells of its switches for IPv4, which the library does not read: none if `message` is not about them.
+/// What the kernel tells of its switches, which the library does not read: none if `message` is not about them.
 pub(super) fn netconf(message: &[u8]) -> Option<Option<KernelEvent>> {
     // linux/rtnetlink.h and linux/netconf.h. The switches of single links follow that of the host.
     const RTM_NEWNETCONF: u16 = 80;
@@ -62,7 +62,12 @@ pub(super) fn netconf(message: &[u8]) -> Option<Option<KernelEvent>> {
             .map(i32::from_ne_bytes)
     };
     let of = number(NETCONFA_IFINDEX);
-    if payload.first().copied() != Some(u8::from(AddressFamily::Inet)) {
+    let is_family = |family: AddressFamily| payload.first().copied() == Some(u8::from(family));
+    if is_family(AddressFamily::Inet6) {
+        let all = number(NETCONFA_FORWARDING).filter(|_| of == Some(ALL));
+        return Some(all.map(|on| KernelEvent::ForwardingV6(on != 0)));
+    }
+    if !is_family(AddressFamily::Inet) {
         return Some(None);
     }
     // A new link's tells all its switches; one that was written is told alone.
@@ -120,33 +125,47 @@ fn path_mtu_discovery(info: &LinkInfo) -> Option<bool> {
     })
 }
 
-/// An IPv4 address.
+/// An address; None for link-local ones of IPv6, which every link has and no node is known by.
 pub(super) fn address(message: &AddressMessage) -> Option<Address> {
-    if message.header.family != AddressFamily::Inet {
-        return None;
-    }
+    let find = |pick: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(pick);
     // On a point-to-point link IFA_ADDRESS is the other end's; IFA_LOCAL is always this end's.
-    let own = message.attributes.iter().find_map(|attribute| match attribute {
+    let local = find(|attribute| match attribute {
         AddressAttribute::Local(local) => Some(*local),
         _ => None,
-    })?;
+    });
+    let own = match message.header.family {
+        AddressFamily::Inet => local?,
+        // net/ipv6/addrconf.c, inet6_fill_ifaddr(): IFA_LOCAL is there only where there is another end.
+        AddressFamily::Inet6 => local.or_else(|| {
+            find(|attribute| match attribute {
+                AddressAttribute::Address(address) => Some(*address),
+                _ => None,
+            })
+        })?,
+        _ => return None,
+    };
+    if matches!(own, IpAddr::V6(own) if own.is_unicast_link_local()) {
+        return None;
+    }
     Some(Address {
         link: message.header.index,
         net: IpNet::new(own, message.header.prefix_len).ok()?,
     })
 }
 
-/// An IPv4 route; None for those that are not kept: of the local table, of a type of service, or learned in passing
-/// (exceptions to a route, which the kernel clones from it).
+/// A route; None for those that are not kept: of the local table, of a type of service, for single sources, learned in
+/// passing (exceptions to a route, which the kernel clones from it), or what IPv6 gives every link.
 pub(super) fn route(message: &RouteMessage) -> Option<Route> {
     let header = &message.header;
-    if header.address_family != AddressFamily::Inet
-        || header.tos != 0
-        || header.flags.contains(RouteFlags::Cloned)
-    {
+    let unspecified = match header.address_family {
+        AddressFamily::Inet => IpAddr::from([0; 4]),
+        AddressFamily::Inet6 => IpAddr::from([0; 16]),
+        _ => return None,
+    };
+    if header.tos != 0 || header.source_prefix_length != 0 || header.flags.contains(RouteFlags::Cloned) {
         return None;
     }
-    let any = IpNet::new(IpAddr::from([0; 4]), header.destination_prefix_length).ok()?;
+    let any = IpNet::new(unspecified, header.destination_prefix_length).ok()?;
     let mut route = Route {
         key: RouteKey {
             table: u32::from(header.table),
@@ -184,11 +203,25 @@ pub(super) fn route(message: &RouteMessage) -> Option<Route> {
             _ => {}
         }
     }
-    if route.next_hops.is_empty() {
+    if matches!(route.key.prefix, IpNet::V6(prefix) if is_of_every_link(prefix)) {
+        return None;
+    }
+    // The kernel names lo as the link of such a route of IPv6.
+    if route.kind == RouteKind::Blackhole {
+        route.next_hops.clear();
+    } else if route.next_hops.is_empty() {
         let onlink = header.flags.contains(RouteFlags::Onlink);
         route.next_hops.extend(hop(&message.attributes, 0, onlink, 1));
     }
     (route.key.table != LOCAL_TABLE).then_some(route)
+}
+
+/// Whether a destination is one to which the kernel gives every link a route: link-local, multicast or loopback.
+fn is_of_every_link(prefix: Ipv6Net) -> bool {
+    let network = prefix.network();
+    (network.is_unicast_link_local() && prefix.prefix_len() >= 10)
+        || (network.is_multicast() && prefix.prefix_len() >= 8)
+        || network.is_loopback()
 }
 
 /// A rule for this host's own packets; None for one that selects by anything but their protocol, or that does something

@@ -1,7 +1,7 @@
 //! The values of `fib` as messages to the kernel.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
@@ -126,18 +126,17 @@ fn rule_message(rule: &Rule) -> RuleMessage {
 }
 
 /// What tells a route apart: its key, its protocol and its kind.
-fn skeleton(route: &Route, scope: RouteScope) -> io::Result<RouteMessageBuilder<Ipv4Addr>> {
-    let IpNet::V4(prefix) = route.key.prefix else {
-        return Err(invalid("only IPv4 routes can be programmed".into()));
-    };
+fn skeleton(route: &Route, scope: RouteScope) -> io::Result<RouteMessageBuilder<IpAddr>> {
+    let prefix = route.key.prefix;
     let kind = match route.kind {
         RouteKind::Unicast => RouteType::Unicast,
         RouteKind::Blackhole => RouteType::BlackHole,
         RouteKind::Other(kind) => RouteType::from(kind),
     };
-    let builder = RouteMessageBuilder::<Ipv4Addr>::new()
-        .table_id(route.key.table)
+    let builder = RouteMessageBuilder::<IpAddr>::new()
         .destination_prefix(prefix.network(), prefix.prefix_len())
+        .map_err(|why| invalid(why.to_string()))?
+        .table_id(route.key.table)
         .protocol(RouteProtocol::from(route.protocol))
         .kind(kind)
         .scope(scope);
@@ -153,7 +152,7 @@ fn installed(route: &Route) -> io::Result<RouteMessage> {
     match route.next_hops.as_slice() {
         [] => {}
         [hop] => {
-            builder.get_mut().attributes.extend(gateway(hop));
+            builder.get_mut().attributes.extend(gateway(hop, route)?);
             if hop.link != 0 {
                 builder = builder.output_interface(hop.link);
             }
@@ -161,7 +160,10 @@ fn installed(route: &Route) -> io::Result<RouteMessage> {
                 builder = builder.onlink();
             }
         }
-        several => builder = builder.multipath(several.iter().map(next_hop).collect::<io::Result<_>>()?),
+        several => {
+            let next_hops: io::Result<_> = several.iter().map(|hop| next_hop(hop, route)).collect();
+            builder = builder.multipath(next_hops?);
+        }
     }
     if let Some(source) = route.source {
         builder
@@ -178,7 +180,7 @@ fn installed(route: &Route) -> io::Result<RouteMessage> {
     Ok(builder.build())
 }
 
-fn next_hop(hop: &NextHop) -> io::Result<RouteNextHop> {
+fn next_hop(hop: &NextHop, route: &Route) -> io::Result<RouteNextHop> {
     let mut message = RouteNextHop::default();
     message.interface_index = hop.link;
     // linux/rtnetlink.h, struct rtnexthop: the weight less one, in eight bits.
@@ -190,15 +192,22 @@ fn next_hop(hop: &NextHop) -> io::Result<RouteNextHop> {
     if hop.onlink {
         message.flags = RouteNextHopFlags::Onlink;
     }
-    message.attributes.extend(gateway(hop));
+    message.attributes.extend(gateway(hop, route)?);
     Ok(message)
 }
 
-fn gateway(hop: &NextHop) -> Option<RouteAttribute> {
-    Some(match hop.gateway? {
-        address @ IpAddr::V4(_) => RouteAttribute::Gateway(route_address(address)),
-        IpAddr::V6(address) => RouteAttribute::Via(RouteVia::Inet6(address)),
-    })
+/// The gateway of a next hop of `route`: one of the other family has an attribute of its own.
+fn gateway(hop: &NextHop, route: &Route) -> io::Result<Option<RouteAttribute>> {
+    let Some(gateway) = hop.gateway else {
+        return Ok(None);
+    };
+    match (route.key.prefix, gateway) {
+        (IpNet::V4(_), IpAddr::V6(address)) => Ok(Some(RouteAttribute::Via(RouteVia::Inet6(address)))),
+        (IpNet::V6(prefix), IpAddr::V4(address)) => Err(invalid(format!(
+            "{prefix} via {address}: an IPv6 route takes no IPv4 gateway"
+        ))),
+        _ => Ok(Some(RouteAttribute::Gateway(route_address(gateway)))),
+    }
 }
 
 fn route_address(address: IpAddr) -> RouteAddress {

@@ -59,6 +59,9 @@ fn subscribe(namespace: &Namespace, echo: &Echo) -> io::Result<(TokioSocket, Dea
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv4Rule,
         MulticastGroup::Ipv4Netconf,
+        MulticastGroup::Ipv6Ifaddr,
+        MulticastGroup::Ipv6Route,
+        MulticastGroup::Ipv6Netconf,
     ] {
         socket.socket_ref().add_membership(group as u32)?;
     }

@@ -81,6 +81,7 @@ impl Netlink {
     async fn change(&self, connection: &mut Connection, change: &Change) -> Result<(), DataplaneError> {
         let (request, harmless): (Request, &[Errno]) = match change {
             Change::EnableForwarding => return self.switch(sysctl::enable_forwarding),
+            Change::EnableForwardingV6 => return self.switch(sysctl::enable_forwarding_v6),
             Change::LoosenReversePath { name } => {
                 return self.switch(|| sysctl::set_link(name, "rp_filter", "2"));
             }
@@ -128,26 +129,12 @@ impl Dataplane for Netlink {
             .links()
             .await
             .map_err(|why| interrupted("dump the links", why))?;
-        let mut message = AddressMessage::default();
-        message.header.family = AddressFamily::Inet;
-        let keep = |message| match message {
-            RouteNetlinkMessage::NewAddress(message) => decode::address(&message),
-            _ => None,
-        };
-        let addresses = connection
-            .dump(&RouteNetlinkMessage::GetAddress(message), keep)
-            .await
-            .map_err(|why| interrupted("dump the addresses", why))?;
-        let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet;
-        let keep = |message| match message {
-            RouteNetlinkMessage::NewRoute(message) => decode::route(&message),
-            _ => None,
-        };
-        let routes = connection
-            .dump(&RouteNetlinkMessage::GetRoute(message), keep)
-            .await
-            .map_err(|why| interrupted("dump the routes", why))?;
+        let mut addresses = Vec::new();
+        let mut routes = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            addresses.extend(dump_addresses(&mut connection, family).await?);
+            routes.extend(dump_routes(&mut connection, family).await?);
+        }
         let mut message = RuleMessage::default();
         message.header.family = AddressFamily::Inet;
         let keep = |message| match message {
@@ -170,9 +157,10 @@ impl Dataplane for Netlink {
             .filter(|link| link.kind.as_deref() == Some("ipip") || with_ipv4.contains(&link.index));
         let switches = || {
             let strict = others.filter(|link| sysctl::is_strict(&link.name));
-            Ok((sysctl::forwarding()?, strict.map(|link| link.index).collect()))
+            let forwarding = (sysctl::forwarding()?, sysctl::forwarding_v6());
+            Ok((forwarding, strict.map(|link| link.index).collect()))
         };
-        let (forwarding, strict) = self
+        let ((forwarding, forwarding_v6), strict) = self
             .namespace
             .run(switches)
             .map_err(|source| DataplaneError::new("read net.ipv4.ip_forward", source))?;
@@ -182,6 +170,7 @@ impl Dataplane for Netlink {
             routes,
             rules,
             forwarding,
+            forwarding_v6,
             strict,
         })
     }
@@ -226,6 +215,44 @@ impl Dataplane for Netlink {
             .and_then(|namespace| events::listen(namespace, self.echo.clone()))
             .map_err(|source| DataplaneError::new("listen to links, addresses, routes and rules", source))
     }
+}
+
+/// The addresses of one family. A kernel that lacks the family answers with those of others, which do not count.
+async fn dump_addresses(
+    connection: &mut Connection,
+    family: AddressFamily,
+) -> Result<Vec<Address>, DataplaneError> {
+    let mut message = AddressMessage::default();
+    message.header.family = family;
+    let keep = |message| match message {
+        RouteNetlinkMessage::NewAddress(message) if message.header.family == family => {
+            decode::address(&message)
+        }
+        _ => None,
+    };
+    let dumped = connection
+        .dump(&RouteNetlinkMessage::GetAddress(message), keep)
+        .await;
+    dumped.map_err(|why| interrupted("dump the addresses", why))
+}
+
+/// The routes of one family, as the addresses.
+async fn dump_routes(
+    connection: &mut Connection,
+    family: AddressFamily,
+) -> Result<Vec<Route>, DataplaneError> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family;
+    let keep = |message| match message {
+        RouteNetlinkMessage::NewRoute(message) if message.header.address_family == family => {
+            decode::route(&message)
+        }
+        _ => None,
+    };
+    let dumped = connection
+        .dump(&RouteNetlinkMessage::GetRoute(message), keep)
+        .await;
+    dumped.map_err(|why| interrupted("dump the routes", why))
 }
 
 /// Sends one batch of routes, and gives a result for each. `names` are those of the links, looked up for the first error.
@@ -343,6 +370,7 @@ fn words(change: &Change, names: &BTreeMap<u32, String>) -> String {
     let at = |address: &Address| format!("{} dev {}", address.net, device(&address.link));
     match change {
         Change::EnableForwarding => "enable IPv4 forwarding".into(),
+        Change::EnableForwardingV6 => "enable IPv6 forwarding".into(),
         Change::CreateTunnel { name } => format!("create the ipip tunnel {name}"),
         Change::SetLink { link, mtu } => format!("set {} up with mtu {mtu}", device(link)),
         Change::LoosenReversePath { name } => format!("set net.ipv4.conf.{name}.rp_filter to 2"),
