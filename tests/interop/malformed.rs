@@ -91,21 +91,16 @@ fn seen(pair: &Pair) -> Result<(), LabError> {
             }
         },
     )?;
-    let status = pair.agent.status()?;
-    let address = pair::THEIR_ADDRESS.to_string();
-    let session = (
-        status.sessions().get(address.as_str()).copied(),
-        status.established_counts().get(address.as_str()).copied(),
-    );
-    if session == (Some("Established"), Some(1)) {
-        Ok(())
-    } else {
-        Err(LabError::Answer {
-            what: "the state of the session".to_owned(),
-            reason: "it did not stand".to_owned(),
-            text: format!("{session:?}"),
-        })
-    }
+    wait_for("the session to have stood", PATIENCE, || {
+        let status = pair.agent.status().map_err(|e| e.to_string())?;
+        let address = pair::THEIR_ADDRESS.to_string();
+        let state = status.sessions().get(address.as_str()).copied();
+        let count = status.established_counts().get(address.as_str()).copied();
+        match (state, count) {
+            (Some("Established"), Some(1)) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
 }
 
 fn configuration() -> String {
