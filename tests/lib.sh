@@ -30,11 +30,11 @@ need_packages() {
   output=$("${install[@]}" 2>&1 </dev/null) || { echo "$output" >&2; die "could not install ${missing[*]}"; }
 }
 
-# The BGP daemons that tests hold sessions with. None of them is started by its installation (RUNLEVEL). The packages of
+# The BGP daemons that tests hold sessions with, and what takes the messages apart. None of them is started by its installation (RUNLEVEL). The packages of
 # BIRD 1.6 and BIRD 2 exclude each other: the first is only unpacked.
 need_daemons() {
   local folder=target/daemons
-  RUNLEVEL=1 need_packages bird2 frr gobgpd openbgpd
+  RUNLEVEL=1 need_packages bird2 frr gobgpd openbgpd exabgp tshark
   [ -x "$folder/usr/sbin/bird" ] && return 0
   echo 'unpacking bird'
   mkdir -p "$folder" && (cd "$folder" && { apt-get download bird || { apt-get update && apt-get download bird; }; } &&

@@ -3,6 +3,7 @@
 //! The agent is the real one: what is seen is what an operator would see, in the daemon's own words and in the kernel.
 
 mod daemon;
+mod malformed;
 mod table;
 mod trials;
 
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
     let passed = Arc::new(Passed::default());
     let trials: Vec<_> = all
         .map(|(kind, feature)| trial(kind, feature, missing.clone(), &passed))
+        .chain([malformed(missing.clone())])
         .collect();
     let count = trials.len();
     let conclusion = libtest_mimic::run(&arguments, trials);
@@ -51,19 +53,42 @@ fn main() -> ExitCode {
 }
 
 fn trial(kind: Kind, feature: Feature, missing: Option<String>, passed: &Arc<Passed>) -> Trial {
-    let name = format!("{}::{}", kind.name, feature.name);
-    let missing = missing.or_else(|| {
-        let is_there = std::path::Path::new(kind.program).exists();
-        (!is_there).then(|| format!("{} is missing; tests/run installs it", kind.program))
-    });
     let passed = Arc::clone(passed);
+    runnable(
+        format!("{}::{}", kind.name, feature.name),
+        kind.program,
+        missing,
+        move || {
+            let version = feature.run(kind)?;
+            passed.note(kind.name, &version, feature.name);
+            Ok(())
+        },
+    )
+}
+
+fn malformed(missing: Option<String>) -> Trial {
+    let name = "exabgp::a_malformed_attribute_costs_its_route_and_not_the_session";
+    let act = malformed::costs_its_route_and_not_the_session;
+    runnable(name.to_owned(), malformed::EXABGP, missing, act)
+}
+
+/// A trial, if this program is there and `missing` names nothing else.
+fn runnable(
+    name: String,
+    program: &'static str,
+    missing: Option<String>,
+    act: impl FnOnce() -> Result<(), Failed> + Send + 'static,
+) -> Trial {
+    let missing = missing.or_else(|| {
+        let is_there = std::path::Path::new(program).exists();
+        (!is_there).then(|| format!("{program} is missing; tests/run installs it"))
+    });
     Trial::ignorable_test(name.clone(), move || {
         if let Some(reason) = missing {
             eprintln!("NOT RUN: {name}: {reason}");
             return Ok(Completion::ignored_with(reason));
         }
-        let version = feature.run(kind)?;
-        passed.note(kind.name, &version, feature.name);
+        act()?;
         Ok(Completion::Completed)
     })
 }

@@ -1,15 +1,18 @@
 //! What is tried with every daemon.
 
+mod dissection;
 mod external;
 mod manifests;
 mod policy;
 mod protection;
+mod reflection;
 mod routes;
 mod session;
 
 use libtest_mimic::Failed;
 
 use crate::daemon::{Kind, Terms};
+pub(crate) use manifests::manifests;
 use session::Session;
 
 /// One thing that two speakers can do together.
@@ -50,7 +53,7 @@ fn keeps_routes(kind: &Kind) -> bool {
 
 /// All of them.
 #[rustfmt::skip]
-pub(crate) const ALL: [Feature; 10] = [
+pub(crate) const ALL: [Feature; 13] = [
     Feature { name: "routes_go_both_ways_and_a_withdrawn_one_goes", terms: Terms::default, can: every, act: routes::exchanged },
     Feature { name: "it_asks_for_all_routes_again", terms: Terms::default, can: every, act: routes::refreshed },
     Feature { name: "its_routes_stay_while_it_restarts", terms: Terms::default, can: keeps_routes, act: routes::it_restarts },
@@ -61,4 +64,7 @@ pub(crate) const ALL: [Feature; 10] = [
     Feature { name: "routes_go_to_and_from_another_as", terms: external::two_octets, can: every, act: external::exchanged },
     Feature { name: "routes_go_to_and_from_an_as_of_four_octets", terms: external::four_octets, can: every, act: external::exchanged },
     Feature { name: "communities_are_carried_and_matched", terms: policy::communities, can: every, act: policy::carried_and_matched },
+    Feature { name: "tshark_finds_nothing_wrong_in_what_the_agent_sends", terms: dissection::rich, can: every, act: dissection::nothing_wrong },
+    Feature { name: "it_is_the_route_reflector_of_the_agent", terms: reflection::client, can: every, act: routes::exchanged },
+    Feature { name: "it_is_a_client_of_the_agent_as_route_reflector", terms: reflection::reflector, can: every, act: routes::exchanged },
 ];

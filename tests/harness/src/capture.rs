@@ -2,12 +2,14 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use crate::command::run;
 use crate::record::kill;
 use crate::{LabError, Namespace, wait_for};
 
@@ -125,6 +127,63 @@ impl Capture {
 }
 
 impl Drop for Capture {
+    fn drop(&mut self) {
+        kill(self.child.id(), Signal::SIGKILL);
+        let _ = self.child.wait();
+    }
+}
+
+/// Packets written to a file as they are, for a program that takes them apart.
+#[derive(Debug)]
+pub struct PacketFile {
+    child: Child,
+    path: PathBuf,
+}
+
+impl PacketFile {
+    /// Starts to write what matches a filter of `tcpdump` on a link, and waits until it listens.
+    ///
+    /// # Errors
+    /// When `tcpdump` does not start.
+    pub fn start(namespace: &Namespace, link: &str, filter: &str, path: &Path) -> Result<Self, LabError> {
+        let mut command = Command::new("tcpdump");
+        // As root to the end, or it could not write where it is told to.
+        command
+            .args(["-Z", "root", "-U", "--immediate-mode", "-i", link, "-w"])
+            .arg(path)
+            .args(filter.split_whitespace());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let file = Self {
+            child: namespace.spawn(command)?,
+            path: path.to_owned(),
+        };
+        // The header of the file is written once it listens.
+        wait_for("tcpdump to listen", Duration::from_secs(30), || {
+            let length = std::fs::metadata(path).map(|file| file.len());
+            match length {
+                Ok(1..) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })?;
+        Ok(file)
+    }
+
+    /// What `tshark` prints of those packets that match its display filter, a line each.
+    ///
+    /// # Errors
+    /// When `tshark` refuses.
+    pub fn dissect(&self, filter: &str) -> Result<Vec<String>, LabError> {
+        let mut command = Command::new("tshark");
+        command.args(["-n", "-r"]).arg(&self.path).args(["-Y", filter]);
+        let text = run(command)?;
+        Ok(text.lines().map(|line| line.trim().to_owned()).collect())
+    }
+}
+
+impl Drop for PacketFile {
     fn drop(&mut self) {
         kill(self.child.id(), Signal::SIGKILL);
         let _ = self.child.wait();

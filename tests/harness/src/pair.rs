@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::agent::Agent;
+use crate::capture::PacketFile;
 use crate::command::culvert;
 use crate::lab::netns_batch;
 use crate::record::{Record, kill};
@@ -150,6 +151,15 @@ impl Pair {
             text.contains("192.0.2.1").then_some(()).ok_or(text)
         })?;
         Ok(watch)
+    }
+
+    /// Writes the packets of BGP on the agent's link to a file from now on.
+    ///
+    /// # Errors
+    /// When that cannot be started.
+    pub fn capture(&self) -> Result<PacketFile, LabError> {
+        let path = self.record.folder().join("bgp.pcap");
+        PacketFile::start(&self.ours, "eth0", "tcp port 179", &path)
     }
 
     /// Starts a daemon on the other host, with its output in `log`.

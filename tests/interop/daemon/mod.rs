@@ -48,6 +48,8 @@ pub(crate) struct Terms {
     pub(crate) graceful_restart: bool,
     /// The daemon is a route reflector, and the agent its client (RFC 4456).
     pub(crate) reflects: bool,
+    /// The agent is a route reflector, and the daemon its client.
+    pub(crate) agent_reflects: bool,
     /// ADD-PATH (RFC 7911), both ways.
     pub(crate) add_path: bool,
     /// The daemon's routes carry [`THEIR_COMMUNITY`], and the agent's one of their own.
@@ -68,6 +70,7 @@ impl Default for Terms {
             ttl_security: false,
             graceful_restart: true,
             reflects: false,
+            agent_reflects: false,
             add_path: false,
             community: false,
             rejects_community: false,

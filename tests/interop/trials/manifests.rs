@@ -9,13 +9,18 @@ pub(super) const OUR_COMMUNITY: &str = "64512:100";
 
 /// The cluster: this node, the daemon as another node, and a pool around both blocks. The daemon is a peer of the mesh,
 /// unless a BGPPeer says more of it.
-pub(super) fn manifests(terms: &Terms) -> String {
+pub(crate) fn manifests(terms: &Terms) -> String {
     let (ours, theirs) = (pair::OUR_ADDRESS, pair::THEIR_ADDRESS);
     let asn = terms.our_asn;
     let advertised = if terms.community {
         format!("  prefixAdvertisements:\n  - cidr: 10.65.0.0/16\n    communities: [\"{OUR_COMMUNITY}\"]\n")
     } else {
         String::new()
+    };
+    let cluster_id = if terms.agent_reflects {
+        "  annotations:\n    projectcalico.org/RouteReflectorClusterID: 224.0.0.1\n"
+    } else {
+        ""
     };
     format!(
         "apiVersion: crd.projectcalico.org/v1
@@ -38,7 +43,7 @@ apiVersion: v1
 kind: Node
 metadata:
   name: ours
-status:
+{cluster_id}status:
   addresses:
   - type: InternalIP
     address: {ours}
@@ -106,7 +111,9 @@ fn peer(terms: &Terms) -> String {
     if terms.rejects_community {
         more += "  filters: [without-community]\n";
     }
-    if more.is_empty() && !terms.community && terms.our_asn == terms.their_asn {
+    // A route reflector is out of the mesh.
+    let in_mesh = !terms.agent_reflects && terms.our_asn == terms.their_asn;
+    if more.is_empty() && !terms.community && in_mesh {
         return String::new();
     }
     format!(

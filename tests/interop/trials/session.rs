@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use harness::capture::PacketFile;
 use harness::pair::{self, Pair};
 use harness::{LabError, wait_for};
 use libtest_mimic::Failed;
@@ -18,6 +19,8 @@ pub(super) struct Session {
     pub(super) peer: Box<dyn Peer>,
     pub(super) pair: Pair,
     pub(super) terms: Terms,
+    /// What went over the wire since before the agent was started.
+    pub(super) capture: PacketFile,
 }
 
 impl Session {
@@ -25,8 +28,14 @@ impl Session {
     pub(super) fn start(kind: Kind, terms: Terms) -> Result<Self, Failed> {
         let mut pair = Pair::build(&manifests(&terms))?;
         let peer = (kind.start)(&pair, &terms)?;
+        let capture = pair.capture()?;
         pair.start_agent()?;
-        Ok(Self { peer, pair, terms })
+        Ok(Self {
+            peer,
+            pair,
+            terms,
+            capture,
+        })
     }
 
     /// Gives the agent what its terms are by now, as an operator changes resources while all runs.
