@@ -57,6 +57,12 @@ fn mesh(_: &Server) -> Outcome {
     })?;
 
     // An agent that is there goes on without the server, and one that starts goes by its last good copy.
+    let copy = lab.agent(1).config().with_file_name("state/node1.last-good");
+    wait_for("the last good copy to know the other nodes", LIMIT, || {
+        let text = fs::read_to_string(&copy).map_err(|error| error.to_string())?;
+        let known = text.contains("172.18.0.12") && text.contains("172.18.0.13");
+        if known { Ok(()) } else { Err(text) }
+    })?;
     server.kill()?;
     lab.agent(1).kill()?;
     lab.start_agent(1)?;
