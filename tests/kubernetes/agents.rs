@@ -57,12 +57,7 @@ fn mesh(_: &Server) -> Outcome {
     })?;
 
     // An agent that is there goes on without the server, and one that starts goes by its last good copy.
-    let copy = lab.agent(1).config().with_file_name("state/node1.last-good");
-    wait_for("the last good copy to know the other nodes", LIMIT, || {
-        let text = fs::read_to_string(&copy).map_err(|error| error.to_string())?;
-        let known = text.contains("172.18.0.12") && text.contains("172.18.0.13");
-        if known { Ok(()) } else { Err(text) }
-    })?;
+    wait_for_copy(&mut lab)?;
     server.kill()?;
     lab.agent(1).kill()?;
     lab.start_agent(1)?;
@@ -113,4 +108,15 @@ fn available(server: &ApiServer) -> Outcome {
         )?;
     }
     Ok::<(), Failed>(())
+}
+
+/// Waits until the first agent has written down what it knows of the other nodes.
+fn wait_for_copy(lab: &mut Lab) -> Outcome {
+    let copy = lab.agent(1).config().with_file_name("state/node1.last-good");
+    wait_for("the last good copy to know the other nodes", LIMIT, || {
+        let text = fs::read_to_string(&copy).map_err(|error| error.to_string())?;
+        let known = text.contains("172.18.0.12") && text.contains("172.18.0.13");
+        if known { Ok(()) } else { Err(text) }
+    })?;
+    Ok(())
 }
