@@ -11,6 +11,7 @@ mod extended;
 mod golden;
 mod header;
 mod malformed;
+mod malformed_ipv6;
 mod multiprotocol;
 mod open;
 mod packing;
