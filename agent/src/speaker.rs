@@ -7,6 +7,7 @@
 
 mod connection;
 mod md5;
+mod query;
 mod strangers;
 mod unanswered;
 
@@ -28,6 +29,7 @@ use tracing::{debug, info, warn};
 
 use crate::uapi::SocketFamily;
 use connection::{Connection, Listener, SocketEvent};
+pub use query::{Clear, Query};
 use strangers::Strangers;
 use unanswered::Unanswered;
 
@@ -53,6 +55,8 @@ pub enum Command {
     Peers(BTreeMap<IpAddr, PeerConfig>),
     /// The whole set of destinations of this node.
     Exports(BTreeSet<Prefix>),
+    /// What people want to know of it, or want of it.
+    Ask(Query),
     /// Close all connections without a word, so that the peers keep our routes (RFC 4724), and end.
     Stop {
         /// Told when all is closed.
@@ -224,6 +228,7 @@ impl Driver {
                 self.tell(Input::Peers(peers));
             }
             Command::Exports(exports) => self.tell(Input::Exports(exports)),
+            Command::Ask(query) => self.answer(query),
             Command::Stop { .. } => {}
         }
     }

@@ -58,6 +58,12 @@ pub enum Input<'a> {
         /// The address of the peer.
         peer: IpAddr,
     },
+    /// End the session with a peer and begin a new one, as an operator asks (Cease, administrative reset). Its routes
+    /// stay meanwhile where both ends keep them over a NOTIFICATION (RFC 8538).
+    Reset {
+        /// The address of the peer.
+        peer: IpAddr,
+    },
     /// The [`crate::speaker::Speaker::deadline`] has passed.
     Timer,
     /// The end of this speaker: every session goes down, every connection is closed, and nothing else is answered any

@@ -137,6 +137,9 @@ pub enum Reason {
     /// The peer's configuration has changed.
     #[error("peer's configuration changed")]
     Reconfigured,
+    /// An operator asked for a new session.
+    #[error("the session was cleared by an operator of this node")]
+    Cleared,
     /// This speaker stops.
     #[error("this speaker was stopped")]
     Stopped,

@@ -108,6 +108,7 @@ impl Speaker {
             Input::Stalled { connection } => self.stalled(connection, true),
             Input::Sent { connection } => self.stalled(connection, false),
             Input::Refresh { peer } => self.ask_refresh(peer),
+            Input::Reset { peer } => self.reset(peer),
             Input::Timer => self.expire(),
             Input::Stop { notify } => self.stop(notify),
         }
@@ -399,6 +400,20 @@ impl Speaker {
             }
         };
         self.apply(address, key, event, cause);
+    }
+
+    /// RFC 4486 §4: ends what there is; the dialler begins anew by itself after its pause. A peer that was kept away
+    /// for what it announced may come back at once.
+    fn reset(&mut self, address: IpAddr) {
+        let Some(peer) = self.peers.get_mut(&address) else {
+            return;
+        };
+        peer.admit();
+        for key in peer.keys() {
+            let reset = Notification::cease(cease::ADMINISTRATIVE_RESET);
+            let cause = Cause::notify(reset, Reason::Cleared, Fate::Notified);
+            self.apply(address, key, Event::Stop, cause);
+        }
     }
 
     fn stop(&mut self, notify: bool) {

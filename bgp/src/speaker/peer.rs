@@ -306,6 +306,11 @@ impl Peer {
         self.refused_until = Some(until);
     }
 
+    /// Keeps it away no longer.
+    pub(crate) fn admit(&mut self) {
+        self.refused_until = None;
+    }
+
     /// Whether it is kept away.
     pub(crate) fn is_refused(&self, now: Instant) -> bool {
         self.refused_until.is_some_and(|until| until > now)

@@ -100,6 +100,12 @@ impl Speaker {
         routes.map(|(prefix, _)| (prefix, self.ribs.loc.next_hops(prefix)))
     }
 
+    /// Where packets for `prefix` go; nowhere if it is this node's own, or unknown.
+    #[must_use]
+    pub fn next_hops(&self, prefix: Prefix) -> Vec<NextHop> {
+        self.ribs.loc.next_hops(prefix)
+    }
+
     /// What a peer is told, in order of prefixes.
     pub fn adj_rib_out(&self, peer: IpAddr) -> impl Iterator<Item = (Nlri, &Arc<PathAttributes>)> {
         let group = self.peers.get(&peer).and_then(|of| of.group);

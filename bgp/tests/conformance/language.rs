@@ -106,6 +106,10 @@ impl Conversation {
                 let peer = rest[0].parse().unwrap();
                 self.speaker.handle(self.now, Input::Refresh { peer });
             }
+            "reset" => {
+                let peer = rest[0].parse().unwrap();
+                self.speaker.handle(self.now, Input::Reset { peer });
+            }
             "explain" => return self.explain(prefix(rest[0])),
             "tables" => return self.tables(rest[0].parse().unwrap()),
             "stop" => self.speaker.handle(
