@@ -249,6 +249,12 @@ impl Cluster {
         self.claims.confirmed_of(node)
     }
 
+    /// The block that `net` lies in, and the node whose it is. Only a confirmed claim counts.
+    #[must_use]
+    pub fn block_around(&self, net: &IpNet) -> Option<(IpNet, &str)> {
+        self.claims.confirmed().find(|(block, _)| block.contains(net))
+    }
+
     /// The addresses that `node` has in blocks that are not marked as its own: those of another node, or of none.
     pub fn borrowed_by(&self, node: &str) -> impl Iterator<Item = IpAddr> {
         let lent = self.lent.values().flatten();
@@ -340,6 +346,13 @@ impl Claims {
             }
         }
         true
+    }
+
+    fn confirmed(&self) -> impl Iterator<Item = (IpNet, &str)> {
+        self.by_node.iter().flat_map(|(node, claims)| {
+            let of_node = claims.values().filter(|claim| claim.is_confirmed);
+            of_node.map(|claim| (claim.block, &**node))
+        })
     }
 
     fn confirmed_of(&self, node: &str) -> impl Iterator<Item = IpNet> {

@@ -4,6 +4,7 @@
 //! takes in all that has happened, computes the plan, tells the speaker, and applies the difference to the kernel.
 //! Nothing is touched before the datastore has told all it has, and nothing is removed before the peers have.
 
+mod answers;
 mod availability;
 mod event_loop;
 mod fights;
@@ -42,6 +43,7 @@ use crate::events;
 use crate::fib::{Change, Desired, PROTOCOL_KERNEL, Route, Snapshot};
 use crate::firewall;
 use crate::http::{self, Confirmations};
+use crate::inquiry::{Inquiries, Inquiry};
 use crate::metrics::Metrics;
 use crate::node::{self, AddressError, Missing};
 use crate::peering::Speaking;
@@ -121,8 +123,14 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
     let (confirmations, mut confirmed) = Confirmations::channel();
     let (tell, told) = events::channel();
     let attachments = Attachments::new(Arc::new(allocator.clone()), status_reader.clone()).telling(tell);
-    let reader = status_reader.clone();
-    serve_socket(&config.socket, attachments, reader, confirmations, &stop)?;
+    let (inquiries, mut asked) = Inquiries::channel();
+    let api = http::SocketApi {
+        status: status_reader.clone(),
+        attachments: Arc::new(attachments),
+        confirmations,
+        inquiries,
+    };
+    serve_socket(&config.socket, api, &stop)?;
     let told_of_node = tell_of_node(&(Arc::clone(&store) as _), config, status_reader, told);
 
     let agent = Agent {
@@ -135,7 +143,7 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
         stop,
     };
     loop {
-        let (ended, unheard) = agent.be_known(copy, confirmed).await?;
+        let (ended, unheard) = agent.be_known(copy, confirmed, &mut asked).await?;
         let Ended::Renumbered(address) = ended else {
             told_of_node.abort();
             return Ok(());
@@ -168,6 +176,7 @@ impl Agent<'_> {
         &self,
         copy: Option<LastGoodCopy>,
         confirmed: Unheard,
+        asked: &mut mpsc::Receiver<Inquiry>,
     ) -> Result<(Ended, Option<Unheard>), AgentError> {
         let config = self.config;
         let store: Arc<dyn Datastore> = Arc::clone(&self.store) as _;
@@ -210,7 +219,7 @@ impl Agent<'_> {
             self.status.clone(),
             self.metrics.clone(),
         );
-        let ended = event_loop.run(outlets, kernel_events, &self.stop).await;
+        let ended = event_loop.run(outlets, kernel_events, asked, &self.stop).await;
         claims.abort();
         stop_intake.cancel();
         // It writes the last good copy; should that take longer, the former one stands.
@@ -373,19 +382,8 @@ async fn serve_http(
     Ok(())
 }
 
-fn serve_socket(
-    path: &Path,
-    attachments: Attachments,
-    status: watch::Receiver<Arc<AgentStatus>>,
-    confirmations: Confirmations,
-    stop: &CancellationToken,
-) -> Result<(), AgentError> {
+fn serve_socket(path: &Path, api: http::SocketApi, stop: &CancellationToken) -> Result<(), AgentError> {
     let listener = http::bind_socket(path)?;
-    let api = http::SocketApi {
-        status,
-        attachments: Arc::new(attachments),
-        confirmations,
-    };
     let stop = stop.clone();
     tokio::spawn(async move {
         if let Err(error) = http::serve_socket(listener, api, stop).await {

@@ -74,6 +74,7 @@ fn agent(status: AgentStatus) -> Agent {
         status,
         attachments,
         confirmations,
+        inquiries: culvert_agent::inquiry::Inquiries::channel().0,
     };
     runtime.spawn(serve_socket(listener, api, CancellationToken::new()));
     Agent {

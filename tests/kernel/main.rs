@@ -5,7 +5,9 @@ mod bird;
 mod borrowed;
 mod cluster;
 mod continuity;
+mod doctor;
 mod encapsulation;
+mod explained;
 mod fights;
 mod filter;
 mod hands;
@@ -79,8 +81,9 @@ enum Needs {
 
 /// All trials that need no packet filter; those on the same layout one after the other.
 #[rustfmt::skip]
-const TRIALS: [(Layout, &str, Act); 40] = [
+const TRIALS: [(Layout, &str, Act); 43] = [
     (DIRECT, "direct_mode_carries_pod_traffic_without_tunnels", encapsulation::carries),
+    (DIRECT, "the_routes_of_peers_are_shown_and_a_session_is_cleared", explained::peers),
     (CROSS_SUBNET, "crosssubnet_mode_tunnels_between_subnets_only", encapsulation::carries),
     (CROSS_SUBNET, "a_pool_whose_ipip_mode_changes_loses_no_packet_across_subnets", pools::modes_across_subnets),
     (IPIP, "ipip_mode_tunnels_between_all_nodes", encapsulation::carries),
@@ -93,6 +96,8 @@ const TRIALS: [(Layout, &str, Act); 40] = [
     (IPIP, "forwarding_that_was_switched_off_is_switched_on_again", hands::forwarding_off),
     (IPIP, "a_fight_over_a_route_is_told_and_slowed_and_won_when_the_other_stops", fights::over_a_route),
     (IPIP, "foreign_routes_are_never_touched", hands::foreign_routes),
+    (IPIP, "the_way_to_a_pod_is_explained_and_nothing_is_found_where_all_is_well", explained::well),
+    (IPIP, "a_wrong_next_hop_and_a_lost_session_are_found_by_asking_for_the_way", explained::faults),
     (IPIP, "a_killed_agent_loses_no_packet", restart::kill),
     (IPIP, "an_agent_ends_within_a_second_and_its_routes_stay", restart::terminate),
     (IPIP, "what_went_wrong_while_the_agent_was_down_is_repaired_at_its_start", restart::wrong_at_start),
@@ -124,8 +129,9 @@ const TRIALS: [(Layout, &str, Act); 40] = [
 
 /// The trials that need one.
 #[rustfmt::skip]
-const FILTER_TRIALS: [(Layout, &str, Act); 3] = [
+const FILTER_TRIALS: [(Layout, &str, Act); 4] = [
     (FILTERED, "tunnelled_packets_from_unknown_sources_are_dropped_counted_and_told", filter::unknown_sources),
+    (FILTERED, "the_doctor_finds_nothing_on_a_node_that_is_well_and_names_what_was_broken", doctor::faults),
     (FILTERED, "nat_outgoing_replaces_the_source_of_what_leaves_the_cluster_and_of_nothing_else", filter::nat_outgoing),
     (FILTERED, "a_host_reaches_a_service_whose_pod_is_behind_the_tunnel", filter::host_to_service),
 ];

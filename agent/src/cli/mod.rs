@@ -1,15 +1,20 @@
 //! The command line, one file a subcommand.
 
 mod agent;
+mod asked;
+mod bgp;
+mod doctor;
+mod generated;
 mod get;
 mod ipam;
 mod node;
+mod route;
 mod store;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use culvert_ipam::limits::LimitsError;
 use tracing_subscriber::util::TryInitError;
 
@@ -36,11 +41,23 @@ enum Command {
     /// Look at the agent of this node.
     #[command(subcommand)]
     Node(node::Command),
+    /// Look at the BGP speaker of this node: its peers and their routes.
+    #[command(subcommand)]
+    Bgp(bgp::Command),
+    /// Look for what is wrong with this node. The exit status is 1 when something is.
+    Doctor(doctor::Arguments),
+    /// Find out why packets go where they go.
+    #[command(subcommand)]
+    Route(route::Command),
     /// Look at the addresses of the cluster, and mend what is wrong with them.
     #[command(subcommand)]
     Ipam(ipam::Command),
     /// Print resources: pools, nodes, blocks and the others.
     Get(get::Arguments),
+    /// Print the completions of a shell: `source <(culvert completions bash)`.
+    Completions(generated::CompletionArguments),
+    /// Write the manual pages into a folder, a page a command.
+    Manual(generated::ManualArguments),
 }
 
 /// Why a command failed.
@@ -87,6 +104,9 @@ pub enum CliError {
         /// What to do, after a semicolon.
         advice: &'static str,
     },
+    /// Something is wrong with this node, or with the way to a destination; what, is printed before.
+    #[error("something is wrong: findings: {0}")]
+    Findings(usize),
     /// The settings of allocation would contradict each other.
     #[error("nothing was changed: {0}")]
     Limits(LimitsError),
@@ -146,8 +166,13 @@ pub fn run() -> Result<(), CliError> {
     match Arguments::parse().command {
         Command::Agent(arguments) => agent::run(&arguments),
         Command::Node(command) => node::run(&command),
+        Command::Bgp(command) => bgp::run(&command),
+        Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Route(command) => route::run(&command),
         Command::Ipam(command) => ipam::run(&command),
         Command::Get(arguments) => get::run(&arguments),
+        Command::Completions(arguments) => generated::completions(&arguments, Arguments::command()),
+        Command::Manual(arguments) => generated::manual(&arguments, Arguments::command()),
     }
 }
 
@@ -162,8 +187,6 @@ fn print(text: &str) -> Result<(), CliError> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::AgentError;
+use super::answers::{self, Answering};
 use super::fights::Fights;
 use super::intake::{Outlets, Remarks};
 use super::pool_modes::PoolModes;
@@ -28,6 +29,7 @@ use crate::datastore::Update;
 use crate::desired::{Changed, Known, Learned, Plan, Planner, Settings, Unpinned, Updated};
 use crate::fib::{Change, KernelEvent, Route, RouteKey, Rule, protocol_name};
 use crate::firewall;
+use crate::inquiry::Inquiry;
 use crate::metrics::Metrics;
 use crate::reconcile::{Actual, Difference, Observed, Ours, Removal, taken_over_from};
 use crate::speaker::{Command, News, Running};
@@ -170,6 +172,7 @@ impl EventLoop {
         mut self,
         intake: Outlets,
         mut kernel_events: mpsc::Receiver<KernelEvent>,
+        asked: &mut mpsc::Receiver<Inquiry>,
         stop: &CancellationToken,
     ) -> Result<Ended, AgentError> {
         let Outlets {
@@ -200,6 +203,10 @@ impl EventLoop {
                 }
                 changed = self.firewall.status.changed() => {
                     changed.map(|()| Wake::Tell).map_err(|_| gone("packet filter"))?
+                }
+                Some(inquiry) = asked.recv() => {
+                    self.answer(inquiry).await;
+                    continue;
                 }
                 () = retry_due => Wake::Dump,
                 () = fight_due => Wake::Plan,
@@ -606,6 +613,19 @@ impl EventLoop {
             firewall: self.firewall.status.borrow().clone(),
         });
         self.status.send_replace(Arc::new(status));
+    }
+
+    async fn answer(&self, inquiry: Inquiry) {
+        let known = Answering {
+            settings: &self.settings,
+            cluster: &self.cluster,
+            plan: self.planner.plan(),
+            actual: &self.actual,
+            failures: &self.failures,
+            fights: &self.fights,
+            status: &self.status.borrow().clone(),
+        };
+        answers::give(known, &self.speaker, inquiry).await;
     }
 
     async fn stop_speaker(&mut self) {

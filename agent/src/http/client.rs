@@ -1,6 +1,7 @@
 //! The other end of the agent's socket.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,11 +10,16 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper::{Method, Request, header};
 use hyper_util::rt::TokioIo;
+use ipnet::IpNet;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::cni::{AddAnswer, AddRequest, Addresses, CheckRequest, Container, Problem};
+use crate::doctor::Report;
+use crate::explanation::Explanation;
+use crate::ribs::{RibRequest, RibRoutes};
+use crate::speaker::Clear;
 use crate::status::AgentStatus;
 use crate::withdrawal::Accepted;
 
@@ -114,6 +120,38 @@ impl Client {
     pub async fn accept_withdrawal(&self) -> Result<Accepted, ClientError> {
         self.ask(Method::POST, "/v1/withdrawal/accept", Bytes::new())
             .await
+    }
+
+    /// Routes of the speaker's tables.
+    ///
+    /// # Errors
+    /// When there is no agent, or the peer that is asked for is none of its.
+    pub async fn bgp_routes(&self, request: &RibRequest) -> Result<RibRoutes, ClientError> {
+        self.post("/v1/bgp/routes", request).await
+    }
+
+    /// Begins sessions anew; returns their peers.
+    ///
+    /// # Errors
+    /// When there is no agent, or the peer is none of its.
+    pub async fn bgp_clear(&self, clear: &Clear) -> Result<Vec<IpAddr>, ClientError> {
+        self.post("/v1/bgp/clear", clear).await
+    }
+
+    /// Why packets for `destination` go where they go.
+    ///
+    /// # Errors
+    /// When there is no agent, or it is about to end.
+    pub async fn explain(&self, destination: IpNet) -> Result<Explanation, ClientError> {
+        self.post("/v1/route/explain", &destination).await
+    }
+
+    /// What is wrong with the agent's node.
+    ///
+    /// # Errors
+    /// When there is no agent, or it is about to end.
+    pub async fn doctor(&self) -> Result<Report, ClientError> {
+        self.ask(Method::POST, "/v1/doctor", Bytes::new()).await
     }
 
     /// An address for a container.

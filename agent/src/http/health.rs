@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -12,8 +13,15 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::Limits;
 use crate::metrics::Metrics;
 use crate::status::AgentStatus;
+
+/// Prometheus, two probes of the kubelet, and a few people.
+const LIMITS: Limits = Limits {
+    connections: 32,
+    head: Duration::from_secs(10),
+};
 
 #[derive(Clone)]
 struct Health {
@@ -36,7 +44,7 @@ pub async fn serve(
         .route("/healthz", get(healthy))
         .route("/readyz", get(ready))
         .with_state(Health { metrics, status });
-    super::serve_until(listener, router, stop).await
+    super::serve_until(listener, router, LIMITS, stop).await
 }
 
 async fn encode_metrics(State(health): State<Health>) -> Response {
@@ -165,13 +173,45 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn whoever_says_nothing_is_sent_away_and_keeps_nobody_out_for_long() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let limits = Limits {
+            connections: 2,
+            head: Duration::from_millis(50),
+        };
+        let router = Router::new().route("/", axum::routing::get(async || "here"));
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(super::super::serve_until(listener, router, limits, stop.clone()));
+        let mut silent = Vec::new();
+        for request in ["", "GET / HTTP/1.1\r\n", "", "x"] {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            silent.push(stream);
+        }
+        let mut asking = TcpStream::connect(address).await.unwrap();
+        let request = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+        asking.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        asking.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("here"), "{answer}");
+        for mut stream in silent {
+            let mut rest = Vec::new();
+            // An end of the stream, or a reset: it is closed in any case.
+            let _ = stream.read_to_end(&mut rest).await;
+        }
+        stop.cancel();
+        task.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
     async fn the_stop_ends_it_even_while_a_connection_idles() {
         let server = start().await;
         let mut idle = TcpStream::connect(server.address).await.unwrap();
         idle.write_all(b"GET /metrics HTTP/1.1\r\n").await.unwrap();
         get(&server, "/healthz").await;
         server.stop.cancel();
-        tokio::time::timeout(std::time::Duration::from_secs(10), server.task)
+        tokio::time::timeout(Duration::from_secs(10), server.task)
             .await
             .unwrap()
             .unwrap()

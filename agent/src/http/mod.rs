@@ -5,11 +5,18 @@ mod health;
 mod socket;
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::serve::Listener;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tracing::debug;
 
 pub use client::{Client, ClientError};
 pub use health::serve;
@@ -18,15 +25,50 @@ pub use socket::{Confirmations, SocketApi, SocketError, bind_socket, serve_socke
 /// How long requests under way may take after the stop: the agent ends within a second.
 const GRACE: Duration = Duration::from_millis(500);
 
+/// What whoever connects may take. The port for metrics is open to the network: nobody may hold the agent's memory or
+/// descriptors by connecting and saying nothing.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// So many connections at once; further ones wait in the kernel's backlog.
+    connections: usize,
+    /// A connection on which no whole request head comes for so long is closed.
+    head: Duration,
+}
+
 /// Serves until the stop, and then lets the requests under way end, for a while.
-async fn serve_until<L>(listener: L, router: Router, stop: CancellationToken) -> io::Result<()>
+async fn serve_until<L>(
+    mut listener: L,
+    router: Router,
+    limits: Limits,
+    stop: CancellationToken,
+) -> io::Result<()>
 where
     L: Listener,
-    L::Addr: std::fmt::Debug,
 {
-    let serving = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
-    tokio::select! {
-        result = serving.into_future() => result,
-        () = async { stop.cancelled().await; tokio::time::sleep(GRACE).await } => Ok(()),
+    let open = Arc::new(Semaphore::new(limits.connections));
+    let graceful = GracefulShutdown::new();
+    loop {
+        let accepted = async {
+            let place = Arc::clone(&open).acquire_owned().await;
+            // An error of accept, such as too few descriptors, is waited out by the listener itself.
+            (place, listener.accept().await.0)
+        };
+        let (place, stream) = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = accepted => accepted,
+        };
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.head)
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                debug!(%error, "a connection ended early");
+            }
+            drop(place);
+        });
     }
+    let _ = tokio::time::timeout(GRACE, graceful.shutdown()).await;
+    Ok(())
 }

@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
@@ -14,14 +15,26 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use ipnet::IpNet;
 use serde::Serialize;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::Limits;
 use crate::cni::{AddRequest, Attachments, CheckRequest, Container, Problem};
+use crate::doctor::Host;
+use crate::inquiry::Inquiries;
+use crate::ribs::RibRequest;
+use crate::speaker::Clear;
 use crate::status::AgentStatus;
 use crate::withdrawal::Accepted;
+
+/// The runtime may start all pods of a node at once, each with a connection of its own.
+const LIMITS: Limits = Limits {
+    connections: 512,
+    head: Duration::from_secs(10),
+};
 
 /// Why the socket cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +133,8 @@ pub struct SocketApi {
     pub attachments: Arc<Attachments>,
     /// Takes confirmations of held deletions.
     pub confirmations: Confirmations,
+    /// Takes what only the control loop can answer.
+    pub inquiries: Inquiries,
 }
 
 /// Serves `api` on `listener` until `stop`.
@@ -130,12 +145,16 @@ pub async fn serve_socket(listener: UnixListener, api: SocketApi, stop: Cancella
     let router = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/withdrawal/accept", post(accept_withdrawal))
+        .route("/v1/bgp/routes", post(bgp_routes))
+        .route("/v1/bgp/clear", post(bgp_clear))
+        .route("/v1/route/explain", post(explain))
+        .route("/v1/doctor", post(doctor))
         .route("/v1/cni/add", post(add))
         .route("/v1/cni/del", post(del))
         .route("/v1/cni/check", post(check))
         .route("/v1/cni/addresses", post(addresses))
         .with_state(api);
-    super::serve_until(listener, router, stop).await
+    super::serve_until(listener, router, LIMITS, stop).await
 }
 
 async fn status(State(api): State<SocketApi>) -> Response {
@@ -145,6 +164,34 @@ async fn status(State(api): State<SocketApi>) -> Response {
 
 async fn accept_withdrawal(State(api): State<SocketApi>) -> Result<Response, Refusal> {
     finish(async move { api.confirmations.confirm().await }).await
+}
+
+async fn bgp_routes(
+    State(api): State<SocketApi>,
+    request: Result<Json<RibRequest>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let Json(request) = request?;
+    finish(async move { api.inquiries.routes(request).await }).await
+}
+
+async fn bgp_clear(
+    State(api): State<SocketApi>,
+    request: Result<Json<Clear>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let Json(clear) = request?;
+    finish(async move { api.inquiries.clear(clear).await }).await
+}
+
+async fn explain(
+    State(api): State<SocketApi>,
+    request: Result<Json<IpNet>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let Json(destination) = request?;
+    finish(async move { api.inquiries.explain(destination).await }).await
+}
+
+async fn doctor(State(api): State<SocketApi>) -> Result<Response, Refusal> {
+    finish(async move { api.inquiries.examine(Host::read()).await }).await
 }
 
 async fn add(

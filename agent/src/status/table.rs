@@ -33,6 +33,17 @@ impl AgentStatus {
         self.text(|peers| self.wide_peer_table(peers, now))
     }
 
+    /// The peers alone, with all columns.
+    #[must_use]
+    pub fn render_peers(&self, now: &Zoned) -> String {
+        if self.peers.is_empty() {
+            return "No peers.\n".to_owned();
+        }
+        let mut peers: Vec<_> = self.peers.iter().collect();
+        peers.sort_by_key(|peer| peer.address);
+        format!("{}\n", self.wide_peer_table(&peers, now))
+    }
+
     fn text(&self, table: impl Fn(&[&PeerStatus]) -> Table) -> String {
         let mut text = "Culvert agent is running.\n".to_owned();
         for (family, is_of_family) in [

@@ -243,12 +243,17 @@ impl Agent {
     /// # Errors
     /// When it does not answer.
     pub fn status_text(&self, options: &[&str]) -> Result<String, LabError> {
+        self.ask(&[&["node", "status"], options].concat())
+    }
+
+    /// What a command of `culvert` prints that asks this agent.
+    ///
+    /// # Errors
+    /// When it fails; [`LabError::Command`] holds what it printed then.
+    pub fn ask(&self, arguments: &[&str]) -> Result<String, LabError> {
         let socket = self.socket();
-        let mut arguments = vec!["node", "status", "--socket"];
         let socket = socket.to_string_lossy();
-        arguments.push(&socket);
-        arguments.extend(options);
-        self.culvert(&arguments)
+        self.culvert(&[arguments, &["--socket", &socket]].concat())
     }
 
     fn culvert(&self, arguments: &[&str]) -> Result<String, LabError> {

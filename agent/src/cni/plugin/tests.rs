@@ -27,6 +27,7 @@ fn agent() -> Agent {
         status,
         attachments: Arc::new(attachments(&source, running())),
         confirmations: crate::http::Confirmations::channel().0,
+        inquiries: crate::inquiry::Inquiries::channel().0,
     };
     let stop = CancellationToken::new();
     tokio::spawn(serve_socket(listener, api, stop.clone()));

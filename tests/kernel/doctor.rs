@@ -1,0 +1,106 @@
+//! What `culvert doctor` says of a node that is well, and of one that is not.
+
+use std::time::Duration;
+
+use harness::agent::Agent;
+use harness::ping::ping;
+use harness::{Lab, LabError, Layout, wait_for};
+use libtest_mimic::Failed;
+
+/// Far more than anything here takes.
+const GENEROUS: Duration = Duration::from_secs(60);
+
+/// What it prints, whatever it finds.
+fn report(agent: &Agent) -> Result<String, LabError> {
+    match agent.ask(&["doctor"]) {
+        Err(LabError::Command { output, .. }) => Ok(output),
+        other => other,
+    }
+}
+
+/// Waits until the report of a node has all of these words in it.
+fn found(agent: &Agent, words: &[&str]) -> Result<(), LabError> {
+    wait_for(&format!("the report to say {words:?}"), GENEROUS, || {
+        let text = report(agent).map_err(|error| error.to_string())?;
+        if words.iter().all(|words| text.contains(words)) {
+            Ok(())
+        } else {
+            Err(text)
+        }
+    })
+}
+
+fn is_well(lab: &Lab) -> Result<(), LabError> {
+    for node in lab.nodes() {
+        found(&node.agent, &["Nothing is wrong."])?;
+    }
+    Ok(())
+}
+
+/// Nothing is found on any node; then a wrong next hop, a strict filter, and a lost session are, and nothing again.
+pub(crate) fn faults(lab: &mut Lab) -> Result<(), Failed> {
+    is_well(lab)?;
+    let node = lab.node(1);
+    let (to, inside) = (lab.pod("n2p1").address, lab.pod("n3p1").address);
+    node.namespace.ip(&format!(
+        "route add {to} via {inside} dev tunl0 onlink proto static"
+    ))?;
+    let told = found(
+        &node.agent,
+        &[
+            &format!("wrong next hop: {to}/32 is sent to {inside}, an address inside the pool"),
+            &format!("ip route del {to} via {inside} dev tunl0 proto static onlink"),
+            "1 finding.",
+        ],
+    );
+    node.namespace.ip(&format!("route del {to} proto static"))?;
+    told?;
+    strict_filter(lab)?;
+
+    let (name, address) = (lab.node(2).agent.status()?.node, lab.node(2).address);
+    lab.agent(2).kill()?;
+    let told = found(
+        &lab.node(1).agent,
+        &[
+            &format!("the BGP session with node {name} ({address}) is"),
+            "its routes are kept",
+        ],
+    );
+    lab.start_agent(2)?;
+    lab.wait_for_sessions()?;
+    lab.wait_for_routes()?;
+    told?;
+    Ok(is_well(lab)?)
+}
+
+/// The node that is known by an address of the first network sends through the router, so that its packets come in on the
+/// NIC of the second, which is not the way back to it: a strict filter there drops them.
+fn strict_filter(lab: &Lab) -> Result<(), Failed> {
+    let (node, lone) = (lab.node(1), lab.node(Layout::lone_number()));
+    let set = |value: &str| {
+        let setting = format!("net.ipv4.conf.eth1.rp_filter={value}");
+        node.namespace
+            .run("sysctl", &["-qw", "net.ipv4.conf.all.rp_filter=0", &setting])
+    };
+    let direct = "192.168.3.0/24 dev eth0";
+    lone.namespace.ip(&format!("route del {direct}"))?;
+    set("1")?;
+    let words = format!(
+        "a strict reverse-path filter on eth1 drops packets of node {}",
+        lone.address
+    );
+    let told = wait_for("the strict filter to be found", GENEROUS, || {
+        // Lost, of course.
+        let _ = ping(&lab.pod("n2p1").namespace, lab.pod("n1p1").address);
+        let text = report(&node.agent).map_err(|error| error.to_string())?;
+        let is_found = text.contains(&words) && text.contains("sysctl -w net.ipv4.conf.eth1.rp_filter=2");
+        if is_found { Ok(()) } else { Err(text) }
+    });
+    set("2")?;
+    let mended = wait_for("the pods to reach each other", GENEROUS, || {
+        ping(&lab.pod("n2p1").namespace, lab.pod("n1p1").address).map_err(|error| error.to_string())
+    });
+    lone.namespace.ip(&format!("route add {direct}"))?;
+    told?;
+    Ok(mended.map(drop)?)
+}
