@@ -48,7 +48,7 @@ pub struct Clear {
 }
 
 impl Driver {
-    pub(super) fn answer(&mut self, query: Query) {
+    pub(super) fn inquire(&mut self, query: Query) {
         match query {
             Query::Routes { request, answer } => {
                 let _ = answer.send(ribs::routes(&self.speaker, &request));
