@@ -3,6 +3,7 @@
 //! The plugin is the same binary under the name `culvert-cni`. It is thin: it asks the agent for an address over the
 //! agent's socket, wires the pod, and answers the container runtime. The agent alone knows pools and blocks.
 
+mod annotations;
 mod attachments;
 mod link_check;
 mod plugin;
