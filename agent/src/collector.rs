@@ -242,7 +242,10 @@ impl Collector {
         }
         for leftover in Leftover::ALL {
             let count = waiting.get(&leftover).copied().unwrap_or(0);
-            let gauge = self.metrics.ipam_gc_candidates.with_label_values(&[leftover.as_str()]);
+            let gauge = self
+                .metrics
+                .ipam_gc_candidates
+                .with_label_values(&[leftover.as_str()]);
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         }
         Ok(())
@@ -339,7 +342,10 @@ impl Collector {
                     Reclaim::Addresses(_) => freed.len(),
                     _ => count,
                 };
-                let counter = self.metrics.ipam_gc_reclaims.with_label_values(&[leftover.as_str()]);
+                let counter = self
+                    .metrics
+                    .ipam_gc_reclaims
+                    .with_label_values(&[leftover.as_str()]);
                 counter.inc_by(u64::try_from(count).unwrap_or(u64::MAX));
                 info!(what = %reclaim, "collected");
                 None

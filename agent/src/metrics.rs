@@ -99,7 +99,9 @@ impl Metrics {
             self.bgp_sessions.with_label_values(&[state]).set(0);
         }
         for leftover in Leftover::ALL {
-            self.ipam_gc_candidates.with_label_values(&[leftover.as_str()]).set(0);
+            self.ipam_gc_candidates
+                .with_label_values(&[leftover.as_str()])
+                .set(0);
             self.ipam_gc_reclaims
                 .with_label_values(&[leftover.as_str()])
                 .inc_by(0);

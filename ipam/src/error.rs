@@ -220,7 +220,9 @@ impl fmt::Display for Holder {
         } else {
             write!(f, "handle {handle}")?;
         }
-        self.node.as_ref().map_or(Ok(()), |node| write!(f, " on node {node}"))
+        self.node
+            .as_ref()
+            .map_or(Ok(()), |node| write!(f, " on node {node}"))
     }
 }
 

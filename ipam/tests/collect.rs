@@ -176,7 +176,10 @@ fn twice_without_pods(mut snapshot: Snapshot, apart: u64) -> Collection {
     let first = collect(&snapshot, settings, &Memory::default(), at(0));
     assert!(first.reclaims.is_empty() && first.missing.is_empty());
     let second = collect(&snapshot, settings, &first.memory, at(apart));
-    let still_due = second.reclaims.iter().all(|r| r.is_still_due(&snapshot, settings));
+    let still_due = second
+        .reclaims
+        .iter()
+        .all(|r| r.is_still_due(&snapshot, settings));
     assert!(still_due, "{:?}", second.reclaims);
     second
 }

@@ -8,9 +8,10 @@ use culvert_agent::datastore::Datastore;
 use culvert_agent::datastore::kubernetes::{Access, KubernetesStore};
 use culvert_agent::status::{AgentStatus, DatastoreStatus};
 use futures_util::FutureExt as _;
+use harness::ApiServer;
 use harness::api_server::ADMIN;
 use libtest_mimic::Failed;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::chart::permit;
@@ -19,17 +20,15 @@ use crate::{Outcome, ensure, on_runtime};
 
 type Act = fn(&Server) -> Outcome;
 
-pub(crate) const TRIALS: [(&str, Act); 1] = [(
-    "pods_get_addresses_as_annotations_and_namespaces_ask",
-    annotated,
-)];
+pub(crate) const TRIALS: [(&str, Act); 1] =
+    [("pods_get_addresses_as_annotations_and_namespaces_ask", annotated)];
 
-/// Two pools, the second for the namespaces of one tenant; and pods that ask for something, or for nothing.
+/// Two pools, the second for the namespaces of one tenant, the first for all others; and pods that ask for something, or for nothing.
 const OBJECTS: &str = r#"
 apiVersion: crd.projectcalico.org/v1
 kind: IPPool
 metadata: {name: everybodys}
-spec: {cidr: 10.73.0.0/24, blockSize: 28, nodeSelector: all()}
+spec: {cidr: 10.73.0.0/24, blockSize: 28, nodeSelector: all(), namespaceSelector: '!has(tenant)'}
 ---
 apiVersion: crd.projectcalico.org/v1
 kind: IPPool
@@ -45,54 +44,68 @@ kind: Namespace
 metadata: {name: pooled, annotations: {cni.projectcalico.org/ipv4pools: '["a-tenants"]'}}
 "#;
 
+/// Makes a pod with these annotations, and what its node's plugin asks for it.
+fn pod(server: &ApiServer, namespace: &str, name: &str, annotations: &Value) -> Result<AddRequest, Failed> {
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": namespace, "annotations": annotations},
+        "spec": {"containers": [{"name": "c", "image": "i"}]},
+    });
+    server.kubectl(ADMIN, &["apply", "-f", "-"], &pod.to_string())?;
+    Ok(AddRequest {
+        network: "k8s-pod-network".parse()?,
+        container_id: format!("container-{name}").parse()?,
+        pod: Some(Pod {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        }),
+    })
+}
+
+async fn attachments(access: &Access) -> Result<Attachments, Failed> {
+    let store: Arc<dyn Datastore> = Arc::new(KubernetesStore::open(access, NODE).await?);
+    let (_, status) = watch::channel(Arc::new(AgentStatus {
+        node: NODE.to_owned(),
+        datastore: DatastoreStatus {
+            in_sync: true,
+            problem: None,
+        },
+        pod_mtu: 1480,
+        ..AgentStatus::default()
+    }));
+    let allocator = Allocator::new(Arc::clone(&store), NODE.to_owned());
+    Ok(Attachments::new(Arc::new(allocator), store, status))
+}
+
 fn annotated(_: &Server) -> Outcome {
     let server = start(&[])?;
     permit(&server)?;
     server.kubectl(ADMIN, &["apply", "-f", "-"], OBJECTS)?;
-    let pod = |namespace: &str, name: &str, annotations: serde_json::Value| -> Result<AddRequest, Failed> {
-        let pod = json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": name, "namespace": namespace, "annotations": annotations},
-            "spec": {"containers": [{"name": "c", "image": "i"}]},
-        });
-        server.kubectl(ADMIN, &["apply", "-f", "-"], &pod.to_string())?;
-        Ok(AddRequest {
-            network: "k8s-pod-network".parse()?,
-            container_id: format!("container-{name}").parse()?,
-            pod: Some(Pod {
-                namespace: namespace.to_owned(),
-                name: name.to_owned(),
-            }),
-        })
-    };
-    let addresses = "cni.projectcalico.org/ipAddrs";
-    let plain = pod("default", "plain", json!({}))?;
-    let tenants = pod("blue", "tenants", json!({}))?;
-    let pooled = pod("pooled", "pooled", json!({}))?;
-    let named = pod("default", "named", json!({addresses: "[\"10.73.0.200\"]"}))?;
-    let taken = pod("default", "taken", json!({addresses: "[\"10.73.0.200\"]"}))?;
-    let elsewhere = pod("default", "elsewhere", json!({addresses: "[\"192.0.2.1\"]"}))?;
+    let address = |address: &str| json!({"cni.projectcalico.org/ipAddrs": format!("[{address:?}]")});
+    let granted = [
+        (pod(&server, "default", "plain", &json!({}))?, "10.73.0."),
+        (pod(&server, "blue", "tenants", &json!({}))?, "10.74.0."),
+        (pod(&server, "pooled", "pooled", &json!({}))?, "10.74.0."),
+        (
+            pod(&server, "default", "named", &address("10.73.0.200"))?,
+            "10.73.0.200",
+        ),
+    ];
+    let refused = [
+        (
+            pod(&server, "default", "taken", &address("10.73.0.200"))?,
+            ["default/taken", "pod default/named", "10.73.0.200"],
+        ),
+        (
+            pod(&server, "default", "elsewhere", &address("192.0.2.1"))?,
+            ["192.0.2.1", "a-tenants (10.74.0.0/24", "everybodys (10.73.0.0/24"],
+        ),
+    ];
     let access = Access::Kubeconfig(server.kubeconfig(SERVICE_ACCOUNT));
     on_runtime(
         async move {
-            let store: Arc<dyn Datastore> = Arc::new(KubernetesStore::open(&access, NODE).await?);
-            let (_, status) = watch::channel(Arc::new(AgentStatus {
-                node: NODE.to_owned(),
-                datastore: DatastoreStatus {
-                    in_sync: true,
-                    problem: None,
-                },
-                pod_mtu: 1480,
-                ..AgentStatus::default()
-            }));
-            let allocator = Allocator::new(Arc::clone(&store), NODE.to_owned());
-            let attachments = Attachments::new(Arc::new(allocator), store, status);
-            for (request, begins) in [
-                (plain, "10.73.0."),
-                (tenants, "10.74.0."),
-                (pooled, "10.74.0."),
-                (named, "10.73.0.200"),
-            ] {
+            let attachments = attachments(&access).await?;
+            for (request, begins) in granted {
                 let shown = format!("{:?}", request.pod);
                 let granted = attachments.add(request).await;
                 let granted = granted.map_err(|problem| format!("{shown}: {}", problem.reason))?;
@@ -100,11 +113,9 @@ fn annotated(_: &Server) -> Outcome {
                     format!("{shown} got {}, expected {begins}", granted.address)
                 })?;
             }
-            for (request, words) in [
-                (taken, ["default/taken", "pod default/named", "10.73.0.200"]),
-                (elsewhere, ["192.0.2.1", "a-tenants (10.74.0.0/24", "everybodys (10.73.0.0/24"]),
-            ] {
-                let problem = attachments.add(request).await.err().ok_or("it got what it may not")?;
+            for (request, words) in refused {
+                let problem = attachments.add(request).await.err();
+                let problem = problem.ok_or("it got what it may not")?;
                 for word in words {
                     ensure(!problem.retry && problem.reason.contains(word), || {
                         format!("{problem:?} does not say {word}")

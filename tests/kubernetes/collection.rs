@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_agent::allocation::{Allocator, Assignment};
-use culvert_agent::api::{IpPool, Kind, Node, Resource as _};
+use culvert_agent::api::{IpPool, Kind, Node, Object, Resource as _};
 use culvert_agent::collector::{self, CollectionMode, Terms};
-use culvert_agent::datastore::kubernetes::{Access, KubernetesStore};
 use culvert_agent::datastore::Datastore;
+use culvert_agent::datastore::kubernetes::{Access, KubernetesStore};
 use culvert_agent::inventory;
 use culvert_agent::metrics::Metrics;
 use culvert_agent::status::{AgentStatus, DatastoreStatus};
@@ -126,7 +126,8 @@ async fn until(what: &str, mut done: impl AsyncFnMut() -> Result<bool, Failed>) 
 async fn furnish(server: &ApiServer) -> Outcome {
     permit(server)?;
     let admin = store(&server.kubeconfig(ADMIN), NODES[0]).await?;
-    let spec = serde_json::from_value(json!({"cidr": "10.70.0.0/24", "blockSize": 29, "ipipMode": "Always"}))?;
+    let spec =
+        serde_json::from_value(json!({"cidr": "10.70.0.0/24", "blockSize": 29, "ipipMode": "Always"}))?;
     admin.create(IpPool::new("pods", spec).into_object()).await?;
     for node in NODES {
         admin.create(Node::named(node).into_object()).await?;
@@ -158,10 +159,6 @@ fn delete(server: &ApiServer, what: &str, name: &str) -> Outcome {
     Ok(())
 }
 
-async fn snapshot(store: &dyn Datastore) -> Result<Snapshot, Failed> {
-    Ok(inventory::read(store).await?)
-}
-
 fn held(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
     snapshot.held().map(|held| held.address).collect()
 }
@@ -171,13 +168,25 @@ fn now() -> Result<Timestamp, Failed> {
     Ok(Timestamp::from_unix_nanos(u64::try_from(since.as_nanos())?))
 }
 
+/// Two nodes and what is done on them.
+struct World<'a> {
+    server: &'a ApiServer,
+    reader: Arc<dyn Datastore>,
+    allocators: Vec<Allocator>,
+}
+
+impl World<'_> {
+    async fn held(&self) -> Result<BTreeSet<IpAddr>, Failed> {
+        Ok(held(&inventory::read(&*self.reader).await?))
+    }
+}
+
 fn collected(_: &Server) -> Outcome {
     let server = start(&[])?;
     let kubeconfig = server.kubeconfig(SERVICE_ACCOUNT);
     on_runtime(
         async {
             furnish(&server).await?;
-            let reader = store(&kubeconfig, NODES[0]).await?;
             let mut allocators = Vec::new();
             for node in NODES {
                 let allocator = Allocator::new(store(&kubeconfig, node).await?, node.to_owned());
@@ -185,8 +194,11 @@ fn collected(_: &Server) -> Outcome {
                 allocator.tunnel_address().await?;
                 allocators.push(allocator);
             }
-            let lives = attach(&server, &allocators[0], NODES[0], "lives").await?;
-            let goes = attach(&server, &allocators[0], NODES[0], "goes").await?;
+            let world = World {
+                server: &server,
+                reader: store(&kubeconfig, NODES[0]).await?,
+                allocators,
+            };
             let agents = [
                 Agent::start(&kubeconfig, NODES[0], CollectionMode::Enabled).await?,
                 Agent::start(&kubeconfig, NODES[1], CollectionMode::Enabled).await?,
@@ -200,42 +212,9 @@ fn collected(_: &Server) -> Outcome {
             } else {
                 [&agents[1], &agents[0]]
             };
-
-            // Its node is there: the runtime may yet say that it is gone. So nothing is done at once.
-            delete(&server, "pod", "goes")?;
-            until("a candidate", async || {
-                Ok(leader.candidates(Leftover::PodAddress) == 1)
-            })
-            .await?;
-            until("its address to come back", async || {
-                Ok(!held(&snapshot(&*reader).await?).contains(&goes))
-            })
-            .await?;
-            leader.looks(2).await?;
-            ensure(held(&snapshot(&*reader).await?).contains(&lives), || {
-                format!("{lives} was taken from a pod that lives")
-            })?;
-            ensure(leader.reclaimed(Leftover::PodAddress) == 1, || {
-                format!("{} addresses", leader.reclaimed(Leftover::PodAddress))
-            })?;
-
-            // The second node goes, with a pod on it.
-            attach(&server, &allocators[1], NODES[1], "with-node").await?;
-            delete(&server, "pod", "with-node")?;
-            delete(&server, "node", NODES[1])?;
-            until("block and claim of the node that is gone to be free", async || {
-                let snapshot = snapshot(&*reader).await?;
-                let claims = snapshot.affinities.iter().any(|claim| claim.spec.node == NODES[1]);
-                Ok(!claims && snapshot.blocks.len() == 1)
-            })
-            .await?;
-            leader.looks(1).await?;
-            let after = snapshot(&*reader).await?;
-            let problems = check::cluster(&after, now()?);
-            ensure(problems.is_empty(), || format!("{problems:#?}"))?;
-            ensure(held(&after).contains(&lives), || format!("{:?}", held(&after)))?;
-            let sorts = [Leftover::TunnelAddress, Leftover::Claim].map(|sort| leader.reclaimed(sort));
-            ensure(sorts == [1, 1], || format!("{sorts:?}"))?;
+            let lives = attach(&server, &world.allocators[0], NODES[0], "lives").await?;
+            pod_goes(&world, leader, lives).await?;
+            node_goes(&world, leader, lives).await?;
 
             // All that was one agent's doing; the other takes over when it ends.
             ensure(other.metrics.ipam_gc_looks.get() == 0 && !other.leads(), || {
@@ -254,6 +233,63 @@ fn collected(_: &Server) -> Outcome {
     )
 }
 
+/// A pod goes without a DEL of its plugin: its address comes back, and that of another stays.
+async fn pod_goes(world: &World<'_>, leader: &Agent, lives: IpAddr) -> Outcome {
+    let goes = attach(world.server, &world.allocators[0], NODES[0], "goes").await?;
+    let began = Instant::now();
+    delete(world.server, "pod", "goes")?;
+    until("its address to come back", async || {
+        Ok(!world.held().await?.contains(&goes))
+    })
+    .await?;
+    // Its node is there: the runtime may yet say that it is gone. So nothing is done at once.
+    ensure(began.elapsed().as_secs() >= GRACE_SECONDS, || {
+        format!("after {:?} already", began.elapsed())
+    })?;
+    leader.looks(2).await?;
+    let held = world.held().await?;
+    ensure(held.contains(&lives), || {
+        format!("{lives} was taken from a pod that lives: {held:?}")
+    })?;
+    let count = leader.reclaimed(Leftover::PodAddress);
+    ensure(count == 1, || format!("{count} addresses were taken back"))
+}
+
+/// The second node goes, with a pod on it: nothing of it is left, and nothing is wrong.
+async fn node_goes(world: &World<'_>, leader: &Agent, lives: IpAddr) -> Outcome {
+    attach(world.server, &world.allocators[1], NODES[1], "with-node").await?;
+    delete(world.server, "pod", "with-node")?;
+    delete(world.server, "node", NODES[1])?;
+    until(
+        "block and claim of the node that is gone to be free",
+        async || {
+            let snapshot = inventory::read(&*world.reader).await?;
+            let claims = snapshot
+                .affinities
+                .iter()
+                .any(|claim| claim.spec.node == NODES[1]);
+            Ok(!claims && snapshot.blocks.len() == 1)
+        },
+    )
+    .await?;
+    leader.looks(1).await?;
+    let after = inventory::read(&*world.reader).await?;
+    let problems = check::cluster(&after, now()?);
+    ensure(problems.is_empty(), || format!("{problems:#?}"))?;
+    ensure(held(&after).contains(&lives), || format!("{:?}", held(&after)))?;
+    let sorts = [Leftover::TunnelAddress, Leftover::Claim].map(|sort| leader.reclaimed(sort));
+    ensure(sorts == [1, 1], || format!("{sorts:?}"))
+}
+
+/// All that allocation writes, as it is.
+async fn written(store: &dyn Datastore) -> Result<Vec<Object>, Failed> {
+    let mut all = Vec::new();
+    for kind in [Kind::IpamBlock, Kind::IpamHandle, Kind::BlockAffinity] {
+        all.extend(store.list_whole(kind).await?);
+    }
+    Ok(all)
+}
+
 fn dry_run(_: &Server) -> Outcome {
     let server = start(&[])?;
     let kubeconfig = server.kubeconfig(SERVICE_ACCOUNT);
@@ -264,14 +300,7 @@ fn dry_run(_: &Server) -> Outcome {
             let allocator = Allocator::new(store(&kubeconfig, NODES[0]).await?, NODES[0].to_owned());
             let goes = attach(&server, &allocator, NODES[0], "goes").await?;
             delete(&server, "pod", "goes")?;
-            let mut revisions = Vec::new();
-            let state = async |all: &mut Vec<_>| {
-                for kind in [Kind::IpamBlock, Kind::IpamHandle, Kind::BlockAffinity] {
-                    all.extend(reader.list_whole(kind).await?);
-                }
-                Ok::<(), Failed>(())
-            };
-            state(&mut revisions).await?;
+            let before = written(&*reader).await?;
             let agent = Agent::start(&kubeconfig, NODES[0], CollectionMode::DryRun).await?;
             // Past the grace period it stays a candidate.
             let began = Instant::now();
@@ -283,12 +312,10 @@ fn dry_run(_: &Server) -> Outcome {
             ensure(agent.candidates(Leftover::PodAddress) == 1, || {
                 "no candidate".to_owned()
             })?;
-            ensure(held(&snapshot(&*reader).await?).contains(&goes), || {
-                format!("{goes} was taken back")
-            })?;
-            let mut after = Vec::new();
-            state(&mut after).await?;
-            ensure(after == revisions, || format!("{after:?}\n{revisions:?}"))?;
+            let held = held(&inventory::read(&*reader).await?);
+            ensure(held.contains(&goes), || format!("{goes} was taken back"))?;
+            let after = written(&*reader).await?;
+            ensure(after == before, || format!("{after:?}\n{before:?}"))?;
             agent.stop.cancel();
             agent.task.await?;
             Ok(())

@@ -152,7 +152,8 @@ fn handle(pod: &str) -> String {
 }
 
 async fn add(allocator: Allocator, pod: String, given: Given) -> Result<Duration, Failed> {
-    let attributes = [("namespace", "storm"), ("pod", pod.as_str())].map(|(k, v)| (k.to_owned(), v.to_owned()));
+    let attributes =
+        [("namespace", "storm"), ("pod", pod.as_str())].map(|(k, v)| (k.to_owned(), v.to_owned()));
     let wanted = Assignment::one(handle(&pod), attributes.into(), Use::Workload);
     let began = Instant::now();
     let addresses = allocator.assign(wanted).await?;
@@ -188,7 +189,10 @@ async fn allocators(kubeconfig: &Path, costs: &Arc<Costs>) -> Result<Vec<Allocat
 
 fn storm(_: &Server) -> Outcome {
     // Enough blocks for all, and barely enough: then nodes borrow from each other, and write the same blocks.
-    for (range, what) in [("10.72.0.0/20", "4096 addresses"), ("10.72.0.0/21", "2048 addresses")] {
+    for (range, what) in [
+        ("10.72.0.0/20", "4096 addresses"),
+        ("10.72.0.0/21", "2048 addresses"),
+    ] {
         let server = start(&[])?;
         on_runtime(in_pool(&server, range, what).boxed_local())?;
     }
@@ -296,7 +300,16 @@ async fn rage(allocators: &[Allocator], costs: &Costs, what: &str) -> Outcome {
 /// `p50 3.1 ms, p99 9.9 ms`.
 fn quantiles(durations: &mut [Duration]) -> String {
     durations.sort_unstable();
-    let at = |percent: usize| durations.get(durations.len() * percent / 100).copied().unwrap_or_default();
+    let at = |percent: usize| {
+        durations
+            .get(durations.len() * percent / 100)
+            .copied()
+            .unwrap_or_default()
+    };
     let milliseconds = |duration: Duration| duration.as_secs_f64() * 1000.0;
-    format!("p50 {:.1} ms, p99 {:.1} ms", milliseconds(at(50)), milliseconds(at(99)))
+    format!(
+        "p50 {:.1} ms, p99 {:.1} ms",
+        milliseconds(at(50)),
+        milliseconds(at(99))
+    )
 }

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::api::{EncapsulationMode, IpamConfig, IpamConfigSpec, Kind, Metadata, Node, Object, UnknownFields};
+use crate::api::{
+    EncapsulationMode, IpamConfig, IpamConfigSpec, Kind, Metadata, Node, Object, UnknownFields,
+};
 use crate::datastore::memory::{Memory, ip_pool};
 
 fn memory(pools: &[IpPool]) -> Arc<Memory> {

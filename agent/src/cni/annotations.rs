@@ -28,7 +28,9 @@ pub(super) enum AnnotationError {
          {ADDRESSES} instead"
     )]
     WithoutIpam,
-    #[error("annotation {annotation} of the {of} is {value:?}, which is no JSON list of text such as [{example:?}]")]
+    #[error(
+        "annotation {annotation} of the {of} is {value:?}, which is no JSON list of text such as [{example:?}]"
+    )]
     Syntax {
         annotation: &'static str,
         of: &'static str,
@@ -42,15 +44,21 @@ pub(super) enum AnnotationError {
     },
     #[error("annotation {ADDRESSES} of the pod names {value:?}, which is no IP address")]
     NoAddress { value: String },
-    #[error("annotation {ADDRESSES} of the pod names {first} and {second}; a pod has one {family} address: name one")]
+    #[error(
+        "annotation {ADDRESSES} of the pod names {first} and {second}; a pod has one {family} address: name one"
+    )]
     TwoAddresses {
         first: IpAddr,
         second: IpAddr,
         family: Family,
     },
-    #[error("annotation {ADDRESSES} of the pod names {address}, but pods get no {family} address here; name one that they get")]
+    #[error(
+        "annotation {ADDRESSES} of the pod names {address}, but pods get no {family} address here; name one that they get"
+    )]
     Family { address: IpAddr, family: Family },
-    #[error("annotation {annotation} of the {of} names pool {pool:?}, which is none of {pools}; name one of these, or create it")]
+    #[error(
+        "annotation {annotation} of the {of} names pool {pool:?}, which is none of {pools}; name one of these, or create it"
+    )]
     NoSuchPool {
         annotation: &'static str,
         of: &'static str,
@@ -78,7 +86,9 @@ fn example(family: Family) -> &'static str {
 pub(super) fn name_pools(pod: &Annotations, namespace: &Annotations) -> bool {
     let named = |family| {
         let annotation = pools_annotation(family);
-        text(pod, annotation).or_else(|| text(namespace, annotation)).is_some()
+        text(pod, annotation)
+            .or_else(|| text(namespace, annotation))
+            .is_some()
     };
     FAMILIES.into_iter().any(named)
 }
@@ -163,7 +173,8 @@ fn pools_of(
             Some((_, range)) => found.push(range.trunc()),
             None => {
                 let there = pools.iter().filter(of_family);
-                let there: BTreeSet<String> = there.map(|(name, range)| format!("{name} ({range})")).collect();
+                let there: BTreeSet<String> =
+                    there.map(|(name, range)| format!("{name} ({range})")).collect();
                 let pools = match there.is_empty() {
                     true => format!("the {family} pools, of which there is none"),
                     false => there.into_iter().collect::<Vec<_>>().join(", "),
@@ -247,7 +258,10 @@ mod tests {
     #[test]
     fn without_annotations_any_address_will_do() {
         assert_eq!(asked(&[], &[]), Ok(vec![Wanted::one(Family::V4)]));
-        assert_eq!(asked(&[(ADDRESSES, ""), (V4_POOLS, " ")], &[]), Ok(vec![Wanted::one(Family::V4)]));
+        assert_eq!(
+            asked(&[(ADDRESSES, ""), (V4_POOLS, " ")], &[]),
+            Ok(vec![Wanted::one(Family::V4)])
+        );
     }
 
     #[test]
@@ -273,7 +287,10 @@ mod tests {
         assert_eq!(asked(&[], &named[..1]), Ok(vec![Wanted::one(Family::V4)]));
         let two = [(ADDRESSES, r#"["fd65::7", "10.65.0.7"]"#)];
         let six = Wanted::Address("fd65::7".parse().unwrap());
-        assert_eq!(of_families(&two, &[], &[Family::V4, Family::V6]), Ok(vec![address, six]));
+        assert_eq!(
+            of_families(&two, &[], &[Family::V4, Family::V6]),
+            Ok(vec![address, six])
+        );
     }
 
     #[test]
@@ -294,7 +311,10 @@ mod tests {
         for (annotation, value, words) in cases {
             let error = asked(&[(annotation, value)], &[]).unwrap_err();
             for word in words {
-                assert!(error.contains(word), "{annotation}={value}: {error:?} does not say {word:?}");
+                assert!(
+                    error.contains(word),
+                    "{annotation}={value}: {error:?} does not say {word:?}"
+                );
             }
         }
         let error = asked(&[], &[(V4_POOLS, "tenant")]).unwrap_err();

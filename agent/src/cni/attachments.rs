@@ -183,12 +183,10 @@ impl Attachments {
         let assigned = assigned.map_err(|problem| problem.of(pod));
         let addresses = assigned.inspect_err(|problem| self.tell(problem))?;
         let Some(address) = addresses.first().copied() else {
-            let reason =
-                format!("no address came of the request for {handle}; this is an error in culvert, report it");
-            return Err(Problem {
-                reason,
-                retry: false,
-            });
+            let reason = format!(
+                "no address came of the request for {handle}; this is an error in culvert, report it"
+            );
+            return Err(Problem { reason, retry: false });
         };
         let IpAddr::V4(address) = address else {
             self.source.release(&handle).await?;
@@ -237,7 +235,10 @@ impl Attachments {
         } else {
             Vec::new()
         };
-        let pools: Vec<_> = pools.into_iter().map(|p| (p.metadata.name, p.spec.cidr)).collect();
+        let pools: Vec<_> = pools
+            .into_iter()
+            .map(|p| (p.metadata.name, p.spec.cidr))
+            .collect();
         let wanted = annotations::wanted(of_pod, of_namespace, &pools, &FAMILIES)?;
         Ok((wanted, namespace.map(|metadata| metadata.labels)))
     }

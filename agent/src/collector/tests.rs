@@ -21,7 +21,11 @@ fn at(seconds: u32) -> Timestamp {
 /// Nodes n1 and n2, each with a block of four addresses, a tunnel address and no pods.
 async fn cluster() -> Arc<Store> {
     let nodes = ["n1", "n2"].map(|name| Object::Node(Node::named(name)));
-    let store = Store::of([Object::IpPool(ip_pool("p", "10.0.0.0/24", 30))].into_iter().chain(nodes));
+    let store = Store::of(
+        [Object::IpPool(ip_pool("p", "10.0.0.0/24", 30))]
+            .into_iter()
+            .chain(nodes),
+    );
     store.set(|state| state.knows_pods = true);
     for node in ["n1", "n2"] {
         let allocator = Allocator::new(store.clone(), node.to_owned());
@@ -111,7 +115,16 @@ impl Bench {
     }
 
     async fn look(&mut self, seconds: u32) -> Result<(), LookError> {
-        self.collector.look(at(seconds), &self.leads.subscribe()).await
+        let looked = self.collector.look(at(seconds), &self.leads.subscribe()).await;
+        // Counts of handles are set right after those who asked are answered.
+        let written = || self.store.set(|state| state.writes.len());
+        let (mut before, mut quiet) = (written(), 0);
+        while quiet < 100 {
+            tokio::task::yield_now().await;
+            quiet = if written() == before { quiet + 1 } else { 0 };
+            before = written();
+        }
+        looked
     }
 
     /// Two looks, a grace period apart.
@@ -170,7 +183,12 @@ async fn what_was_taken_anew_between_the_last_look_and_the_release_stays() {
     let address = take(&store, "n1", "gone").await;
     let mut bench = Bench::new(store, CollectionMode::Enabled);
     bench.look(0).await.unwrap();
-    let block = bench.store.blocks().into_iter().find(|b| b.spec.cidr.contains(&address)).unwrap();
+    let block = bench
+        .store
+        .blocks()
+        .into_iter()
+        .find(|b| b.spec.cidr.contains(&address))
+        .unwrap();
     let key = Key::new(Kind::IpamBlock, block.metadata.name.clone());
     // The same container gives it back and takes it again: only the sequence number tells the two lives apart.
     bench.store.set(|state| {
@@ -193,7 +211,10 @@ async fn what_was_taken_anew_between_the_last_look_and_the_release_stays() {
         state.before_write.insert(key.clone(), Box::new(again));
     });
     bench.look(900).await.unwrap();
-    assert!(bench.store.set(|state| state.before_write.is_empty()), "nobody tried");
+    assert!(
+        bench.store.set(|state| state.before_write.is_empty()),
+        "nobody tried"
+    );
     assert!(held(&bench.store)["gone"].contains(&address));
     assert_eq!(bench.reclaimed(Leftover::PodAddress), 0);
 }
@@ -211,14 +232,23 @@ async fn a_pod_that_appears_right_before_the_release_keeps_its_address() {
         state.before_list.insert((Kind::Pod, 3), Box::new(appear));
     });
     bench.twice().await;
-    assert!(bench.store.set(|state| state.before_list.is_empty()), "nobody looked again");
+    assert!(
+        bench.store.set(|state| state.before_list.is_empty()),
+        "nobody looked again"
+    );
     assert_eq!(held(&bench.store)["late"], [address]);
     assert_eq!(bench.reclaimed(Leftover::PodAddress), 0);
 }
 
 #[tokio::test]
 async fn half_a_list_takes_nothing_and_forgets_nothing() {
-    for kind in [Kind::Pod, Kind::Node, Kind::IpamBlock, Kind::IpamHandle, Kind::IpPool] {
+    for kind in [
+        Kind::Pod,
+        Kind::Node,
+        Kind::IpamBlock,
+        Kind::IpamHandle,
+        Kind::IpPool,
+    ] {
         let store = cluster().await;
         take(&store, "n1", "gone").await;
         let mut bench = Bench::new(store, CollectionMode::Enabled);
@@ -308,7 +338,10 @@ async fn a_dry_run_says_what_it_would_do_and_writes_nothing() {
     assert_eq!(bench.writes(), Vec::<String>::new());
     let told: Vec<&str> = bench.collector.told.iter().map(String::as_str).collect();
     assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].contains("release 10.0.0.") && told[0].ends_with("there is no pod shop/gone"), "{told:?}");
+    assert!(
+        told[0].contains("release 10.0.0.") && told[0].ends_with("there is no pod shop/gone"),
+        "{told:?}"
+    );
     assert_eq!(bench.candidates(Leftover::PodAddress), 1);
     assert_eq!(bench.reclaimed(Leftover::PodAddress), 0);
 }
@@ -325,7 +358,10 @@ async fn where_nobody_tells_of_pods_the_living_keep_theirs_and_it_is_said_once()
     let mut bench = Bench::new(store, CollectionMode::Enabled);
     bench.twice().await;
     let held = held(&bench.store);
-    assert!(held.contains_key("unseen") && !held.contains_key("of-gone-node"), "{held:?}");
+    assert!(
+        held.contains_key("unseen") && !held.contains_key("of-gone-node"),
+        "{held:?}"
+    );
     assert!(bench.collector.said_that_pods_are_not_told);
 }
 
@@ -400,14 +436,23 @@ async fn pools_are_measured_and_those_that_fill_are_told_how_long_they_last() {
     bench.look(0).await.unwrap();
     let text = metrics.encode().unwrap();
     let has = |text: &str, line: &str| text.lines().any(|l| l == line);
-    assert!(has(&text, "culvert_ipam_pool_addresses{pool=\"p\"} 256"), "{text}");
-    assert!(has(&text, "culvert_ipam_pool_addresses_free{pool=\"p\"} 254"), "{text}");
+    assert!(
+        has(&text, "culvert_ipam_pool_addresses{pool=\"p\"} 256"),
+        "{text}"
+    );
+    assert!(
+        has(&text, "culvert_ipam_pool_addresses_free{pool=\"p\"} 254"),
+        "{text}"
+    );
     assert!(!text.contains("culvert_ipam_pool_seconds_left{"), "{text}");
     take(&bench.store, "n1", "a").await;
     bench.look(100).await.unwrap();
     let text = metrics.encode().unwrap();
     // One in 100 s: the 253 that are left last 25300 s.
-    assert!(has(&text, "culvert_ipam_pool_seconds_left{pool=\"p\"} 25300"), "{text}");
+    assert!(
+        has(&text, "culvert_ipam_pool_seconds_left{pool=\"p\"} 25300"),
+        "{text}"
+    );
     // More pools than are told of; and one that is gone is told of no longer.
     bench.store.set(|state| {
         state.objects.remove(&Key::new(Kind::IpPool, "p"));
@@ -419,7 +464,9 @@ async fn pools_are_measured_and_those_that_fill_are_told_how_long_they_last() {
     bench.look(200).await.unwrap();
     let text = metrics.encode().unwrap();
     assert!(!text.contains("pool=\"p\""), "{text}");
-    let told = text.lines().filter(|l| l.starts_with("culvert_ipam_pool_addresses_free{"));
+    let told = text
+        .lines()
+        .filter(|l| l.starts_with("culvert_ipam_pool_addresses_free{"));
     assert_eq!(told.count(), pools::POOLS_MAX);
     bench.collector.end();
     assert!(!metrics.encode().unwrap().contains("culvert_ipam_pool"));

@@ -246,12 +246,7 @@ impl<'a> Round<'a> {
             let family = Family::of_address(address);
             let pools = self.view.policy().pools.iter().filter(|p| p.family() == family);
             let pools = pools.map(PoolSize::of).collect();
-            return Err(Error::NotInPool {
-                node,
-                address,
-                pools,
-            }
-            .into());
+            return Err(Error::NotInPool { node, address, pools }.into());
         };
         let excluded = pool.excluded().filter(|e| !e.yields_to_names());
         let refusal = excluded

@@ -210,16 +210,17 @@ fn the_time_is_written_as_go_prints_it() {
 const ADDRESSES: &str = "cni.projectcalico.org/ipAddrs";
 const POOLS: &str = "cni.projectcalico.org/ipv4pools";
 
-/// The pools `all` and `tenant`, of which the second is for namespaces of tenant a; namespace `a` of it, and `default`.
+/// The pool `tenant` for the namespaces of tenant a, and `z-rest` for all others; namespace `a` of it, and `default`.
 fn annotated() -> (Arc<Memory>, Attachments) {
     let mut tenant = ip_pool("tenant", "10.1.0.0/24", 26);
     tenant
         .spec
         .unknown
         .insert("namespaceSelector".to_owned(), "tenant == 'a'".into());
-    // Its blocks come before those of the other.
-    let mut all = ip_pool("z-all", "10.2.0.0/24", 26);
-    all.spec.node_selector = Some("all()".to_owned());
+    let mut rest = ip_pool("z-rest", "10.2.0.0/24", 26);
+    rest.spec
+        .unknown
+        .insert("namespaceSelector".to_owned(), "!has(tenant)".into());
     let namespace = |name: &str, labels: &[(&str, &str)]| {
         let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
         Object::Namespace(Namespace {
@@ -232,7 +233,7 @@ fn annotated() -> (Arc<Memory>, Attachments) {
     };
     let store = Memory::of([
         Object::IpPool(tenant),
-        Object::IpPool(all),
+        Object::IpPool(rest),
         namespace("a", &[("tenant", "a")]),
         namespace("default", &[]),
     ]);
@@ -243,7 +244,9 @@ fn annotated() -> (Arc<Memory>, Attachments) {
 }
 
 fn pod(store: &Memory, namespace: &str, name: &str, annotations: &[(&str, &str)]) -> AddRequest {
-    let annotations = annotations.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+    let annotations = annotations
+        .iter()
+        .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
     let object = Object::Pod(crate::api::Pod {
         metadata: Metadata {
             namespace: Some(namespace.to_owned()),
@@ -286,7 +289,7 @@ async fn pools_are_chosen_by_the_labels_of_the_namespace_and_by_annotations() {
         let key = Key::new(Kind::Namespace, "a");
         let mut namespace = state.objects[&key].clone();
         let annotations = &mut namespace.metadata_mut().annotations;
-        annotations.insert(POOLS.to_owned(), r#"["z-all"]"#.to_owned());
+        annotations.insert(POOLS.to_owned(), r#"["z-rest"]"#.to_owned());
         state.store(namespace);
     });
     let told = pod(&store, "a", "told", &[]);
@@ -299,7 +302,13 @@ async fn a_pod_gets_the_address_that_it_names_and_again_when_it_asks_again() {
     let named = pod(&store, "default", "named", &[(ADDRESSES, r#"["10.2.0.77"]"#)]);
     assert_eq!(given(&attachments, named.clone()).await, "10.2.0.77");
     assert_eq!(given(&attachments, named).await, "10.2.0.77");
-    let counts = store.set(|state| state.objects.keys().filter(|k| k.kind == Kind::IpamHandle).count());
+    let counts = store.set(|state| {
+        state
+            .objects
+            .keys()
+            .filter(|k| k.kind == Kind::IpamHandle)
+            .count()
+    });
     assert_eq!(counts, 1);
 }
 
@@ -315,16 +324,20 @@ async fn an_address_that_is_not_to_be_had_is_refused_with_the_reason_and_leaves_
     #[rustfmt::skip]
     let cases: [(&str, &str, &[&str]); 4] = [
         (ADDRESSES, r#"["10.2.0.77"]"#, &["pod default/second", "10.2.0.77", "pod default/first (handle k8s-pod-network.c-first) on node n1 has it"]),
-        (ADDRESSES, r#"["192.0.2.1"]"#, &["192.0.2.1", "tenant (10.1.0.0/24", "z-all (10.2.0.0/24"]),
+        (ADDRESSES, r#"["192.0.2.1"]"#, &["192.0.2.1", "tenant (10.1.0.0/24", "z-rest (10.2.0.0/24"]),
         (no_ipam, r#"["192.0.2.1"]"#, &["ipAddrsNoIpam is not supported"]),
-        (POOLS, r#"["none"]"#, &["\"none\"", "tenant (10.1.0.0/24), z-all (10.2.0.0/24)"]),
+        (POOLS, r#"["none"]"#, &["\"none\"", "tenant (10.1.0.0/24), z-rest (10.2.0.0/24)"]),
     ];
     for (annotation, value, words) in cases {
         let second = pod(&store, "default", "second", &[(annotation, value)]);
         let problem = attachments.add(second).await.unwrap_err();
         assert!(!problem.retry, "{problem:?}");
         for word in words {
-            assert!(problem.reason.contains(word), "{:?} does not say {word:?}", problem.reason);
+            assert!(
+                problem.reason.contains(word),
+                "{:?} does not say {word:?}",
+                problem.reason
+            );
         }
         // People look for it in the events of the node.
         assert_eq!(told.try_recv().unwrap(), ("AddressRefused", problem.reason));

@@ -15,8 +15,9 @@ async fn write_for_ever(folder: &Path) {
     for n in 0_u64.. {
         for name in ["shared-a", "shared-b", "alone"] {
             let mut object = get(&store, name).await;
-            // Long, so that a write is not one page.
-            set_label(&mut object, &format!("{n} {}", "x".repeat(20_000)));
+            // Long, so that a write is not one page; and never what the writer before has written, which would be no write.
+            let writer = std::process::id();
+            set_label(&mut object, &format!("{writer} {n} {}", "x".repeat(20_000)));
             store.update(object).await.unwrap();
             println!("{WRITTEN}");
         }
@@ -84,7 +85,10 @@ async fn a_writer_killed_at_any_point_leaves_every_file_whole() {
         assert!(counter >= last, "the counter went from {last} to {counter}");
         last = counter;
     }
-    assert!(last >= awaited, "the counter is {last} after at least {awaited} writes");
+    assert!(
+        last >= awaited,
+        "the counter is {last} after at least {awaited} writes"
+    );
     println!("{last} writes, {leftovers} unfinished files in {KILLS} kills");
 }
 
