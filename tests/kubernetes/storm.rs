@@ -19,7 +19,6 @@ use culvert_ipam::pool::Use;
 use culvert_ipam::timestamp::Timestamp;
 use futures_util::FutureExt as _;
 use futures_util::future::try_join_all;
-use harness::ApiServer;
 use harness::api_server::ADMIN;
 use libtest_mimic::Failed;
 use serde_json::json;
@@ -27,6 +26,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::contract::revision;
 use crate::servers::{Server, start};
 use crate::{Outcome, ensure, on_runtime};
 
@@ -35,7 +35,9 @@ type Act = fn(&Server) -> Outcome;
 pub(crate) const TRIALS: [(&str, Act); 1] = [("a_storm_of_pods_leaves_no_conflict_and_no_leak", storm)];
 
 const NODES: usize = 20;
-const PODS: usize = 2_000;
+/// Pools and pods. In the first there are blocks for all; in the second fewer than nodes, which borrow from each other and
+/// write the same blocks.
+const STORMS: [(&str, usize); 2] = [("10.72.0.0/20", 2_000), ("10.72.0.0/23", 480)];
 /// Addresses that are taken one by one, with nobody else about.
 const ALONE: usize = 200;
 
@@ -246,11 +248,11 @@ async fn alone(allocator: &Allocator, costs: &Costs) -> Outcome {
 }
 
 /// Half of the pods come, then the other half while these go, then those go too; all at once each time.
-async fn rage(allocators: &[Allocator], costs: &Costs, what: &str) -> Outcome {
+async fn rage(allocators: &[Allocator], costs: &Costs, (range, pods): (&str, usize)) -> Outcome {
     let (blocks, all) = (costs.of(Kind::IpamBlock), costs.all());
     let conflicts = costs.conflicts.load(Ordering::Relaxed);
     let given = Given::default();
-    let (early, late): (Vec<usize>, Vec<usize>) = (0..PODS).partition(|pod| *pod < PODS / 2);
+    let (early, late): (Vec<usize>, Vec<usize>) = (0..pods).partition(|pod| *pod < pods / 2);
     let began = Instant::now();
     let (mut adds, mut removals) = (Vec::new(), Vec::new());
     for (coming, going) in [(&early, &Vec::new()), (&late, &early), (&Vec::new(), &late)] {
@@ -277,17 +279,17 @@ async fn rage(allocators: &[Allocator], costs: &Costs, what: &str) -> Outcome {
         }
     }
     let took = began.elapsed();
-    ensure(adds.len() == PODS && removals.len() == PODS, || {
+    ensure(adds.len() == pods && removals.len() == pods, || {
         format!("{} added, {} removed", adds.len(), removals.len())
     })?;
     let distinct: BTreeSet<IpAddr> = lock(&given.0).keys().copied().collect();
     ensure(distinct.is_empty(), || format!("{distinct:?}"))?;
     #[allow(clippy::cast_precision_loss, reason = "to be printed")]
-    let each = |count: u64| count as f64 / PODS as f64;
+    let each = |count: u64| count as f64 / pods as f64;
     println!(
-        "storm of {NODES} nodes and {PODS} pods in {what}: {:.0} addresses/s given and taken back; for each {:.3} writes of blocks, \
+        "storm of {NODES} nodes and {pods} pods in {range}: {:.0} addresses/s given and taken back; for each {:.3} writes of blocks, \
          {:.2} writes in all, {:.3} conflicts; add {}, remove {}",
-        2.0 * PODS as f64 / took.as_secs_f64(),
+        2.0 * pods as f64 / took.as_secs_f64(),
         each(costs.of(Kind::IpamBlock) - blocks),
         each(costs.all() - all),
         each(costs.conflicts.load(Ordering::Relaxed) - conflicts),
