@@ -251,7 +251,15 @@ impl Attachments {
         let handle = super::handle(&request.network, &request.container_id);
         let turn = self.turn(&handle);
         let _guard = turn.lock().await;
-        let released = self.source.release(&handle).await?;
+        // As Calico's plugin does: an address may be from before an upgrade. The two share what is read and written.
+        let of_workload = async {
+            match &request.pod {
+                Some(pod) => self.source.release(&super::workload_handle(pod)).await,
+                None => Ok(Vec::new()),
+            }
+        };
+        let (mut released, of_workload) = futures_util::try_join!(self.source.release(&handle), of_workload)?;
+        released.extend(of_workload);
         info!(%handle, ?released, "addresses released");
         Ok(Addresses { addresses: released })
     }

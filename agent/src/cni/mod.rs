@@ -49,6 +49,12 @@ pub fn handle(network: &Name, container: &Name) -> String {
     format!("{network}.{container}")
 }
 
+/// The handle under which Calico's plugin allocated a pod's address before its version 3.
+#[must_use]
+pub fn workload_handle(pod: &Pod) -> String {
+    format!("{}.{}", pod.namespace, pod.name)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

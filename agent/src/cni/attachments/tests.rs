@@ -82,6 +82,7 @@ fn del_request() -> Container {
     Container {
         network: "k8s-pod-network".parse().unwrap(),
         container_id: "c1".parse().unwrap(),
+        pod: None,
     }
 }
 
@@ -205,6 +206,25 @@ fn the_time_is_written_as_go_prints_it() {
     let attributes = attributes(&request, "a", now);
     assert_eq!(attributes["timestamp"], "2026-11-21 06:57:01.0305 +0000 UTC");
     assert!(!attributes.contains_key("pod"));
+}
+
+#[tokio::test]
+async fn a_del_gives_back_what_calico_allocated_for_the_workload_too() {
+    let source = Source::open("10.65.42.1");
+    let attachments = attachments(&source, running());
+    attachments.add(add_request()).await.unwrap();
+    let old: IpAddr = "10.65.42.9".parse().unwrap();
+    let handles = |handle: &str| (handle.to_owned(), vec![old]);
+    let others = [handles("default.web-0"), handles("default.web-1")];
+    source.held.lock().unwrap().extend(others);
+    let del = Container {
+        pod: add_request().pod,
+        ..del_request()
+    };
+    let released = attachments.del(del).await.unwrap().addresses;
+    assert_eq!(released, [source.first, old]);
+    let left: Vec<String> = source.held.lock().unwrap().keys().cloned().collect();
+    assert_eq!(left, ["default.web-1"]);
 }
 
 const ADDRESSES: &str = "cni.projectcalico.org/ipAddrs";
