@@ -11,6 +11,7 @@ mod identity;
 mod intake;
 mod pool_modes;
 mod renumbering;
+mod repairs;
 mod report;
 mod sources;
 

@@ -14,10 +14,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::AgentError;
-use super::fights::Fights;
 use super::intake::{Outlets, Remarks};
 use super::pool_modes::PoolModes;
 use super::renumbering::Renumbering;
+use super::repairs::{Circumstances, Repairs};
 use super::report::{self, Observation};
 use super::sources::{SourceCheck, touches_sources};
 use crate::api::{EncapsulationMode, Key, Kind, Object};
@@ -26,10 +26,10 @@ use crate::cluster::{Cluster, ClusterChange, SharedAddress};
 use crate::dataplane::{Dataplane, DataplaneError, Netlink};
 use crate::datastore::Update;
 use crate::desired::{Changed, Known, Learned, Plan, Planner, Settings, Unpinned, Updated};
-use crate::fib::{Change, KernelEvent, Route, RouteKey, Rule, protocol_name};
+use crate::fib::{Change, KernelEvent};
 use crate::firewall;
 use crate::metrics::Metrics;
-use crate::reconcile::{Actual, Difference, Observed, Ours, Removal, taken_over_from};
+use crate::reconcile::{Actual, Difference, Observed, Ours, Removal};
 use crate::speaker::{Command, News, Running};
 use crate::status::AgentStatus;
 
@@ -84,15 +84,13 @@ pub(super) struct EventLoop {
     changed: Changed,
     /// Where the kernel is not as planned.
     difference: Difference,
-    /// The rules of the plan before.
-    planned_rules: BTreeSet<Rule>,
     unpinned: Vec<Unpinned>,
     sources: SourceCheck,
     shared_addresses: Vec<SharedAddress>,
     pool_modes: PoolModes,
     /// The changes that the kernel refused, and why.
     failures: Vec<(Change, DataplaneError)>,
-    fights: Fights,
+    repairs: Repairs,
     renumbering: Renumbering,
     retry: Option<Instant>,
     retry_wait: Duration,
@@ -143,13 +141,12 @@ impl EventLoop {
             converged: false,
             actual,
             must_dump: false,
-            planned_rules: BTreeSet::new(),
             unpinned: Vec::new(),
             sources: SourceCheck::default(),
             shared_addresses: Vec::new(),
             pool_modes: PoolModes::default(),
             failures: Vec::new(),
-            fights: Fights::default(),
+            repairs: Repairs::default(),
             renumbering,
             retry: None,
             retry_wait: RETRY.0,
@@ -180,7 +177,7 @@ impl EventLoop {
         let ended = loop {
             let (retry_due, status_due) = (at(self.retry), at(self.status_due));
             let renumbering_due = at(self.renumbering.due());
-            let (sources_due, fight_due) = (at(self.sources.due()), at(self.fights.deadline()));
+            let (sources_due, fight_due) = (at(self.sources.due()), at(self.repairs.fights().deadline()));
             let wake = tokio::select! {
                 () = stop.cancelled() => break Ended::Stopped,
                 update = updates.recv() => {
@@ -362,11 +359,16 @@ impl EventLoop {
         };
         let desired = &self.planner.plan().desired;
         let mut changes = self.difference.steps(desired, &self.actual, removal);
-        let repairs = self.repairs(&changes, &updated.keys);
-        self.slow_fights(&repairs, &mut changes);
-        self.note_repairs(&repairs, &changes);
+        let circumstances = Circumstances {
+            new: &updated.keys,
+            failures: &self.failures,
+            actual: &self.actual,
+            ours: self.ours,
+            metrics: &self.metrics,
+        };
+        self.repairs.judge(&mut changes, &circumstances);
         if updated.beyond_routes {
-            self.planned_rules.clone_from(&self.planner.plan().desired.rules);
+            self.repairs.plan_rules(&self.planner.plan().desired.rules);
         }
         self.apply(changes).await;
     }
@@ -453,77 +455,6 @@ impl EventLoop {
         self.shared_addresses = shared;
     }
 
-    /// What `changes` put back since somebody else changed it: routes that should be as they were before, whose plan is
-    /// not `new`, and that the kernel did not refuse, each with the protocol number of what is there instead.
-    fn repairs(&self, changes: &[Change], new: &BTreeSet<RouteKey>) -> BTreeMap<RouteKey, Option<u8>> {
-        let refused: BTreeSet<&RouteKey> = self
-            .failures
-            .iter()
-            .filter_map(|(change, _)| match change {
-                Change::ReplaceRoute(route) => Some(&route.key),
-                _ => None,
-            })
-            .collect();
-        let repaired = changes.iter().filter_map(|change| match change {
-            Change::ReplaceRoute(route) if !new.contains(&route.key) && !refused.contains(&route.key) => {
-                Some((route.key, taken_over_from(change, &self.actual, &self.ours)))
-            }
-            _ => None,
-        });
-        repaired.collect()
-    }
-
-    /// Takes out of `changes` the repairs that wait, since another program undoes them again and again.
-    fn slow_fights(&mut self, repairs: &BTreeMap<RouteKey, Option<u8>>, changes: &mut Vec<Change>) {
-        let verdict = self.fights.judge(repairs, Instant::now());
-        for (key, what) in self.fights.words().filter(|(key, _)| verdict.begun.contains(key)) {
-            error!(route = %key, "{what}");
-        }
-        for key in &verdict.ended {
-            info!(route = %key, "nobody has undone this route for a minute: repaired at once again");
-        }
-        if !verdict.waiting.is_empty() {
-            changes.retain(|change| !matches!(change, Change::ReplaceRoute(route) | Change::DeleteRoute(route) if verdict.waiting.contains(&route.key)));
-        }
-        self.metrics
-            .route_fights
-            .set(i64::try_from(self.fights.count()).unwrap_or(i64::MAX));
-    }
-
-    /// Counts and tells what is put back and what is taken over.
-    fn note_repairs(&self, repairs: &BTreeMap<RouteKey, Option<u8>>, changes: &[Change]) {
-        for change in changes {
-            if let Change::AddRule(rule) = change
-                && self.planned_rules.contains(rule)
-            {
-                self.metrics.route_repairs.inc();
-                warn!(%rule, "rule repaired");
-            }
-            let Change::ReplaceRoute(route) = change else {
-                continue;
-            };
-            let foreign = taken_over_from(change, &self.actual, &self.ours);
-            if repairs.contains_key(&route.key) {
-                self.metrics.route_repairs.inc();
-                let found = self.actual.route(&route.key).map(|r| self.named(r));
-                let by = foreign.map(protocol_name);
-                warn!(
-                    route = self.named(route),
-                    found,
-                    by = by.as_deref(),
-                    "route repaired"
-                );
-            } else if let Some(foreign) = foreign {
-                info!(route = self.named(route), from = %protocol_name(foreign), "route taken over");
-            }
-        }
-    }
-
-    /// A route as `ip route` prints it.
-    fn named(&self, route: &Route) -> String {
-        report::named(route, &self.actual)
-    }
-
     async fn apply(&mut self, changes: Vec<Change>) {
         let told: BTreeSet<String> = self
             .failures
@@ -599,7 +530,7 @@ impl EventLoop {
             plan: self.planner.plan(),
             difference: &self.difference,
             failures: &self.failures,
-            fights: &self.fights,
+            fights: self.repairs.fights(),
             renumbering: &self.renumbering,
             peers: &self.speaker.peers.borrow(),
             sources: &self.sources,
