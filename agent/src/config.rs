@@ -95,7 +95,12 @@ pub struct SafetyConfig {
 pub struct NodeConfig {
     /// The IPv4 address to advertise, with or without prefix length. Default: the InternalIP of the Node object, else
     /// the only address of this host that comes into question.
+    #[serde(deserialize_with = "values::ipv4_address")]
     pub address: Option<AdvertisedAddress>,
+    /// The IPv6 address to advertise, with or without prefix length. Default, where there is a pool of IPv6: the first
+    /// InternalIP of IPv6 of the Node object, else the only address of this host that comes into question; else none.
+    #[serde(deserialize_with = "values::ipv6_address")]
+    pub address_v6: Option<AdvertisedAddress>,
     /// The AS number of this node, 1 to 4294967295. Default: that of the Node object, else the cluster's
     /// (BGPConfiguration `default`), else 64512.
     pub as_number: Option<Ranged<1, 4_294_967_295>>,
@@ -297,6 +302,10 @@ const VARIABLES: &[Variable] = &[
         text: true,
     },
     Variable {
+        path: &["node", "addressV6"],
+        text: true,
+    },
+    Variable {
         path: &["node", "asNumber"],
         text: false,
     },
@@ -450,6 +459,32 @@ impl Config {
             })?;
         }
         Ok(config)
+    }
+
+    /// The fields in which `other` says otherwise, but for the node's name: of this node each, of the others the section.
+    #[must_use]
+    pub fn differences(&self, other: &Self) -> Vec<&'static str> {
+        let (node, others) = (&self.node, &other.node);
+        let fields = [
+            ("datastore", self.datastore == other.datastore),
+            ("state", self.state == other.state),
+            ("safety", self.safety == other.safety),
+            ("node.address", node.address == others.address),
+            ("node.addressV6", node.address_v6 == others.address_v6),
+            ("node.asNumber", node.as_number == others.as_number),
+            ("bgp", self.bgp == other.bgp),
+            ("socket", self.socket == other.socket),
+            ("http", self.http == other.http),
+            ("routes", self.routes == other.routes),
+            ("tunnel", self.tunnel == other.tunnel),
+            ("filter", self.filter == other.filter),
+            ("log", self.log == other.log),
+        ];
+        fields
+            .into_iter()
+            .filter(|(_, same)| !same)
+            .map(|(field, _)| field)
+            .collect()
     }
 
     /// Reads the file's text and the environment. Variables that name no field are left alone: Kubernetes makes some

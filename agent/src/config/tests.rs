@@ -96,6 +96,21 @@ fn a_wrong_field_type_or_value_is_named_with_what_is_allowed() {
             &[],
             &["node.address", "fe80::1", "IPv4"],
         ),
+        (
+            "node: {addressV6: 172.18.0.11}",
+            &[],
+            &["node.addressV6", "172.18.0.11", "IPv6"],
+        ),
+        (
+            "node: {addressV6: 2001:db8::11/129}",
+            &[],
+            &["node.addressV6", "2001:db8::11/129", "IPv6"],
+        ),
+        (
+            "",
+            &[("CULVERT_NODE_ADDRESS_V6", "fe80::1/64")],
+            &["CULVERT_NODE_ADDRESS_V6", "fe80::1/64", "global"],
+        ),
         ("http: {listen: here}", &[], &["http.listen", "here"]),
         (
             "",

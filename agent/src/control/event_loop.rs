@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use culvert_bgp::id::{Asn, Prefix};
 use culvert_bgp::speaker::PeerConfig;
-use ipnet::Ipv4Net;
+use culvert_ipam::pool::Family;
+use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -20,7 +21,7 @@ use super::renumbering::Renumbering;
 use super::repairs::{Circumstances, Repairs};
 use super::report::{self, Observation};
 use super::sources::{SourceCheck, touches_sources};
-use crate::api::{EncapsulationMode, Key, Kind, Object};
+use crate::api::{IpPoolSpec, Key, Kind, Object};
 use crate::claims::Needs;
 use crate::cluster::{Cluster, ClusterChange, SharedAddress};
 use crate::dataplane::{Dataplane, DataplaneError, Netlink};
@@ -59,7 +60,7 @@ pub(super) enum Ended {
     /// It was told to.
     Stopped,
     /// This node is known by another address from now on.
-    Renumbered(Ipv4Net),
+    Renumbered(IpNet),
 }
 
 /// What is known, what should be, and whom to tell.
@@ -85,6 +86,8 @@ pub(super) struct EventLoop {
     /// Where the kernel is not as planned.
     difference: Difference,
     unpinned: Vec<Unpinned>,
+    /// The plan has forwarding of IPv6 in it.
+    forwards_v6: bool,
     sources: SourceCheck,
     shared_addresses: Vec<SharedAddress>,
     pool_modes: PoolModes,
@@ -142,6 +145,7 @@ impl EventLoop {
             actual,
             must_dump: false,
             unpinned: Vec::new(),
+            forwards_v6: false,
             sources: SourceCheck::default(),
             shared_addresses: Vec::new(),
             pool_modes: PoolModes::default(),
@@ -330,10 +334,10 @@ impl EventLoop {
         if !self.in_sync {
             return;
         }
-        let ours = self.settings.address;
+        let local = self.settings.local();
         if self
             .renumbering
-            .observe(ours, &self.actual, &self.cluster, Instant::now())
+            .observe(local, &self.actual, &self.cluster, Instant::now())
         {
             self.state_needs();
         }
@@ -341,6 +345,7 @@ impl EventLoop {
         report::say_rejected(&updated.rejected);
         if updated.beyond_routes {
             self.note_unpinned();
+            self.note_forwarding_v6();
             self.sources.ask_about(&self.planner.plan().tunnelled_to);
             self.note_shared_addresses();
             let address = IpAddr::V4(self.settings.address);
@@ -395,15 +400,22 @@ impl EventLoop {
     }
 
     fn state_needs(&self) {
-        let enabled = || self.cluster.pools().filter(|(_, pool)| !pool.disabled);
-        let block = enabled().next().is_some();
-        let tunnel_address = enabled().any(|(_, pool)| pool.ipip_mode != EncapsulationMode::Never);
+        let pools = || self.cluster.pools().map(|(_, pool)| pool);
+        let enabled = || pools().filter(|pool| !pool.disabled);
+        // A block of IPv6 is of no use to a node that cannot be reached by it.
+        let is_known_by_v6 = self.settings.speaking.address_v6.is_some();
+        let now = Needs {
+            block: enabled().any(|pool| pool.cidr.addr().is_ipv4()),
+            block_v6: is_known_by_v6 && pools().any(IpPoolSpec::gives_ipv6),
+            tunnel_address: enabled().any(IpPoolSpec::may_tunnel),
+            address_is_gone: self.renumbering.is_gone(Family::V4),
+            address_v6_is_gone: self.renumbering.is_gone(Family::V6),
+            generation: 0,
+        };
         self.needs.send_if_modified(|needs| {
             let now = Needs {
-                block,
-                tunnel_address,
-                address_is_gone: self.renumbering.is_gone(),
-                ..*needs
+                generation: needs.generation,
+                ..now
             };
             let changed = *needs != now;
             *needs = now;
@@ -441,6 +453,18 @@ impl EventLoop {
         self.unpinned.clone_from(unpinned);
     }
 
+    /// Says once what it means for the host that IPv6 is forwarded already when that is wanted.
+    fn note_forwarding_v6(&mut self) {
+        let wanted = self.planner.plan().desired.forwarding_v6;
+        if wanted && !self.forwards_v6 && self.actual.forwarding_v6() {
+            info!(
+                "net.ipv6.conf.all.forwarding is 1 already: a link that is to have routes from router advertisements \
+                 needs accept_ra=2"
+            );
+        }
+        self.forwards_v6 = wanted;
+    }
+
     /// Says once of each node that it is left out, since another has its address.
     fn note_shared_addresses(&mut self) {
         let shared = self.cluster.shared_addresses();
@@ -475,9 +499,7 @@ impl EventLoop {
             match result {
                 Ok(()) => {
                     debug!(?change, "applied");
-                    if change == Change::EnableForwarding {
-                        info!("net.ipv4.ip_forward was 0: switched on, since this node routes for its pods");
-                    }
+                    report::say_switched(&change);
                     self.actual.applied(&change);
                     self.look_at_route_of(&change);
                 }
