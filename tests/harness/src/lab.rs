@@ -145,6 +145,14 @@ impl Lab {
         store::take_node(&self.datastore(), &format!("node{number}"))
     }
 
+    /// Deletes the pool of IPv6, with all blocks of it and the claims of them.
+    ///
+    /// # Errors
+    /// When the manifests cannot be written.
+    pub fn delete_ipv6(&self) -> Result<(), LabError> {
+        store::take_ipv6(&self.datastore())
+    }
+
     /// Adds an object to the datastore by its manifest.
     ///
     /// # Errors
@@ -347,7 +355,9 @@ impl Lab {
     /// # Errors
     /// When an agent ends, or it takes too long.
     pub fn wait_for_sessions(&mut self) -> Result<usize, LabError> {
-        let wanted = usize::from(self.layout.nodes) - 1 + usize::from(self.layout.bird);
+        // A session for each family.
+        let of_a_peer = 1 + usize::from(self.layout.dual_stack);
+        let wanted = (usize::from(self.layout.nodes) - 1) * of_a_peer + usize::from(self.layout.bird);
         for node in self.nodes.values_mut() {
             let what = format!(
                 "node{} to be ready with {wanted} sessions Established",
