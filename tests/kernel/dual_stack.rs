@@ -67,13 +67,13 @@ pub(crate) fn restarted(lab: &mut Lab) -> Result<(), Failed> {
     Ok(())
 }
 
-/// The pool of IPv6 is deleted with its blocks, and the withdrawal accepted: no route of IPv6 is left, and IPv4 loses
-/// nothing.
+/// The pool of IPv6 is deleted: that is asked back, and moves nothing while its blocks are there. When they are gone too,
+/// no route of IPv6 is left, and IPv4 has lost nothing.
 pub(crate) fn pool_deleted(lab: &mut Lab) -> Result<(), Failed> {
     let pods = pods(lab)?;
     ping(&lab.pod("n1p1").namespace, pods[1])?;
     let train = train(lab, "n1p1", "n2p1")?;
-    lab.delete_ipv6()?;
+    lab.delete_pool_v6()?;
     for node in lab.nodes() {
         let what = format!("node{} to ask whether the pool is to go", node.number);
         wait_for(&what, GENEROUS, || {
@@ -88,7 +88,12 @@ pub(crate) fn pool_deleted(lab: &mut Lab) -> Result<(), Failed> {
     }
     for node in lab.nodes() {
         node.agent.accept_withdrawal()?;
+        ensure(ours(node)?.len() == 2, || {
+            format!("node{}: gone with its pool", node.number)
+        })?;
     }
+    ping(&lab.pod("n1p1").namespace, pods[1])?;
+    lab.delete_blocks_v6()?;
     for node in lab.nodes() {
         wait_for(
             &format!("the IPv6 routes of node{} to go", node.number),

@@ -145,12 +145,20 @@ impl Lab {
         store::take_node(&self.datastore(), &format!("node{number}"))
     }
 
-    /// Deletes the pool of IPv6, with all blocks of it and the claims of them.
+    /// Deletes the pool of IPv6.
     ///
     /// # Errors
     /// When the manifests cannot be written.
-    pub fn delete_ipv6(&self) -> Result<(), LabError> {
-        store::take_ipv6(&self.datastore())
+    pub fn delete_pool_v6(&self) -> Result<(), LabError> {
+        store::take_pool_v6(&self.datastore())
+    }
+
+    /// Deletes all blocks of IPv6, and the claims of them.
+    ///
+    /// # Errors
+    /// When a manifest cannot be removed.
+    pub fn delete_blocks_v6(&self) -> Result<(), LabError> {
+        store::take_blocks_v6(&self.datastore())
     }
 
     /// Adds an object to the datastore by its manifest.

@@ -102,26 +102,29 @@ pub(crate) fn take_node(folder: &Path, name: &str) -> Result<String, LabError> {
     taken.ok_or_else(|| unknown(folder, &format!("Node {name}")))
 }
 
-/// Takes out what the cluster has of IPv6: the pool, and what the agents have written of its blocks.
-pub(crate) fn take_ipv6(folder: &Path) -> Result<(), LabError> {
+/// Takes the pool of IPv6 out.
+pub(crate) fn take_pool_v6(folder: &Path) -> Result<(), LabError> {
     edit(folder, |mut documents| {
         documents.retain(|document| !is(document, "IPPool", POOL_V6_NAME));
         Ok(documents)
-    })?;
-    let written = || {
-        // Names of objects have dashes for the colons of an address.
-        let start = POOL_V6.replace(':', "-");
-        let start = start.trim_end_matches("/64").trim_end_matches('-');
-        for entry in fs::read_dir(folder)? {
-            let entry = entry?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.contains(start) && !name.starts_with('.') {
-                fs::remove_file(entry.path())?;
+    })
+}
+
+/// Removes the blocks of IPv6 and the claims of them, which the agents have written.
+pub(crate) fn take_blocks_v6(folder: &Path) -> Result<(), LabError> {
+    let remove = || {
+        for kind in ["blockaffinities", "ipamblocks"] {
+            for entry in fs::read_dir(folder.join(kind))? {
+                let entry = entry?;
+                // In names of objects a range has dashes for its colons.
+                if entry.file_name().to_string_lossy().contains("fd00-65--") {
+                    fs::remove_file(entry.path())?;
+                }
             }
         }
         Ok(())
     };
-    written().map_err(LabError::io(format!("remove files in {}", folder.display())))
+    remove().map_err(LabError::io(format!("remove the blocks in {}", folder.display())))
 }
 
 /// Gives a Node the InternalIP `to` in place of `from`.
