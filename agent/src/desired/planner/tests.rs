@@ -5,7 +5,9 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::*;
-use crate::api::{BgpConfiguration, BlockAffinity, IpPool, IpamBlock, Key, Kind, Node, Object, annotation};
+use crate::api::{
+    BgpConfiguration, BgpPeer, BlockAffinity, IpPool, IpamBlock, Key, Kind, Node, Object, annotation,
+};
 use crate::cluster::Cluster;
 use crate::desired::{Learned, plan};
 use crate::fib::{Address, Change, KernelEvent, NextHop, Snapshot};
@@ -27,9 +29,11 @@ const ADDRESSES: [&str; 5] = [
 
 /// The same of IPv6: this node's, one on its subnet, one behind a router.
 const ADDRESSES_V6: [&str; 3] = ["2001:db8::11", "2001:db8::12", "2001:db8:1::13"];
+/// A router on this node's subnet, and one that is reached through it.
+const ROUTERS: [&str; 2] = ["172.18.0.254", "192.0.2.1"];
 
 /// Blocks, pods, and what lies in no pool.
-const PREFIXES: [&str; 10] = [
+const PREFIXES: [&str; 13] = [
     "10.65.42.0/26",
     "10.65.42.64/26",
     "10.65.42.7/32",
@@ -40,6 +44,9 @@ const PREFIXES: [&str; 10] = [
     "10.66.0.0/26",
     "10.65.42.9/32",
     "192.168.7.0/24",
+    "198.51.100.0/25",
+    "0.0.0.0/0",
+    "192.0.2.1/32",
 ];
 
 /// So many of them are claimed now and then.
@@ -87,22 +94,24 @@ fn settings(pin_table: Option<u32>, has_v6: bool) -> Settings {
     }
 }
 
-fn some_object() -> impl Strategy<Value = Object> {
+fn some_node() -> impl Strategy<Value = Object> {
     let v6 = proptest::option::of(select(&ADDRESSES_V6[..]));
-    let node =
-        (0usize..5, select(&ADDRESSES[..]), any::<bool>(), v6).prop_map(|(n, address, published, v6)| {
-            let mut node = Node::named(format!("node{n}"));
-            if published {
-                let annotations = &mut node.metadata.annotations;
-                annotations.insert(annotation::IPV4_ADDRESS.to_owned(), format!("{address}/24"));
-            }
-            if let Some(v6) = v6 {
-                let annotations = &mut node.metadata.annotations;
-                annotations.insert(annotation::IPV6_ADDRESS.to_owned(), format!("{v6}/64"));
-            }
-            Object::Node(node)
-        });
-    let pool = (
+    (0usize..5, select(&ADDRESSES[..]), any::<bool>(), v6).prop_map(|(n, address, published, v6)| {
+        let mut node = Node::named(format!("node{n}"));
+        if published {
+            let annotations = &mut node.metadata.annotations;
+            annotations.insert(annotation::IPV4_ADDRESS.to_owned(), format!("{address}/24"));
+        }
+        if let Some(v6) = v6 {
+            let annotations = &mut node.metadata.annotations;
+            annotations.insert(annotation::IPV6_ADDRESS.to_owned(), format!("{v6}/64"));
+        }
+        Object::Node(node)
+    })
+}
+
+fn some_pool() -> impl Strategy<Value = Object> {
+    (
         select(vec![
             ("a", "10.65.0.0/16"),
             ("b", "10.65.42.0/24"),
@@ -119,7 +128,10 @@ fn some_object() -> impl Strategy<Value = Object> {
             );
             let pool: IpPool = serde_yaml::from_str(&yaml).unwrap();
             Object::IpPool(pool)
-        });
+        })
+}
+
+fn some_object() -> impl Strategy<Value = Object> {
     let affinity =
         (0usize..2, select(&PREFIXES[..CLAIMED]), any::<bool>()).prop_map(|(n, block, confirmed)| {
             let node = format!("node{n}");
@@ -143,7 +155,21 @@ fn some_object() -> impl Strategy<Value = Object> {
         let bgp: BgpConfiguration = serde_yaml::from_str(&yaml).unwrap();
         Object::BgpConfiguration(bgp)
     });
-    prop_oneof![4 => node, 3 => pool, 3 => affinity, 2 => block, 1 => bgp]
+    let router =
+        (select(&ROUTERS[..]), any::<bool>(), any::<bool>()).prop_map(|(address, is_behind, is_node)| {
+            let gateway = if is_behind {
+                ", reachableBy: 172.18.0.254"
+            } else {
+                ""
+            };
+            let only = if is_node { ", node: node0" } else { "" };
+            let yaml = format!(
+                "metadata: {{name: '{address}'}}\nspec: {{peerIP: {address}, asNumber: 65001{gateway}{only}}}"
+            );
+            let peer: BgpPeer = serde_yaml::from_str(&yaml).unwrap();
+            Object::BgpPeer(peer)
+        });
+    prop_oneof![4 => some_node(), 3 => some_pool(), 3 => affinity, 2 => block, 1 => bgp, 2 => router]
 }
 
 fn block_name(cidr: &str) -> String {
@@ -159,6 +185,7 @@ fn some_key() -> impl Strategy<Value = Key> {
         (0usize..5).prop_map(|n| Key::new(Kind::Node, format!("node{n}"))),
         select(vec!["a", "b", "c", "d", "e"]).prop_map(|name| Key::new(Kind::IpPool, name)),
         select(&PREFIXES[..2]).prop_map(|cidr| Key::new(Kind::IpamBlock, block_name(cidr))),
+        select(&ROUTERS[..]).prop_map(|name| Key::new(Kind::BgpPeer, name)),
         (0usize..2, select(&PREFIXES[..CLAIMED]))
             .prop_map(|(n, block)| Key::new(Kind::BlockAffinity, affinity_name(n, block))),
     ]
@@ -174,13 +201,13 @@ fn some_best() -> impl Strategy<Value = Vec<BgpNextHop>> {
         .copied()
         .chain(ADDRESSES_V6)
         .chain(["10.65.42.3", "203.0.113.9", "fe80::12", "fd00:65::3"])
+        .chain(ROUTERS)
         .collect();
-    let hop = select(addresses).prop_map(|address| {
+    let peers: Vec<&str> = ADDRESSES[1..].iter().chain(&ROUTERS).copied().collect();
+    let hop = (select(addresses), select(peers), any::<bool>()).prop_map(|(address, peer, is_own)| {
         let address = address.parse().unwrap();
-        BgpNextHop {
-            address,
-            peer: address,
-        }
+        let peer = if is_own { address } else { peer.parse().unwrap() };
+        BgpNextHop { address, peer }
     });
     vec(hop, 0..3)
 }
