@@ -3,6 +3,7 @@
 //! Every field has a default. The field `bgp.listenPort` of the file is the variable `CULVERT_BGP_LISTEN_PORT` of the
 //! environment, and the environment wins.
 
+mod differences;
 mod values;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use serde::Deserialize;
 use serde_yaml::Value;
 
 use crate::api::{AdvertisedAddress, DEFAULT_NAMESPACE};
+use crate::collector::CollectionMode;
 use crate::datastore::{Access, Location};
 use crate::filter::UnknownTunnelPeers;
 use crate::logging::{Format, Level};
@@ -46,6 +48,8 @@ pub struct Config {
     pub tunnel: TunnelConfig,
     /// The packet filter.
     pub filter: FilterConfig,
+    /// Garbage collection: addresses, handles, blocks and claims that pods and nodes which are gone have left.
+    pub garbage_collection: GarbageCollectionConfig,
     /// The log.
     pub log: LogConfig,
 }
@@ -173,6 +177,20 @@ pub struct FilterConfig {
     pub unknown_tunnel_peers: UnknownTunnelPeers,
 }
 
+/// Garbage collection. One agent of the cluster does it: whichever holds the Lease `culvert-ipam-gc` in `kube-system`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct GarbageCollectionConfig {
+    /// `enabled`; `dryRun`, which only says what would be taken back; or `disabled`. Default: enabled.
+    pub mode: CollectionMode,
+    /// Seconds between two looks at all pods, nodes, blocks and handles of the cluster, 1 to 86400. Nothing is taken back
+    /// that was not seen to be left over twice. The same look measures the pools. Default: 450, half of Calico's grace period.
+    pub interval: Ranged<1, 86_400>,
+    /// Seconds for which an address must have no pod, though its node is there, and a block no address, before it is taken
+    /// back, 0 to 604800; 0 never takes back either. Default: 900, as in Calico.
+    pub grace_period: Ranged<0, 604_800>,
+}
+
 /// The log.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -197,6 +215,7 @@ impl Default for Config {
             routes: RouteConfig::default(),
             tunnel: TunnelConfig::default(),
             filter: FilterConfig::default(),
+            garbage_collection: GarbageCollectionConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -263,6 +282,16 @@ impl Default for HttpConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9179)),
+        }
+    }
+}
+
+impl Default for GarbageCollectionConfig {
+    fn default() -> Self {
+        Self {
+            mode: CollectionMode::default(),
+            interval: const { Ranged::new(450) },
+            grace_period: const { Ranged::new(900) },
         }
     }
 }
@@ -386,6 +415,18 @@ const VARIABLES: &[Variable] = &[
         text: true,
     },
     Variable {
+        path: &["garbageCollection", "mode"],
+        text: true,
+    },
+    Variable {
+        path: &["garbageCollection", "interval"],
+        text: false,
+    },
+    Variable {
+        path: &["garbageCollection", "gracePeriod"],
+        text: false,
+    },
+    Variable {
         path: &["log", "format"],
         text: true,
     },
@@ -483,32 +524,6 @@ impl Config {
             })?;
         }
         Ok(config)
-    }
-
-    /// The fields in which `other` says otherwise, but for the node's name: of this node each, of the others the section.
-    #[must_use]
-    pub fn differences(&self, other: &Self) -> Vec<&'static str> {
-        let (node, others) = (&self.node, &other.node);
-        let fields = [
-            ("datastore", self.datastore == other.datastore),
-            ("state", self.state == other.state),
-            ("safety", self.safety == other.safety),
-            ("node.address", node.address == others.address),
-            ("node.addressV6", node.address_v6 == others.address_v6),
-            ("node.asNumber", node.as_number == others.as_number),
-            ("bgp", self.bgp == other.bgp),
-            ("socket", self.socket == other.socket),
-            ("http", self.http == other.http),
-            ("routes", self.routes == other.routes),
-            ("tunnel", self.tunnel == other.tunnel),
-            ("filter", self.filter == other.filter),
-            ("log", self.log == other.log),
-        ];
-        fields
-            .into_iter()
-            .filter(|(_, same)| !same)
-            .map(|(field, _)| field)
-            .collect()
     }
 
     /// Reads the file's text and the environment. Variables that name no field are left alone: Kubernetes makes some

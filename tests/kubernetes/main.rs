@@ -2,11 +2,14 @@
 //! the directory datastore as well, by the same code.
 
 mod agents;
+mod annotations;
 mod chart;
+mod collection;
 mod contract;
 mod outage;
 mod scale;
 mod servers;
+mod storm;
 mod watching;
 
 use std::process::ExitCode;
@@ -52,6 +55,9 @@ fn main() -> ExitCode {
         .chain(outage::TRIALS)
         .chain(chart::TRIALS)
         .chain(agents::TRIALS)
+        .chain(annotations::TRIALS)
+        .chain(collection::TRIALS)
+        .chain(storm::TRIALS)
         .chain(scale::TRIALS)
     {
         let server = server.clone();

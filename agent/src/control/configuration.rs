@@ -122,7 +122,7 @@ mod tests {
             "{datastore: {syncTimeout: 5}, state: {directory: /x}, safety: {maxVanishShare: 1}, socket: /x, \
              node: {address: 10.0.0.1, addressV6: '2001:db8::1', asNumber: 7}, bgp: {holdTime: 9}, \
              http: {listen: '127.0.0.1:1'}, routes: {protocol: 99}, tunnel: {mtu: 1400}, \
-             filter: {unknownTunnelPeers: off}, log: {level: debug}}",
+             filter: {unknownTunnelPeers: off}, garbageCollection: {interval: 9}, log: {level: debug}}",
         );
         assert_eq!(
             running.differences(&other),
@@ -139,6 +139,7 @@ mod tests {
                 "routes",
                 "tunnel",
                 "filter",
+                "garbageCollection",
                 "log"
             ]
         );
