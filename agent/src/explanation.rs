@@ -239,7 +239,10 @@ fn encapsulation(known: &Known<'_>, name: &str, pool: &IpPoolSpec, peer: IpAddr)
     };
     let mode = pool.ipip_mode;
     if peer.is_ipv6() {
-        return because(false, "IPIP carries IPv4 alone, and IPv6 goes without a tunnel".to_owned());
+        return because(
+            false,
+            "IPIP carries IPv4 alone, and IPv6 goes without a tunnel".to_owned(),
+        );
     }
     match mode {
         EncapsulationMode::Never => because(false, format!("ipipMode of pool {name} is {mode:?}")),
