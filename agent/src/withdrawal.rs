@@ -166,7 +166,9 @@ impl Withdrawals {
         let objects = objects.into_iter();
         Self {
             share,
-            objects: objects.filter_map(|object| Some((object.key(), Kept::of(&object)?))).collect(),
+            objects: objects
+                .filter_map(|object| Some((object.key(), Kept::of(&object)?)))
+                .collect(),
             missing: BTreeSet::new(),
             gone: BTreeMap::new(),
             due: None,
@@ -196,12 +198,19 @@ impl Withdrawals {
         let returned = self.missing.remove(&key);
         if self.missing.is_empty() {
             (self.due, self.held) = (None, None);
-        } else if self.missing.iter().any(|gone| self.supersedes(kept.bearing, gone)) {
+        } else if self
+            .missing
+            .iter()
+            .any(|gone| self.supersedes(kept.bearing, gone))
+        {
             self.due = Some(now);
         } else if returned && self.held.is_some() {
             self.due = Some(now + WINDOW);
         }
-        let changed = self.objects.get(&key).is_none_or(|known| known.record != kept.record);
+        let changed = self
+            .objects
+            .get(&key)
+            .is_none_or(|known| known.record != kept.record);
         if changed {
             self.objects.insert(key, kept);
         }
@@ -291,7 +300,10 @@ impl Withdrawals {
     fn too_many(&self, kind: Kind) -> Option<Reason> {
         // Of the claims only those that are confirmed.
         let of_kind = |key: &Key, bearing: Bearing| key.kind == kind && bearing != Bearing::None;
-        let here = self.objects.iter().filter(|(key, kept)| of_kind(key, kept.bearing));
+        let here = self
+            .objects
+            .iter()
+            .filter(|(key, kept)| of_kind(key, kept.bearing));
         let missing = here
             .clone()
             .filter(|(key, _)| self.missing.contains(*key))

@@ -49,10 +49,7 @@ impl Ordinals {
     }
 
     /// The addresses of a handle, ascending, each with its attributes.
-    pub fn of_handle<'a>(
-        &'a self,
-        handle: &str,
-    ) -> impl Iterator<Item = (IpAddr, &'a Attribute)> + use<'a> {
+    pub fn of_handle<'a>(&'a self, handle: &str) -> impl Iterator<Item = (IpAddr, &'a Attribute)> + use<'a> {
         of_handle(&self.0, handle)
     }
 
@@ -237,8 +234,7 @@ pub(crate) fn of_handle<'a>(
     block: &'a Block,
     handle: &str,
 ) -> impl Iterator<Item = (IpAddr, &'a Attribute)> + use<'a> {
-    ordinals_of_handle(block, handle)
-        .map(|(ordinal, attribute)| (address_of(block.cidr, ordinal), attribute))
+    ordinals_of_handle(block, handle).map(|(ordinal, attribute)| (address_of(block.cidr, ordinal), attribute))
 }
 
 /// The ordinals of a handle in a block, ascending, each with its attributes.
@@ -252,12 +248,19 @@ pub(crate) fn ordinals_of_handle<'a>(
         .filter(|(_, attribute)| attribute.is_of_handle(handle))
         .map(|(index, attribute)| (index, attribute.as_ref()))
         .collect();
-    let allocations = if matching.is_empty() { &[][..] } else { &block.allocations };
-    allocations.iter().enumerate().filter_map(move |(ordinal, index)| {
-        let index = (*index)?;
-        let place = matching.binary_search_by_key(&index, |(i, _)| *i).ok()?;
-        Some((ordinal, matching.get(place)?.1))
-    })
+    let allocations = if matching.is_empty() {
+        &[][..]
+    } else {
+        &block.allocations
+    };
+    allocations
+        .iter()
+        .enumerate()
+        .filter_map(move |(ordinal, index)| {
+            let index = (*index)?;
+            let place = matching.binary_search_by_key(&index, |(i, _)| *i).ok()?;
+            Some((ordinal, matching.get(place)?.1))
+        })
 }
 
 /// The ordinals of a sound block that can be taken at this instant, those that have been free for longest first; the last

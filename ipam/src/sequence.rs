@@ -104,7 +104,10 @@ mod tests {
     fn what_is_read_is_written_even_what_is_no_ordinal() {
         let written = serde_json::json!({"10": 9_007_199_254_740_993_u64, "2": u64::MAX, "007": 7, "+3": 3, "later": 1});
         let numbers: SequenceNumbers = serde_json::from_value(written.clone()).unwrap();
-        assert_eq!(numbers.iter().collect::<Vec<_>>(), [(2, u64::MAX), (10, 9_007_199_254_740_993)]);
+        assert_eq!(
+            numbers.iter().collect::<Vec<_>>(),
+            [(2, u64::MAX), (10, 9_007_199_254_740_993)]
+        );
         assert_eq!(serde_json::to_value(&numbers).unwrap(), written);
     }
 
@@ -114,7 +117,10 @@ mod tests {
         for (ordinal, number) in [(3, 1), (0, 2), (3, 3)] {
             numbers.insert(ordinal, number);
         }
-        assert_eq!((numbers.get(3), numbers.get(1), numbers.iter().count()), (Some(3), None, 2));
+        assert_eq!(
+            (numbers.get(3), numbers.get(1), numbers.iter().count()),
+            (Some(3), None, 2)
+        );
         numbers.remove(3);
         numbers.remove(1);
         assert_eq!(numbers.iter().collect::<Vec<_>>(), [(0, 2)]);

@@ -2,11 +2,15 @@
 //! the directory datastore as well, by the same code.
 
 mod agents;
+mod allocating;
 mod chart;
 mod contract;
+mod in_cluster;
+mod interest;
 mod outage;
 mod scale;
 mod servers;
+mod validation;
 mod watching;
 
 use std::process::ExitCode;
@@ -21,7 +25,7 @@ use crate::servers::{Server, Stores};
 type Outcome = Result<(), Failed>;
 
 fn main() -> ExitCode {
-    if let Some(outcome) = scale::child() {
+    if let Some(outcome) = scale::child().or_else(in_cluster::child) {
         return outcome.map_or_else(
             |why| {
                 eprintln!("{why:?}");
@@ -49,7 +53,11 @@ fn main() -> ExitCode {
     }
     for (name, act) in watching::TRIALS
         .into_iter()
+        .chain(interest::TRIALS)
+        .chain(validation::TRIALS)
+        .chain(allocating::TRIALS)
         .chain(outage::TRIALS)
+        .chain(in_cluster::TRIALS)
         .chain(chart::TRIALS)
         .chain(agents::TRIALS)
         .chain(scale::TRIALS)

@@ -1,5 +1,7 @@
 //! The driver on a datastore in memory that refuses, delays and fails at will.
 
+mod recalled;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex as SyncMutex;
 
@@ -8,7 +10,8 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::api::{
-    EncapsulationMode, IpPoolSpec, IpamConfig, IpamConfigSpec, Kind, Metadata, Node, Object, UnknownFields,
+    BlockAffinity, EncapsulationMode, IpPoolSpec, IpamConfig, IpamConfigSpec, Kind, Metadata, Node, Object,
+    Resource as _, UnknownFields,
 };
 use crate::datastore::Update;
 

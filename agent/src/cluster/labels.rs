@@ -63,8 +63,14 @@ mod tests {
         let labels = [("a", "1"), ("a/b", ""), ("c", "3"), ("d\0", "x")];
         let labels: BTreeMap<String, String> = labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
         let kept = Labels::from(&labels);
-        assert_eq!(kept.iter().collect::<Vec<_>>(), [("a", "1"), ("a/b", ""), ("c", "3")]);
-        assert_eq!((kept.get("a/b"), kept.get("1"), kept.get("")), (Some(""), None, None));
+        assert_eq!(
+            kept.iter().collect::<Vec<_>>(),
+            [("a", "1"), ("a/b", ""), ("c", "3")]
+        );
+        assert_eq!(
+            (kept.get("a/b"), kept.get("1"), kept.get("")),
+            (Some(""), None, None)
+        );
         assert_eq!(Labels::default().iter().count(), 0);
     }
 }

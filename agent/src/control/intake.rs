@@ -325,7 +325,11 @@ impl Intake {
             return;
         }
         let file = self.file.clone();
-        let records: Vec<Record> = self.withdrawals.records().map(|(_, record)| record.clone()).collect();
+        let records: Vec<Record> = self
+            .withdrawals
+            .records()
+            .map(|(_, record)| record.clone())
+            .collect();
         let written = tokio::task::spawn_blocking(move || file.write(&records, Timestamp::now())).await;
         if let Ok(Err(error)) = written {
             warn!(%error, "the last good copy of the datastore cannot be kept: set state.directory to a folder that can be written");

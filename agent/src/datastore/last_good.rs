@@ -16,16 +16,13 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use tracing::warn;
 
-use crate::api::{ExternalTrafficPolicy, Key, Node, Object, Record, RecordError};
+use crate::api::{ExternalTrafficPolicy, Key, Node, Object, Record, RecordError, annotation};
 
 /// What the first line begins with, so that nobody takes another file for this one.
 const FORMAT: &str = "culvert-last-good";
 
 /// The version of the format.
 const VERSION: u32 = 1;
-
-/// Annotations that say something of the network begin so.
-const NETWORK_ANNOTATIONS: &str = "projectcalico.org/";
 
 /// The largest file that is read, in bytes.
 const MAX_SIZE: u64 = 256 << 20;
@@ -229,7 +226,10 @@ impl LastGood {
         }
         file.flush().map_err(self.failed("cannot write"))?;
         drop(file);
-        unfinished.as_file().sync_all().map_err(self.failed("cannot sync"))?;
+        unfinished
+            .as_file()
+            .sync_all()
+            .map_err(self.failed("cannot sync"))?;
         unfinished
             .persist(&self.path)
             .map_err(|error| self.failed("cannot replace")(error.error))?;
@@ -243,12 +243,10 @@ fn sha256(bytes: &[u8]) -> String {
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .fold(String::new(), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// What of an object is needed to forward for `node`, and so is kept: none of it for objects of no use there.
@@ -314,7 +312,7 @@ pub fn kept(object: &Object, node: &str) -> Option<Object> {
     metadata.unknown.clear();
     metadata
         .annotations
-        .retain(|name, _| name.starts_with(NETWORK_ANNOTATIONS));
+        .retain(|name, _| name.starts_with(annotation::PREFIX));
     Some(kept)
 }
 

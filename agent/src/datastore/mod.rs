@@ -14,9 +14,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
-use crate::api::{
-    BlockAffinity, IpPool, IpReservation, IpamConfig, Key, Kind, Node, Object, Resource,
-};
+use crate::api::{BlockAffinity, IpPool, IpReservation, IpamConfig, Key, Kind, Node, Object, Resource};
 
 use self::directory::DirectoryStore;
 pub use self::kubernetes::Access;

@@ -38,7 +38,9 @@ fn holding(share: u32, objects: impl IntoIterator<Item = Object>) -> Withdrawals
 /// What the agent goes by.
 fn state(withdrawals: &Withdrawals) -> BTreeMap<Key, Object> {
     let records = withdrawals.records();
-    records.map(|(key, record)| (key.clone(), record.object().unwrap())).collect()
+    records
+        .map(|(key, record)| (key.clone(), record.object().unwrap()))
+        .collect()
 }
 
 fn delete_all(withdrawals: &mut Withdrawals, objects: &[Object], now: Instant) {
@@ -270,11 +272,7 @@ impl Driven {
                 self.now = end;
             }
         }
-        assert_eq!(
-            self.told,
-            state(&self.withdrawals),
-            "told and believed are one"
-        );
+        assert_eq!(self.told, state(&self.withdrawals), "told and believed are one");
         for (key, object) in &self.real {
             assert_eq!(
                 self.told.get(key),

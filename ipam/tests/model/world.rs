@@ -287,7 +287,10 @@ impl World {
     fn new_view(&mut self, node: &str) -> View {
         let mut view = View::new(self.policy());
         if self.dice.one_in(2) {
-            let of_node = self.memory_of_affinities.iter().filter(|(_, _, a)| a.node == node);
+            let of_node = self
+                .memory_of_affinities
+                .iter()
+                .filter(|(_, _, a)| a.node == node);
             view.recalled(node, of_node.cloned());
         }
         view

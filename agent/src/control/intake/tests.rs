@@ -60,7 +60,9 @@ fn node(name: &str, address: &str) -> Object {
 }
 
 fn records(objects: &[Object]) -> BTreeMap<Key, Record> {
-    let records = objects.iter().map(|object| (object.key(), Record::of(object).unwrap()));
+    let records = objects
+        .iter()
+        .map(|object| (object.key(), Record::of(object).unwrap()));
     records.collect()
 }
 

@@ -145,15 +145,22 @@ impl Interest {
             return self.borrow(borrowed);
         }
         // An older state than the one that was written may be told after it.
-        let is_over = self.borrowed.get(&key).is_some_and(|since| block.sequence_number >= *since);
+        let is_over = self
+            .borrowed
+            .get(&key)
+            .is_some_and(|since| block.sequence_number >= *since);
         is_over && self.borrowed.remove(&key).is_some()
     }
 
     fn password(&mut self, owner: Key, password: Option<&BgpPassword>) -> bool {
         let reference = password.and_then(|password| password.secret_key_ref.as_ref());
-        let secret = self.secrets.as_deref().zip(reference).map(|(namespace, reference)| {
-            Key::namespaced(Kind::Secret, Some(namespace), reference.name.as_str())
-        });
+        let secret = self
+            .secrets
+            .as_deref()
+            .zip(reference)
+            .map(|(namespace, reference)| {
+                Key::namespaced(Kind::Secret, Some(namespace), reference.name.as_str())
+            });
         set(&mut self.passwords, owner, secret)
     }
 
@@ -178,7 +185,12 @@ fn addresses(pod: &Pod) -> Option<Vec<IpAddr>> {
     if pod.spec.host_network == Some(true) || pod.has_ended() {
         return None;
     }
-    let all = pod.status.pod_ips.iter().map(|ip| &ip.ip).chain(&pod.status.pod_ip);
+    let all = pod
+        .status
+        .pod_ips
+        .iter()
+        .map(|ip| &ip.ip)
+        .chain(&pod.status.pod_ip);
     let addresses: Vec<IpAddr> = all.filter_map(|ip| ip.parse().ok()).collect();
     (!addresses.is_empty()).then_some(addresses)
 }
@@ -204,7 +216,10 @@ mod tests {
     }
 
     fn pool() -> Update {
-        told(Kind::IpPool, json!({"metadata": {"name": "p"}, "spec": {"cidr": "10.65.0.0/16"}}))
+        told(
+            Kind::IpPool,
+            json!({"metadata": {"name": "p"}, "spec": {"cidr": "10.65.0.0/16"}}),
+        )
     }
 
     fn pod(address: &str, phase: &str) -> Update {
@@ -243,7 +258,10 @@ mod tests {
         assert!(!interest.follow(&pool()), "it was told before");
         let both = ["IPAMBlock 10-65-3-0-26", "IPAMBlock 10-65-9-0-26"];
         assert_eq!(names(&interest), both);
-        assert!(interest.follow(&pod("10.65.3.7", "Succeeded")), "its address is nobody's");
+        assert!(
+            interest.follow(&pod("10.65.3.7", "Succeeded")),
+            "its address is nobody's"
+        );
         assert!(interest.follow(&Update::Delete(Key::new(Kind::Node, "a"))));
         assert_eq!(names(&interest), [""; 0]);
     }
@@ -251,8 +269,12 @@ mod tests {
     #[test]
     fn a_block_that_was_borrowed_from_is_of_interest_until_it_is_told_that_nothing_is_left() {
         let mut interest = Interest::new("a", None);
-        let Update::Upsert(object) = block("b", "a", 7) else { unreachable!() };
-        let Object::IpamBlock(written) = *object else { unreachable!() };
+        let Update::Upsert(object) = block("b", "a", 7) else {
+            unreachable!()
+        };
+        let Object::IpamBlock(written) = *object else {
+            unreachable!()
+        };
         let borrowed = Borrowed::of(&written.spec, "a").unwrap();
         assert!(interest.borrow(borrowed.clone()) && !interest.borrow(borrowed));
         assert!(Borrowed::of(&written.spec, "b").is_none() && Borrowed::of(&written.spec, "c").is_none());
@@ -274,7 +296,9 @@ mod tests {
             )
         };
         let mut interest = Interest::new("a", Some("kube-system"));
-        assert!(interest.follow(&peer("one")) && !interest.follow(&peer("one")) && interest.follow(&peer("two")));
+        assert!(
+            interest.follow(&peer("one")) && !interest.follow(&peer("one")) && interest.follow(&peer("two"))
+        );
         assert_eq!(names(&interest), ["Secret kube-system/two"]);
         assert!(interest.follow(&Update::Delete(Key::new(Kind::BgpPeer, "tor"))));
         assert_eq!(names(&interest), [""; 0]);

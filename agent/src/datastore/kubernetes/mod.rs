@@ -329,7 +329,11 @@ impl Datastore for KubernetesStore {
     }
 
     fn recall(&self, node: &str) -> Option<Recollection> {
-        let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+        let memory = self
+            .memory
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .upgrade();
         memory?.recall(node)
     }
 

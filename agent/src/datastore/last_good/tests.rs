@@ -39,7 +39,10 @@ fn objects() -> BTreeMap<Key, Object> {
 }
 
 fn records() -> Vec<Record> {
-    objects().values().map(|object| Record::of(object).unwrap()).collect()
+    objects()
+        .values()
+        .map(|object| Record::of(object).unwrap())
+        .collect()
 }
 
 fn file(folder: &Path) -> LastGood {
@@ -56,7 +59,10 @@ fn what_is_written_is_read_and_nothing_else_is_left_in_the_folder() {
     }
     let copy = LastGoodCopy {
         saved: now,
-        records: objects().iter().map(|(key, object)| (key.clone(), Record::of(object).unwrap())).collect(),
+        records: objects()
+            .iter()
+            .map(|(key, object)| (key.clone(), Record::of(object).unwrap()))
+            .collect(),
     };
     assert_eq!(file(&state).read(), Some(copy));
     assert_eq!(fs::read_dir(&state).unwrap().count(), 1);
