@@ -98,13 +98,13 @@ impl Intake {
         terms: Terms,
         store: Arc<Deferred>,
         file: LastGood,
-        copy: Option<LastGoodCopy>,
+        copy: Option<&LastGoodCopy>,
         confirmations: mpsc::Receiver<oneshot::Sender<usize>>,
     ) -> (Self, Outlets) {
         let (updates, told) = mpsc::channel(CAPACITY);
         let (remarks, remarked) = watch::channel(Remarks::default());
-        let copied = copy.as_ref().map(|copy| copy.saved);
-        let objects = copy.iter().flat_map(LastGoodCopy::objects);
+        let copied = copy.map(|copy| copy.saved);
+        let objects = copy.into_iter().flat_map(LastGoodCopy::objects);
         let intake = Self {
             withdrawals: Withdrawals::new(terms.max_vanish_share, objects),
             terms,

@@ -243,10 +243,10 @@ impl Driven {
         }
     }
 
-    fn write(&mut self, object: Object) {
+    fn write(&mut self, object: &Object) {
         self.real.insert(object.key(), object.clone());
         self.told.insert(object.key(), object.clone());
-        self.withdrawals.upsert(&object, self.now);
+        self.withdrawals.upsert(object, self.now);
     }
 
     fn pass(&mut self, passed: Vec<Key>) {
@@ -257,7 +257,7 @@ impl Driven {
 
     fn step(&mut self, step: Step) {
         match step {
-            Step::Write(object) => self.write(*object),
+            Step::Write(object) => self.write(&object),
             Step::Delete(key) => {
                 self.real.remove(&key);
                 self.withdrawals.delete(&key, self.now);

@@ -103,7 +103,7 @@ impl Running {
             patience: (Instant::now() + limit, limit),
         };
         let (_, confirmations) = mpsc::channel(1);
-        let (intake, outlets) = Intake::new(terms, store, file.clone(), copy, confirmations);
+        let (intake, outlets) = Intake::new(terms, store, file.clone(), copy.as_ref(), confirmations);
         let stop = CancellationToken::new();
         let task = tokio::spawn(intake.run(stop.clone()));
         Self {

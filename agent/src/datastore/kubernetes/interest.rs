@@ -116,7 +116,7 @@ impl Interest {
                 let pool = Pool::new(&pool.metadata.name, spec.cidr, spec.block_size).ok();
                 set(&mut self.pools, key.name, pool)
             }
-            Object::IpamBlock(block) => self.block_told(key, &block.spec),
+            Object::IpamBlock(block) => self.block_told(&key, &block.spec),
             Object::BgpPeer(peer) => self.password(key, peer.spec.password.as_ref()),
             Object::BgpConfiguration(bgp) => self.password(key, bgp.spec.node_mesh_password.as_ref()),
             _ => false,
@@ -140,16 +140,16 @@ impl Interest {
         std::mem::replace(&mut self.tunnel, tunnel) != tunnel
     }
 
-    fn block_told(&mut self, key: Key, block: &Block) -> bool {
+    fn block_told(&mut self, key: &Key, block: &Block) -> bool {
         if let Some(borrowed) = Borrowed::of(block, &self.node) {
             return self.borrow(borrowed);
         }
         // An older state than the one that was written may be told after it.
         let is_over = self
             .borrowed
-            .get(&key)
+            .get(key)
             .is_some_and(|since| block.sequence_number >= *since);
-        is_over && self.borrowed.remove(&key).is_some()
+        is_over && self.borrowed.remove(key).is_some()
     }
 
     fn password(&mut self, owner: Key, password: Option<&BgpPassword>) -> bool {
