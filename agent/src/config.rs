@@ -16,6 +16,7 @@ use crate::api::{AdvertisedAddress, DEFAULT_NAMESPACE};
 use crate::datastore::{Access, Location};
 use crate::filter::UnknownTunnelPeers;
 use crate::logging::{Format, Level};
+use crate::peering::{AddPath, MOST_PREFIXES};
 
 pub use values::{HoldSeconds, NodeName, Ranged, Switch};
 
@@ -115,6 +116,14 @@ pub struct BgpConfig {
     pub restart_time: Ranged<0, 4_095>,
     /// The namespace of the Secrets with the passwords of peers. Default: `default`.
     pub secret_namespace: String,
+    /// `off`, `receive`, `send` or `both`: whether sessions carry several paths to one destination (RFC 7911), as far as the
+    /// peer can. The annotation `culvert/add-path` of a BGPPeer says otherwise for its peers. Default: off.
+    pub add_path: AddPath,
+    /// The most routes of a family that are taken from a peer, 1 to 10000000; with more its session ends for a minute. The
+    /// annotation `culvert/max-prefixes` of a BGPPeer says otherwise for its peers. Default: 200000.
+    pub max_prefixes: Ranged<1, MOST_PREFIXES>,
+    /// `on` or `off`: whether a default route that a router tells of (a BGPPeer that is no node) is installed. Default: off.
+    pub accept_default_route: Switch,
 }
 
 /// Metrics and health.
@@ -238,6 +247,9 @@ impl Default for BgpConfig {
             connect_retry: const { Ranged::new(5) },
             restart_time: const { Ranged::new(120) },
             secret_namespace: DEFAULT_NAMESPACE.to_owned(),
+            add_path: AddPath::Off,
+            max_prefixes: const { Ranged::new(200_000) },
+            accept_default_route: Switch(false),
         }
     }
 }
@@ -318,6 +330,18 @@ const VARIABLES: &[Variable] = &[
     },
     Variable {
         path: &["bgp", "secretNamespace"],
+        text: true,
+    },
+    Variable {
+        path: &["bgp", "addPath"],
+        text: true,
+    },
+    Variable {
+        path: &["bgp", "maxPrefixes"],
+        text: false,
+    },
+    Variable {
+        path: &["bgp", "acceptDefaultRoute"],
         text: true,
     },
     Variable {

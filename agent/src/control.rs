@@ -44,9 +44,9 @@ use crate::firewall;
 use crate::http::{self, Confirmations};
 use crate::metrics::Metrics;
 use crate::node::{self, AddressError, Missing};
-use crate::peering::Speaking;
+use crate::peering::{PathTerms, Speaking};
 use crate::reconcile::{Actual, Ours, Removal, diff};
-use crate::speaker::{self, Endpoint, SpeakerError};
+use crate::speaker::{self, SpeakerError};
 use crate::status::AgentStatus;
 
 use event_loop::{Ended, EventLoop};
@@ -244,6 +244,11 @@ fn settings_of(config: &Config, identity: &Identity) -> Settings {
             address_v6: identity.address_v6,
             port: identity.port,
             secret_namespace: config.bgp.secret_namespace.clone(),
+            accepts_default: config.bgp.accept_default_route.0,
+            paths: PathTerms {
+                add_path: config.bgp.add_path,
+                max_prefixes: config.bgp.max_prefixes.get(),
+            },
         },
         protocol: route_protocol(config),
         tunnel_mtu: config.tunnel.mtu.map(Ranged::get),
@@ -347,10 +352,7 @@ fn start_speaker(
     };
     speaker::start(
         speaker,
-        &Endpoint {
-            port: identity.port,
-            listen: identity.listen.clone(),
-        },
+        identity.endpoint.clone(),
         metrics.bgp_connections_refused.clone(),
     )
 }

@@ -3,6 +3,7 @@
 //! Pure, and without history: the same cluster, routes learned and underlay give the same answer, however they came
 //! about. What cannot be right is left out and named in [`Plan::rejected`]; it never holds back the rest.
 
+mod external;
 mod multipath;
 mod path_mtu;
 mod planner;
@@ -17,7 +18,7 @@ use ipnet::IpNet;
 
 use crate::api::EncapsulationMode;
 use crate::cluster::Cluster;
-use crate::fib::{Desired, MAIN_TABLE, RouteKey};
+use crate::fib::{Desired, MAIN_TABLE, RouteKey, protocol_name};
 use crate::peering::{Local, Peering, Speaking};
 use crate::reconcile::Actual;
 
@@ -139,6 +140,36 @@ pub enum Rejection {
         /// Its vxlanMode.
         mode: EncapsulationMode,
     },
+    /// A router of the network tells of a way to everything.
+    #[error(
+        "a default route is not taken from a peer: the host has its own; set bgp.acceptDefaultRoute to on if that is meant"
+    )]
+    DefaultRoute,
+    /// It is, or lies in, a subnet of this host, which is the host's to know about.
+    #[error(
+        "it lies in {subnet}, which a link of this host leads to: packets to its own subnet go nowhere else"
+    )]
+    OwnSubnet {
+        /// The subnet.
+        subnet: IpNet,
+    },
+    /// Another program has a route there.
+    #[error(
+        "another program (protocol {}) has a route there, which is not taken over; remove that one if this is to be used",
+        protocol_name(*protocol)
+    )]
+    OthersRoute {
+        /// Whose it is: its protocol number.
+        protocol: u8,
+    },
+    /// The next hop is not on a link of this host.
+    #[error(
+        "next hop {next_hop} is on no subnet of this host, or on an ignored interface; let the peer name a next hop that is,          or name the gateway to the peer with reachableBy"
+    )]
+    NotConnected {
+        /// The next hop.
+        next_hop: IpAddr,
+    },
     /// There is no way to the next hop.
     #[error("this host has no route to its next hop {next_hop}")]
     Unreachable {
@@ -172,11 +203,15 @@ impl Rejection {
             Self::NoPool { .. }
             | Self::Unreachable { .. }
             | Self::LinkDown { .. }
+            | Self::NotConnected { .. }
             | Self::NoTunnel
             | Self::AddressGone { .. } => true,
             Self::NextHopInPool { .. }
             | Self::NextHopUnknown { .. }
             | Self::OnThisHost { .. }
+            | Self::DefaultRoute
+            | Self::OwnSubnet { .. }
+            | Self::OthersRoute { .. }
             | Self::Vxlan { .. } => false,
         }
     }

@@ -18,6 +18,9 @@ pub const LOCAL_TABLE: u32 = 255;
 /// `RTPROT_KERNEL`: the protocol of routes that the kernel makes by itself, for the subnets of its addresses.
 pub const PROTOCOL_KERNEL: u8 = 2;
 
+/// `RTPROT_BIRD`: the protocol of routes of BIRD's, which Calico's nodes run.
+pub const PROTOCOL_BIRD: u8 = 12;
+
 /// `RT_SCOPE_UNIVERSE`: the scope of routes through a gateway, and of blackholes.
 pub const SCOPE_UNIVERSE: u8 = 0;
 

@@ -4,7 +4,9 @@
 //! the rest.
 
 mod exports;
+mod interfaces;
 mod passwords;
+mod paths;
 mod peers;
 mod policies;
 
@@ -19,6 +21,8 @@ use crate::api::{BindMode, DEFAULT_NAMESPACE};
 use crate::cluster::Cluster;
 
 pub use exports::{EXCLUDE_LABEL, exports, is_service_range};
+pub use interfaces::IgnoredInterfaces;
+pub use paths::{AddPath, MOST_PREFIXES, PathTerms};
 
 /// The port of BGP (RFC 4271 §8.2.1.5, IANA).
 pub const BGP_PORT: u16 = 179;
@@ -30,10 +34,14 @@ pub struct Speaking {
     pub asn: Asn,
     /// The IPv6 address it is known by.
     pub address_v6: Option<Ipv6Addr>,
-    /// The port that it listens on, and that the others do unless they say otherwise.
-    pub port: u16,
+    /// The port that it listens on, and that the others do unless they say otherwise; none for what the cluster says.
+    pub port: Option<u16>,
     /// The namespace of the Secrets with passwords.
     pub secret_namespace: String,
+    /// Whether a default route that a router of the network tells of is installed.
+    pub accepts_default: bool,
+    /// How many paths and routes its sessions carry.
+    pub paths: PathTerms,
 }
 
 impl Default for Speaking {
@@ -42,8 +50,10 @@ impl Default for Speaking {
         Self {
             asn: crate::cluster::DEFAULT_AS_NUMBER,
             address_v6: None,
-            port: BGP_PORT,
+            port: None,
             secret_namespace: DEFAULT_NAMESPACE.to_owned(),
+            accepts_default: false,
+            paths: PathTerms::default(),
         }
     }
 }
@@ -68,10 +78,21 @@ pub struct Peering {
     pub origins: BTreeMap<IpAddr, Origin>,
     /// Gateways through which peers are reached (`reachableBy`), by the peer's address.
     pub gateways: BTreeMap<IpAddr, IpAddr>,
-    /// The addresses to listen on; empty for all.
-    pub listen: BTreeSet<IpAddr>,
+    /// The interfaces on which there is no router.
+    pub ignored_interfaces: IgnoredInterfaces,
+    /// Where this node listens.
+    pub endpoint: Endpoint,
     /// What is left out, and why.
     pub problems: BTreeSet<Problem>,
+}
+
+/// Where a speaker listens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The TCP port.
+    pub port: u16,
+    /// The addresses; empty for all of this host.
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 /// Why somebody is a peer.
@@ -150,15 +171,27 @@ pub enum Fault {
         /// Its name.
         name: String,
     },
-    /// A rule that Culvert cannot apply.
+    /// A rule that is about no route. In Calico, too, a route has no interface when it comes in from a peer, and this
+    /// node's blocks never have one (BIRD: `ifname` is not defined before a next hop is resolved, and for a blackhole).
     #[error(
-        "{rule} asks for interface {interface}, which a BGP route does not have here: the rule is passed over; use cidr or source"
+        "{rule} asks for interface {interface}, which neither a route from a peer has when filters see it nor a block of \
+         this node: the rule is about none of them; use cidr or source"
     )]
     Interface {
         /// Its place.
         rule: String,
         /// What it asks for.
         interface: String,
+    },
+    /// An annotation that cannot be read.
+    #[error("the annotation {annotation} is {value:?}, and is passed over: it may be {allowed}")]
+    Annotation {
+        /// Its name.
+        annotation: &'static str,
+        /// What it says.
+        value: String,
+        /// What it may say.
+        allowed: &'static str,
     },
     /// A rule that the datastore let through though it is not valid.
     #[error("{rule} is not valid, and is passed over")]
@@ -220,7 +253,8 @@ pub enum Fault {
 #[must_use]
 pub fn peering(local: Local<'_>, cluster: &Cluster) -> Peering {
     let mut peering = Peering {
-        listen: listen(local, cluster),
+        endpoint: endpoint(local, cluster),
+        ignored_interfaces: IgnoredInterfaces::new(local, cluster),
         ..Peering::default()
     };
     let mut policies = policies::Policies::new(local, cluster);
@@ -230,13 +264,18 @@ pub fn peering(local: Local<'_>, cluster: &Cluster) -> Peering {
     peering
 }
 
-/// The addresses to listen on; empty for all. They are taken at the start.
+/// Where this node listens.
 #[must_use]
-pub fn listen(local: Local<'_>, cluster: &Cluster) -> BTreeSet<IpAddr> {
-    let mode = cluster.bgp().setting(local.node, |bgp| bgp.bind_mode);
-    match mode.unwrap_or_default() {
-        BindMode::None => BTreeSet::new(),
-        BindMode::NodeIP => local.addresses().collect(),
+pub fn endpoint(local: Local<'_>, cluster: &Cluster) -> Endpoint {
+    let bgp = cluster.bgp();
+    let port = local.speaking.port.or_else(|| bgp.listen_port(local.node));
+    let mode = bgp.setting(local.node, |bgp| bgp.bind_mode);
+    Endpoint {
+        port: port.unwrap_or(BGP_PORT),
+        addresses: match mode.unwrap_or_default() {
+            BindMode::None => BTreeSet::new(),
+            BindMode::NodeIP => local.addresses().collect(),
+        },
     }
 }
 

@@ -6,7 +6,9 @@
 //! of changes to one destination costs its reader one.
 
 mod connection;
+mod listening;
 mod md5;
+mod stalls;
 mod strangers;
 mod unanswered;
 
@@ -26,29 +28,28 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
+use crate::peering::Endpoint;
 use crate::uapi::SocketFamily;
-use connection::{Connection, Listener, SocketEvent};
+use connection::{Connection, Sent, SocketEvent};
+use listening::Listening;
+use stalls::Stalls;
 use strangers::Strangers;
 use unanswered::Unanswered;
 
 /// Events of sockets that wait for the owner, of up to 64 KiB each; a full channel stops the reading of all connections.
 const SOCKET_EVENTS: usize = 256;
 
+/// So many octets at most are taken from the peers before it is looked at what they call for: it is held in memory until then.
+const BATCH_OCTETS: usize = 1 << 20;
+
 /// The state of the peers is told at most this often: a thousand sessions that come up at once are one telling.
 const STATUS_INTERVAL: Duration = Duration::from_millis(100);
-
-/// Where the speaker lives.
-#[derive(Clone, Debug)]
-pub struct Endpoint {
-    /// The TCP port to listen on.
-    pub port: u16,
-    /// The addresses to listen on; empty for all.
-    pub listen: BTreeSet<IpAddr>,
-}
 
 /// What the speaker is told.
 #[derive(Debug)]
 pub enum Command {
+    /// Where to listen. Sessions that stand are left alone.
+    Listen(Endpoint),
     /// The whole set of peers.
     Peers(BTreeMap<IpAddr, PeerConfig>),
     /// The whole set of destinations of this node.
@@ -86,6 +87,8 @@ pub struct Running {
     pub news: mpsc::Receiver<News>,
     /// Its peers, as they are now.
     pub peers: watch::Receiver<Vec<PeerStatus>>,
+    /// Why it does not listen where it was told to, if it does not.
+    pub listening: watch::Receiver<Option<String>>,
 }
 
 /// Why the speaker does not run.
@@ -110,24 +113,25 @@ pub enum SpeakerError {
 /// When the port cannot be listened on.
 pub fn start(
     config: SpeakerConfig,
-    endpoint: &Endpoint,
+    endpoint: Endpoint,
     refused: IntCounter,
 ) -> Result<Running, SpeakerError> {
     let port = endpoint.port;
-    let listeners =
-        connection::listen(&endpoint.listen, port).map_err(|source| SpeakerError::Listen { port, source })?;
+    let (problem, listening_problem) = watch::channel(None);
+    let listening = Listening::open(endpoint, problem)?;
     let (commands, command_queue) = mpsc::channel(16);
     let (news_queue, news) = mpsc::channel(1);
     let (statuses, peers) = watch::channel(Vec::new());
     let (events, event_queue) = mpsc::channel(SOCKET_EVENTS);
     let driver = Driver {
         speaker: Speaker::new(config, Instant::now().into_std()),
-        listeners,
+        listening,
         known: None,
         connections: BTreeMap::new(),
         dials: BTreeMap::new(),
         unheard: BTreeSet::new(),
         unanswered: Unanswered::default(),
+        stalls: Stalls::default(),
         events,
         news: News::default(),
         statuses,
@@ -140,12 +144,13 @@ pub fn start(
         commands,
         news,
         peers,
+        listening: listening_problem,
     })
 }
 
 struct Driver {
     speaker: Speaker,
-    listeners: Vec<Listener>,
+    listening: Listening,
     /// The terms of those who may connect, by their addresses; none until they are known. Until then connections wait in the backlog: a peer
     /// that is refused comes back seconds later.
     known: Option<BTreeMap<IpAddr, PeerConfig>>,
@@ -154,6 +159,7 @@ struct Driver {
     /// Connections to peers that have not said anything yet.
     unheard: BTreeSet<ConnectionId>,
     unanswered: Unanswered,
+    stalls: Stalls,
     events: mpsc::Sender<SocketEvent>,
     /// What has not been heard yet.
     news: News,
@@ -172,13 +178,8 @@ impl Driver {
     ) {
         let mut status_due = Instant::now();
         loop {
-            let deadline = self.speaker.deadline().map(Instant::from_std);
-            let timer = async move {
-                match deadline {
-                    Some(at) => sleep_until(at).await,
-                    None => future::pending().await,
-                }
-            };
+            let timer = at(self.speaker.deadline().map(Instant::from_std));
+            let (stalls_due, listening_due) = (at(self.stalls.due()), at(self.listening.due()));
             let pause_until = self.strangers.pause_until();
             let may_accept = self.known.is_some() && !self.strangers.is_paused();
             tokio::select! {
@@ -189,8 +190,17 @@ impl Driver {
                 },
                 Some(event) = events.recv() => self.take_all(event, &mut events),
                 () = sleep_until(pause_until), if self.strangers.is_paused() => self.strangers.go_on(),
-                (family, accepted) = accept_any(&self.listeners), if may_accept => self.accept(family, accepted),
+                (family, accepted) = self.listening.accept(), if may_accept => self.accept(family, accepted),
+                () = listening_due => {
+                    self.listening.attempt();
+                    self.status_changed = true;
+                }
                 () = timer => self.tell(Input::Timer),
+                () = stalls_due => {
+                    for input in self.stalls.look(&self.connections) {
+                        self.tell(input);
+                    }
+                }
                 permit = news.reserve(), if !self.news.is_empty() => match permit {
                     Ok(permit) => permit.send(std::mem::take(&mut self.news)),
                     Err(_) => return,
@@ -214,8 +224,12 @@ impl Driver {
 
     fn obey(&mut self, command: Command) {
         match command {
+            Command::Listen(endpoint) => {
+                self.listening.move_to(endpoint);
+                self.status_changed = true;
+            }
             Command::Peers(peers) => {
-                self.set_passwords(&peers);
+                self.listening.set_passwords(&peers);
                 if let Some(known) = &self.known {
                     self.unanswered.forget_changed(known, &peers);
                 }
@@ -236,31 +250,6 @@ impl Driver {
             connection.closed().await;
         }
         let _ = done.send(());
-    }
-
-    /// Gives the listeners the passwords of the peers. One that the kernel does not take is named; its peer is then
-    /// refused by the peer's own kernel, and nobody else is harmed.
-    fn set_passwords(&self, peers: &BTreeMap<IpAddr, PeerConfig>) {
-        let none = BTreeMap::new();
-        let before = self.known.as_ref().unwrap_or(&none);
-        let of = |peers: &BTreeMap<IpAddr, PeerConfig>, peer: &IpAddr| {
-            peers.get(peer).and_then(|config| config.password.clone())
-        };
-        let all: BTreeSet<&IpAddr> = before.keys().chain(peers.keys()).collect();
-        for peer in all {
-            let password = of(peers, peer);
-            if of(before, peer) == password {
-                continue;
-            }
-            for listener in &self.listeners {
-                if let Err(error) = listener.set_password(*peer, password.as_ref()) {
-                    warn!(
-                        %peer, %error,
-                        "the kernel does not take the password: raise net.core.optmem_max if it is out of memory"
-                    );
-                }
-            }
-        }
     }
 
     fn accept(&mut self, family: SocketFamily, accepted: std::io::Result<(TcpStream, SocketAddr)>) {
@@ -291,17 +280,22 @@ impl Driver {
         self.tell(Input::Accepted { connection: id, peer });
     }
 
-    /// Takes an event and those that wait behind it, so that what they change is told at once. No more than a channel's
-    /// worth: they may come as fast as they are taken.
+    /// Takes an event and those that wait behind it, so that what they change together is told once. No more than a
+    /// channel's worth: they may come as fast as they are taken.
     fn take_all(&mut self, first: SocketEvent, waiting: &mut mpsc::Receiver<SocketEvent>) {
-        self.take(first);
+        let mut octets = self.take(first);
         for _ in 0..SOCKET_EVENTS {
-            let Ok(event) = waiting.try_recv() else { return };
-            self.take(event);
+            if octets >= BATCH_OCTETS {
+                break;
+            }
+            let Ok(event) = waiting.try_recv() else { break };
+            octets += self.take(event);
         }
+        self.answer();
     }
 
-    fn take(&mut self, event: SocketEvent) {
+    /// Takes an event; [`Self::answer`] then sees to what it calls for. The octets that the speaker was given.
+    fn take(&mut self, event: SocketEvent) -> usize {
         match event {
             SocketEvent::Dialled { id, stream } => {
                 // A dial that was given up in the meantime has nobody waiting for it.
@@ -309,19 +303,24 @@ impl Driver {
                     self.unheard.insert(id);
                     self.connections
                         .insert(id, Connection::spawn(id, stream, self.events.clone()));
-                    self.tell(Input::Dialled { connection: id });
+                    self.handle(Input::Dialled { connection: id });
                 }
+                0
             }
             SocketEvent::Received { id, bytes } => {
                 self.unheard.remove(&id);
                 if self.connections.contains_key(&id) {
-                    self.tell(Input::Received {
+                    self.handle(Input::Received {
                         connection: id,
                         bytes: &bytes,
                     });
                 }
+                bytes.len()
             }
-            SocketEvent::Closed { id, error } => self.lost(id, error),
+            SocketEvent::Closed { id, error } => {
+                self.lost(id, error);
+                0
+            }
         }
     }
 
@@ -336,42 +335,42 @@ impl Driver {
         };
         let connected = self.connections.remove(&id).is_some();
         if dialling || connected {
-            self.tell(Input::Closed {
+            self.handle(Input::Closed {
                 connection: id,
                 error,
             });
         }
     }
 
-    /// Tells the speaker, and carries out what it answers. A queue that overflows on the way closes its connection,
-    /// which the speaker is told in turn.
-    fn tell(&mut self, input: Input<'_>) {
+    fn handle(&mut self, input: Input<'_>) {
         self.speaker.handle(Instant::now().into_std(), input);
+    }
+
+    /// Tells the speaker, and carries out what it answers.
+    fn tell(&mut self, input: Input<'_>) {
+        self.handle(input);
+        self.answer();
+    }
+
+    /// Carries out what the speaker asks for. What that leads to on the way, a queue that overflows for one, it is told in
+    /// turn.
+    fn answer(&mut self) {
         loop {
-            let mut overflowed = Vec::new();
+            let mut inputs = Vec::new();
             while let Some(output) = self.speaker.poll_output() {
-                overflowed.extend(self.carry_out(output));
+                inputs.extend(self.carry_out(output));
             }
-            if overflowed.is_empty() {
+            if inputs.is_empty() {
                 return;
             }
-            for id in overflowed {
-                if self.connections.remove(&id).is_some() {
-                    let error = TransportError::SendQueueFull;
-                    self.speaker.handle(
-                        Instant::now().into_std(),
-                        Input::Closed {
-                            connection: id,
-                            error,
-                        },
-                    );
-                }
+            for input in inputs {
+                self.handle(input);
             }
         }
     }
 
-    /// Returns the connection whose send queue is full.
-    fn carry_out(&mut self, output: Output) -> Option<ConnectionId> {
+    /// Returns what the speaker is to be told of it.
+    fn carry_out(&mut self, output: Output) -> Option<Input<'static>> {
         match output {
             Output::Dial { connection, peer } => {
                 // A new attempt is the only sign that one before it got no answer.
@@ -385,7 +384,15 @@ impl Driver {
             }
             Output::Send { connection, bytes } => {
                 let open = self.connections.get_mut(&connection)?;
-                return (!open.send(bytes)).then_some(connection);
+                return match open.send(bytes) {
+                    Sent::Taken => None,
+                    Sent::Waiting => self.stalls.note(connection, open),
+                    Sent::Overflowed => {
+                        self.connections.remove(&connection);
+                        let error = TransportError::SendQueueFull;
+                        Some(Input::Closed { connection, error })
+                    }
+                };
             }
             Output::Close { connection } => {
                 // A connection that is dropped still writes what is queued, a NOTIFICATION for one.
@@ -411,12 +418,12 @@ impl Driver {
     }
 }
 
-/// The next connection of any listener.
-async fn accept_any(listeners: &[Listener]) -> (SocketFamily, std::io::Result<(TcpStream, SocketAddr)>) {
-    let each = listeners
-        .iter()
-        .map(|listener| Box::pin(async move { (listener.family, listener.socket.accept().await) }));
-    futures_util::future::select_all(each).await.0
+/// Waits until `due`; for ever without one.
+async fn at(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => future::pending().await,
+    }
 }
 
 #[cfg(test)]

@@ -155,12 +155,8 @@ impl PeerConfig {
             (
                 (config.asn, config.local_asn, config.hold_time),
                 (config.restart_time, config.long_lived_stale_time),
-                (
-                    config.port,
-                    config.source,
-                    config.ttl_security,
-                    config.password.clone(),
-                ),
+                // Not the port: it is where the next connection goes.
+                (config.source, config.ttl_security, config.password.clone()),
                 config
                     .families
                     .iter()

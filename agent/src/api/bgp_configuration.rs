@@ -72,7 +72,8 @@ pub struct BgpConfigurationSpec {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub prefix_advertisements: Vec<PrefixAdvertisement>,
-    /// Interfaces whose networks are not advertised. Culvert advertises those of no interface. A node may have its own.
+    /// Interfaces whose subnets lead to no router: no next hop of a route from outside the cluster is looked for there. What
+    /// is on them is not advertised either, as it is of no interface. A node may have its own.
     #[serde(
         default,
         deserialize_with = "super::null_as_default",

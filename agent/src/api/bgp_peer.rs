@@ -6,6 +6,16 @@ use serde::{Deserialize, Serialize};
 
 use super::{AsNumber, Custom, GoDuration, PeerAddress, UnknownFields};
 
+/// The annotations of a BGPPeer that are Culvert's own: what Calico has no field for.
+pub mod peer_annotation {
+    /// What all of them begin with.
+    pub const OWN: &str = "culvert/";
+    /// In place of `bgp.addPath` of the agent's configuration.
+    pub const ADD_PATH: &str = "culvert/add-path";
+    /// In place of `bgp.maxPrefixes` of the agent's configuration.
+    pub const MAX_PREFIXES: &str = "culvert/max-prefixes";
+}
+
 /// A peer of some nodes or of all.
 pub type BgpPeer = Custom<BgpPeerSpec>;
 

@@ -40,6 +40,7 @@ pub use bgp_filter::{
 };
 pub use bgp_peer::{
     BgpPassword, BgpPeer, BgpPeerSpec, NextHopMode, ReversePeering, SecretKeyRef, SourceAddress,
+    peer_annotation,
 };
 pub use block_affinity::BlockAffinity;
 pub use definition::definition;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::services::Services;
 use crate::api::{
     BgpConfigurationSpec, BgpFilterSpec, BgpPeerSpec, DEFAULT_NAMESPACE, Key, Kind, Object, Secret,
+    peer_annotation,
 };
 
 /// The name of the cluster-wide BGPConfiguration.
@@ -19,7 +20,8 @@ pub struct BgpResources {
     configuration: BgpConfigurationSpec,
     /// What is otherwise on one node, by its name.
     of_nodes: BTreeMap<String, BgpConfigurationSpec>,
-    peers: BTreeMap<String, BgpPeerSpec>,
+    /// Each with the annotations that are Culvert's own.
+    peers: BTreeMap<String, (BgpPeerSpec, BTreeMap<String, String>)>,
     filters: BTreeMap<String, BgpFilterSpec>,
     /// By namespace and name.
     secrets: BTreeMap<(String, String), Secret>,
@@ -41,7 +43,12 @@ impl BgpResources {
                 Some(node) => super::replace(&mut self.of_nodes, node.to_owned(), bgp.spec.clone()),
                 None => false,
             },
-            Object::BgpPeer(peer) => super::replace(&mut self.peers, name, peer.spec.clone()),
+            Object::BgpPeer(peer) => {
+                let annotations = peer.metadata.annotations.iter();
+                let own = annotations.filter(|(key, _)| key.starts_with(peer_annotation::OWN));
+                let own = own.map(|(key, value)| (key.clone(), value.clone())).collect();
+                super::replace(&mut self.peers, name, (peer.spec.clone(), own))
+            }
             Object::BgpFilter(filter) => super::replace(&mut self.filters, name, filter.spec.clone()),
             Object::Secret(secret) => {
                 let short = Secret {
@@ -107,7 +114,14 @@ impl BgpResources {
 
     /// All BGPPeers, by name.
     pub fn peers(&self) -> impl Iterator<Item = (&str, &BgpPeerSpec)> {
-        self.peers.iter().map(|(name, peer)| (name.as_str(), peer))
+        self.peers.iter().map(|(name, (peer, _))| (name.as_str(), peer))
+    }
+
+    /// The annotations of a BGPPeer that are Culvert's own.
+    #[must_use]
+    pub fn annotations_of_peer(&self, name: &str) -> &BTreeMap<String, String> {
+        const NONE: &BTreeMap<String, String> = &BTreeMap::new();
+        self.peers.get(name).map_or(NONE, |(_, annotations)| annotations)
     }
 
     /// The BGPFilter of this name.

@@ -41,6 +41,20 @@ fn a_wrong_switch_or_table_is_told_what_is_allowed() {
 }
 
 #[test]
+fn a_wrong_number_of_paths_or_prefixes_is_told_what_is_allowed() {
+    for (text, words) in [
+        (
+            "addPath: some",
+            &["bgp.addPath", "some", "off", "receive", "send", "both"][..],
+        ),
+        ("maxPrefixes: 0", &["bgp.maxPrefixes", "0", "1 to 10000000"]),
+    ] {
+        let error = parse(&format!("bgp: {{{text}}}"), &[]).unwrap_err();
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    }
+}
+
+#[test]
 fn a_switch_is_read_in_each_way_that_yaml_and_charts_write_it() {
     for (text, on) in [("on", true), ("off", false), ("true", true), ("false", false)] {
         let config = parse(&format!("routes: {{sourcePin: {text}}}"), &[]).unwrap();

@@ -29,6 +29,7 @@ use crate::desired::{Changed, Known, Learned, Plan, Planner, Settings, Unpinned,
 use crate::fib::{Change, KernelEvent, Route, RouteKey, Rule, protocol_name};
 use crate::firewall;
 use crate::metrics::Metrics;
+use crate::peering::Endpoint;
 use crate::reconcile::{Actual, Difference, Observed, Ours, Removal, taken_over_from};
 use crate::speaker::{Command, News, Running};
 use crate::status::AgentStatus;
@@ -99,6 +100,7 @@ pub(super) struct EventLoop {
 
     dataplane: Netlink,
     speaker: Running,
+    told_endpoint: Option<Endpoint>,
     told_peers: Option<BTreeMap<IpAddr, PeerConfig>>,
     told_exports: Option<BTreeSet<Prefix>>,
     needs: watch::Sender<Needs>,
@@ -155,6 +157,7 @@ impl EventLoop {
             retry_wait: RETRY.0,
             dataplane,
             speaker,
+            told_endpoint: None,
             told_peers: None,
             told_exports: None,
             needs,
@@ -412,6 +415,11 @@ impl EventLoop {
     /// Tells the speaker what changed for it. Should it be gone, the loop notices by itself.
     async fn tell_speaker(&mut self) {
         let plan: &Plan = self.planner.plan();
+        if self.told_endpoint.as_ref() != Some(&plan.peering.endpoint) {
+            let endpoint = plan.peering.endpoint.clone();
+            let _ = self.speaker.commands.send(Command::Listen(endpoint)).await;
+            self.told_endpoint = Some(plan.peering.endpoint.clone());
+        }
         if self.told_peers.as_ref() != Some(&plan.peering.peers) {
             let _ = self
                 .speaker
@@ -602,6 +610,7 @@ impl EventLoop {
             fights: &self.fights,
             renumbering: &self.renumbering,
             peers: &self.speaker.peers.borrow(),
+            listening: self.speaker.listening.borrow().as_ref(),
             sources: &self.sources,
             firewall: self.firewall.status.borrow().clone(),
         });

@@ -1,7 +1,6 @@
 //! How this node is known to the others, found once at the start.
 
-use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::Ipv6Addr;
 
 use culvert_bgp::id::{Asn, RouterId};
 use ipnet::{IpNet, Ipv4Net};
@@ -16,7 +15,7 @@ use crate::datastore::last_good::LastGoodCopy;
 use crate::datastore::{self, Datastore, DatastoreError};
 use crate::fib::Snapshot;
 use crate::node::{self, Announcement};
-use crate::peering::{self, BGP_PORT, Local, Speaking};
+use crate::peering::{self, Endpoint, Local, Speaking};
 
 /// How this node is known to the others.
 pub(super) struct Identity {
@@ -26,11 +25,12 @@ pub(super) struct Identity {
     pub(super) asn: Asn,
     /// The AS number that the configuration gives it for its own.
     pub(super) own_asn: Option<Asn>,
-    pub(super) port: u16,
+    /// The port that the configuration gives it.
+    pub(super) port: Option<u16>,
     /// The IPv6 address that its Node object advertises.
     pub(super) address_v6: Option<Ipv6Addr>,
-    /// The addresses that its speaker listens on; empty for all.
-    pub(super) listen: BTreeSet<IpAddr>,
+    /// Where its speaker listens at first.
+    pub(super) endpoint: Endpoint,
 }
 
 /// The objects that it rests on.
@@ -144,12 +144,10 @@ impl Identity {
         let asn = own_asn
             .or(published)
             .unwrap_or_else(|| cluster.default_as_number());
-        let configured = config
+        let port = config
             .bgp
             .listen_port
             .and_then(|port| u16::try_from(port.get()).ok());
-        let port = configured.or(cluster.bgp().listen_port(name)).unwrap_or(BGP_PORT);
-        info!(%address, %asn, port, "this node");
         let address_v6 = node.advertised_address_v6().map(|net| net.addr());
         let speaking = Speaking {
             asn,
@@ -162,6 +160,8 @@ impl Identity {
             address: address.addr(),
             speaking: &speaking,
         };
+        let endpoint = peering::endpoint(local, &cluster);
+        info!(%address, %asn, port = endpoint.port, "this node");
         Ok(Self {
             address,
             router_id,
@@ -169,7 +169,7 @@ impl Identity {
             own_asn,
             port,
             address_v6,
-            listen: peering::listen(local, &cluster),
+            endpoint,
         })
     }
 }

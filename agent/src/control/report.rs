@@ -46,6 +46,8 @@ pub(super) struct Observation<'a> {
     pub(super) fights: &'a Fights,
     pub(super) renumbering: &'a Renumbering,
     pub(super) peers: &'a [Session],
+    /// Why the speaker does not listen where it should.
+    pub(super) listening: Option<&'a String>,
     pub(super) sources: &'a SourceCheck,
     pub(super) firewall: FirewallStatus,
 }
@@ -97,6 +99,7 @@ pub(super) fn status(known: &Observation<'_>) -> AgentStatus {
             .node
             .iter()
             .chain(known.renumbering.problem())
+            .chain(known.listening)
             .cloned()
             .chain(known.plan.peering.problems.iter().map(ToString::to_string))
             .collect(),

@@ -1,5 +1,7 @@
 //! Several next hops for one destination (equal-cost multipath), with shares that are equal by node.
 
+use std::borrow::Borrow;
+
 use super::ways::Way;
 use crate::fib::NextHop;
 
@@ -8,9 +10,9 @@ const MAX_WEIGHT: u64 = 256;
 
 /// The next hops of all `ways`, in order. Each way gets the same share, however many next hops it has itself: the host may
 /// have several gateways to one node and one to another. What two ways have in common gets both shares.
-pub(super) fn equal_shares(ways: &[&Way]) -> Vec<NextHop> {
+pub(super) fn equal_shares<W: Borrow<Way>>(ways: &[W]) -> Vec<NextHop> {
     if let [way] = ways {
-        let mut only = way.next_hops.clone();
+        let mut only = way.borrow().next_hops.clone();
         only.sort_unstable();
         only.dedup();
         return only;
@@ -18,10 +20,10 @@ pub(super) fn equal_shares(ways: &[&Way]) -> Vec<NextHop> {
     let total = |way: &Way| way.next_hops.iter().map(|hop| u64::from(hop.weight)).sum::<u64>();
     let whole = ways
         .iter()
-        .map(|way| total(way).max(1))
+        .map(|way| total(way.borrow()).max(1))
         .fold(1, least_common_multiple);
     let mut shares: Vec<(NextHop, u64)> = Vec::new();
-    for way in ways {
+    for way in ways.iter().map(Borrow::borrow) {
         let factor = whole / total(way).max(1);
         for hop in &way.next_hops {
             let share = u64::from(hop.weight).saturating_mul(factor);

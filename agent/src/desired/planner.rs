@@ -4,21 +4,23 @@
 //! everything would give; it is told what may have changed, and leaves the rest as it was. To say too much costs time;
 //! to say too little is a fault, which every build with debug assertions looks for at every update.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::net::IpAddr;
 
-use culvert_bgp::id::Prefix;
+use culvert_bgp::id::{NextHop as BgpNextHop, Prefix};
 use ipnet::IpNet;
 
+use super::external::{External, Outside};
 use super::multipath::equal_shares;
 use super::underlay::{self, Underlay};
-use super::ways::Ways;
+use super::ways::{Way, Ways};
 use super::{IPIP_OVERHEAD, Known, Plan, Rejected, Rejection, Settings, TUNNEL_DEVICE, key_of};
 use crate::api::EncapsulationMode;
 use crate::cluster::ClusterChange;
 use crate::fib::{Desired, Link, MAIN_TABLE, Route, RouteKey, RouteKind, SCOPE_UNIVERSE, Tunnel};
-use crate::peering::{exports, is_service_range, peering};
+use crate::peering::{OriginKind, exports, is_service_range, peering};
 use crate::reconcile::{Actual, Touched};
 
 /// What may have changed since the plan was last brought up to date.
@@ -53,6 +55,8 @@ pub struct Planner {
     ways: Ways,
     /// This node's blocks.
     own_blocks: BTreeSet<IpNet>,
+    /// The destinations outside the cluster.
+    external: External,
 }
 
 /// What becomes of one destination.
@@ -61,6 +65,8 @@ struct Outcome {
     route: Option<Route>,
     is_held: bool,
     rejected: Vec<Rejection>,
+    /// The next hops outside the cluster.
+    outside: BTreeSet<IpAddr>,
 }
 
 impl Planner {
@@ -72,6 +78,7 @@ impl Planner {
             plan: Plan::default(),
             ways: Ways::default(),
             own_blocks: BTreeSet::new(),
+            external: External::default(),
         }
     }
 
@@ -113,11 +120,17 @@ impl Planner {
             &underlay,
         );
         self.own_blocks = known.cluster.blocks_of(&self.settings.node).collect();
-        let own = self.own_blocks.iter().map(|block| Prefix::new(*block));
-        let unlearned: Vec<Prefix> = own.filter(|own| !known.learned.contains_key(own)).collect();
+        self.external = External::default();
+        let own = self.own_blocks.iter().copied();
+        let reachable = self.plan.peering.gateways.keys().map(|peer| IpNet::from(*peer));
+        let unlearned: Vec<Prefix> = own
+            .chain(reachable)
+            .map(Prefix::new)
+            .filter(|prefix| !known.learned.contains_key(prefix))
+            .collect();
         for prefix in known.learned.keys().chain(&unlearned) {
             let outcome = self.outcome(known, prefix.net());
-            put(&mut self.plan, prefix.net(), outcome);
+            self.put(prefix.net(), outcome);
         }
         if self.plan.desired.tunnel.is_some() {
             self.plan.tunnelled_to = self.ways.other_nodes().collect();
@@ -135,6 +148,7 @@ impl Planner {
         let mut prefixes: BTreeSet<IpNet> = changed.learned.iter().map(|prefix| prefix.net()).collect();
         let in_main = changed.kernel.routes.iter().filter(|key| key.table == MAIN_TABLE);
         prefixes.extend(in_main.map(|key| key.prefix));
+        prefixes.extend(self.external.touched(&changed.kernel, known.actual));
         if changed.cluster >= ClusterChange::Blocks {
             let now = known.cluster.blocks_of(&self.settings.node).collect();
             let before = mem::replace(&mut self.own_blocks, now);
@@ -157,7 +171,7 @@ impl Planner {
                 prefix,
                 reason: reason.clone(),
             }));
-            put(&mut self.plan, prefix, outcome);
+            self.put(prefix, outcome);
         }
         updated
     }
@@ -166,26 +180,26 @@ impl Planner {
     fn outcome(&self, known: Known<'_>, prefix: IpNet) -> Outcome {
         let mut outcome = Outcome::default();
         let key = key_of(prefix);
-        let best = known.learned.get(&Prefix::new(prefix));
-        let mut ways = Vec::new();
+        let best = self.told(known, prefix);
+        let mut ways: Vec<Cow<'_, Way>> = Vec::new();
         let mut source = None;
         let mut mtu: Option<u32> = None;
         // This node answers for services itself: what others say of them is no way to go, and no fault either.
-        let is_service = best.is_some() && is_service_range(known.cluster, &prefix);
-        let is_here = best.is_some() && self.is_on_this_host(known.actual, &key);
-        for hop in best.into_iter().flatten().filter(|_| !is_service) {
+        let is_service = !best.is_empty() && is_service_range(known.cluster, &prefix);
+        let is_here = !best.is_empty() && self.is_on_this_host(known.actual, &key);
+        for hop in best.iter().filter(|_| !is_service) {
             let way = if is_here {
                 Err(Rejection::OnThisHost { peer: hop.peer })
             } else {
-                self.ways.to(known.cluster, prefix, *hop)
+                self.way(known, prefix, *hop, &mut outcome.outside)
             };
             match way {
                 Ok(way) => {
-                    ways.push(way);
                     // Of a way through the tunnel and one past it, the latter has one: it is none to the tunnel's harm.
                     source = source.or(way.source);
                     // The kernel has one for all next hops.
                     mtu = mtu.into_iter().chain(way.mtu).min();
+                    ways.push(way);
                 }
                 Err(reason) => outcome.rejected.push(reason),
             }
@@ -208,6 +222,59 @@ impl Planner {
             outcome.is_held = outcome.rejected.iter().any(Rejection::may_pass);
         }
         outcome
+    }
+
+    /// Where packets to `prefix` are to go, as the peers tell it, or the configuration of a peer.
+    fn told<'a>(&self, known: Known<'a>, prefix: IpNet) -> Cow<'a, [BgpNextHop]> {
+        let gateways = &self.plan.peering.gateways;
+        let gateway = is_single_address(&prefix)
+            .then(|| gateways.get(&prefix.addr()))
+            .flatten();
+        match gateway {
+            Some(gateway) => Cow::Owned(vec![BgpNextHop {
+                address: *gateway,
+                peer: prefix.addr(),
+            }]),
+            None => Cow::Borrowed(known.learned.get(&Prefix::new(prefix)).map_or(&[], Vec::as_slice)),
+        }
+    }
+
+    /// The way to `prefix` through `hop`: to a node, or out of the cluster. The latter is added to `outside`.
+    fn way(
+        &self,
+        known: Known<'_>,
+        prefix: IpNet,
+        hop: BgpNextHop,
+        outside: &mut BTreeSet<IpAddr>,
+    ) -> Result<Cow<'_, Way>, Rejection> {
+        let peering = &self.plan.peering;
+        let is_to_router = is_single_address(&prefix) && peering.gateways.contains_key(&prefix.addr());
+        if !is_to_router {
+            let way = self.ways.to(known.cluster, prefix, hop);
+            // A node of the mesh has nothing to tell of what lies outside the pools.
+            let is_router = || {
+                let origin = peering.origins.get(&hop.peer);
+                origin.is_some_and(|origin| origin.kind != OriginKind::Mesh)
+            };
+            let is_outside = matches!(way, Err(Rejection::NextHopUnknown { .. }))
+                && known.cluster.pool_of(&prefix).is_none()
+                && is_router();
+            if !is_outside {
+                return way.map(Cow::Borrowed);
+            }
+        }
+        outside.insert(hop.address);
+        let out = Outside {
+            settings: &self.settings,
+            peering,
+            actual: known.actual,
+        };
+        out.way(prefix, hop.address).map(Cow::Owned)
+    }
+
+    fn put(&mut self, prefix: IpNet, mut outcome: Outcome) {
+        self.external.note(prefix, mem::take(&mut outcome.outside));
+        put(&mut self.plan, prefix, outcome);
     }
 
     /// Whether a route of somebody else, such as the CNI plugin, leads to this single address on a link of this host. Ours

@@ -1,6 +1,7 @@
 //! Tables: what is known, and what should be.
 
 mod borrowed;
+mod external;
 mod multipath;
 
 use super::*;

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use culvert_bgp::config::{FamilyConfig, NextHopMode as Mode, PeerConfig};
+use culvert_bgp::config::{NextHopMode as Mode, PeerConfig};
 use culvert_bgp::id::Asn;
 use culvert_bgp::wire::message::Family;
 
 use super::passwords::password;
 use super::policies::Policies;
-use super::{Fault, Local, Origin, OriginKind, Peering, Problem};
+use super::{BGP_PORT, Fault, Local, Origin, OriginKind, PathTerms, Peering, Problem};
 use crate::api::{AsNumber, BgpPeerSpec, GoDuration, NextHopMode, ReversePeering, SourceAddress};
 use crate::cluster::{Cluster, ClusterNode, Labels};
 use crate::selector::Selector;
@@ -54,7 +54,7 @@ pub(super) fn add_mesh(
             // A BGPPeer says more of it.
             continue;
         }
-        let mut config = config_of(&neighbour, local, cluster);
+        let mut config = config_of(&neighbour, local.speaking.paths, local, cluster);
         config.source = Some(source);
         config.password.clone_from(&password);
         config.restart_time = seconds(bgp.node_mesh_max_restart_time.as_ref());
@@ -122,8 +122,16 @@ fn add(
     if let Some(by) = by.and_then(|origin| origin.resource.clone()) {
         return Err(Fault::Twice { address, by });
     }
-    let mut config = configured(spec, neighbour, local, cluster)?;
-    policies.apply(&format!("BGPPeer {name}"), &spec.filters, &mut config);
+    let mut faults = Vec::new();
+    let annotations = cluster.bgp().annotations_of_peer(name);
+    let paths = local.speaking.paths.overlaid(annotations, &mut faults);
+    let resource = format!("BGPPeer {name}");
+    peering.problems.extend(faults.into_iter().map(|fault| Problem {
+        resource: resource.clone(),
+        fault,
+    }));
+    let mut config = configured(spec, neighbour, paths, local, cluster)?;
+    policies.apply(&resource, &spec.filters, &mut config);
     let gateway = spec.reachable_by.filter(|_| spec.peer_ip.is_some());
     peering.gateways.extend(gateway.map(|gateway| (address, gateway)));
     peering.peers.insert(address, config);
@@ -227,18 +235,21 @@ fn addresses(node: &ClusterNode) -> impl Iterator<Item = IpAddr> {
 }
 
 /// What holds for every neighbour, however it came to be one.
-fn config_of(neighbour: &Neighbour<'_>, local: Local<'_>, cluster: &Cluster) -> PeerConfig {
+fn config_of(neighbour: &Neighbour<'_>, paths: PathTerms, local: Local<'_>, cluster: &Cluster) -> PeerConfig {
     let mut config = PeerConfig::new(neighbour.address, neighbour.asn);
     // As Calico has it: a session for each family, over it.
     let family = match neighbour.address {
         IpAddr::V4(_) => Family::IPV4_UNICAST,
         IpAddr::V6(_) => Family::IPV6_UNICAST,
     };
-    config.families = [(family, FamilyConfig::default())].into();
+    config.families = [(family, paths.of_family())].into();
     let of_node = neighbour
         .node
         .and_then(|(name, _)| cluster.bgp().listen_port(name));
-    let at_node = neighbour.node.is_some().then_some(local.speaking.port);
+    let at_node = neighbour
+        .node
+        .is_some()
+        .then_some(local.speaking.port.unwrap_or(BGP_PORT));
     config.port = neighbour.port.or(of_node).or(at_node);
     config
 }
@@ -246,10 +257,11 @@ fn config_of(neighbour: &Neighbour<'_>, local: Local<'_>, cluster: &Cluster) -> 
 fn configured(
     spec: &BgpPeerSpec,
     neighbour: &Neighbour<'_>,
+    paths: PathTerms,
     local: Local<'_>,
     cluster: &Cluster,
 ) -> Result<PeerConfig, Fault> {
-    let mut config = config_of(neighbour, local, cluster);
+    let mut config = config_of(neighbour, paths, local, cluster);
     config.local_asn = spec
         .local_as_number
         .and_then(|AsNumber(number)| Asn::new(number))

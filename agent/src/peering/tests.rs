@@ -1,3 +1,4 @@
+mod paths;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -337,9 +338,17 @@ fn the_mesh_has_one_password_and_no_session_without_it() {
 fn a_speaker_listens_on_its_own_addresses_where_it_is_told_to() {
     let spec = settings(r#"{"bindMode": "NodeIP"}"#);
     let own = BTreeSet::from([IpAddr::from([172, 18, 0, 1])]);
-    assert_eq!(of(&with(three_nodes(), std::slice::from_ref(&spec))).listen, own);
+    assert_eq!(
+        of(&with(three_nodes(), std::slice::from_ref(&spec)))
+            .endpoint
+            .addresses,
+        own
+    );
     let off = calico("BGPConfiguration", "node.n1", &json!({"bindMode": "None"}));
-    assert_eq!(of(&with(three_nodes(), &[spec, off])).listen, BTreeSet::new());
+    assert_eq!(
+        of(&with(three_nodes(), &[spec, off])).endpoint.addresses,
+        BTreeSet::new()
+    );
 }
 
 fn path(local_pref: Option<u32>) -> Arc<PathAttributes> {
@@ -492,7 +501,7 @@ fn a_rule_that_cannot_be_applied_is_named_and_the_others_of_its_filter_are() {
     assert_eq!(
         said,
         [
-            "BGPFilter f: exportV4[0] asks for interface eth*, which a BGP route does not have here: the rule is passed over; use cidr or source"
+            "BGPFilter f: exportV4[0] asks for interface eth*, which neither a route from a peer has when filters see it nor a block of this node: the rule is about none of them; use cidr or source"
         ]
     );
 }

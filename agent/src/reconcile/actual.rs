@@ -217,6 +217,17 @@ impl Actual {
         self.routes.values().flatten()
     }
 
+    /// The routes of the main table to `prefix`, in the order in which they count.
+    pub(crate) fn routes_to(&self, prefix: &IpNet) -> impl Iterator<Item = &Route> + use<'_> {
+        let of_metric = |metric| RouteKey {
+            table: MAIN_TABLE,
+            prefix: *prefix,
+            metric,
+        };
+        let all = self.routes.range(of_metric(0)..=of_metric(u32::MAX));
+        all.flat_map(|(_, routes)| routes)
+    }
+
     /// All routes by their keys, in order of these; of one key, the one that counts first.
     pub(super) fn by_key(&self) -> impl Iterator<Item = (&RouteKey, &[Route])> {
         self.routes.iter().map(|(key, routes)| (key, routes.as_slice()))

@@ -50,6 +50,17 @@ pub(super) enum SocketEvent {
     Closed { id: ConnectionId, error: TransportError },
 }
 
+/// What has become of messages that were to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sent {
+    /// The kernel has them.
+    Taken,
+    /// They wait for the peer to read, perhaps behind others.
+    Waiting,
+    /// Too much waits already: they are lost.
+    Overflowed,
+}
+
 /// An open connection. When it is dropped nothing is read any more, and what waits is still written.
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -63,9 +74,17 @@ pub(super) struct Connection {
 #[derive(Debug)]
 struct Backlog {
     queue: mpsc::UnboundedSender<Rest>,
-    /// Octets in the queue or being written.
-    waiting: Arc<AtomicUsize>,
+    octets: Arc<Octets>,
     writer: JoinHandle<io::Result<()>>,
+}
+
+/// Octets that did not go out at once.
+#[derive(Debug, Default)]
+struct Octets {
+    /// In the queue or being written.
+    waiting: AtomicUsize,
+    /// Written since the beginning, modulo the size of an address.
+    written: AtomicUsize,
 }
 
 /// Messages, perhaps many peers', and how many of their octets this one has got.
@@ -86,10 +105,10 @@ impl Connection {
         }
     }
 
-    /// Writes messages, at once as far as the kernel takes them; the rest waits. False when too much waits already.
+    /// Writes messages, at once as far as the kernel takes them; the rest waits.
     ///
     /// That the connection is broken is the reader's to say: it comes behind what the peer had to say before.
-    pub(super) fn send(&mut self, bytes: Arc<Vec<u8>>) -> bool {
+    pub(super) fn send(&mut self, bytes: Arc<Vec<u8>>) -> Sent {
         let mut left = bytes.as_slice();
         // Nothing overtakes what waits.
         if self.waiting() == 0 {
@@ -97,27 +116,34 @@ impl Connection {
                 match self.stream.try_write(left) {
                     Ok(count) => left = left.get(count..).unwrap_or_default(),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    Err(_) => return true,
+                    Err(_) => return Sent::Taken,
                 }
             }
         }
         if left.is_empty() {
-            return true;
+            return Sent::Taken;
         }
         if self.waiting().saturating_add(left.len()) > SEND_QUEUE {
-            return false;
+            return Sent::Overflowed;
         }
         let backlog = self.backlog.get_or_insert_with(|| Backlog::new(&self.stream));
-        backlog.waiting.fetch_add(left.len(), Ordering::Relaxed);
+        backlog.octets.waiting.fetch_add(left.len(), Ordering::Relaxed);
         let sent = bytes.len().saturating_sub(left.len());
         // A writer that is gone has found the connection broken.
         let _ = backlog.queue.send((bytes, sent));
-        true
+        Sent::Waiting
     }
 
-    fn waiting(&self) -> usize {
+    /// Octets that wait for the peer to read.
+    pub(super) fn waiting(&self) -> usize {
         let backlog = self.backlog.as_ref();
-        backlog.map_or(0, |backlog| backlog.waiting.load(Ordering::Relaxed))
+        backlog.map_or(0, |backlog| backlog.octets.waiting.load(Ordering::Relaxed))
+    }
+
+    /// A count that changes whenever some of what waited could be written.
+    pub(super) fn progress(&self) -> usize {
+        let backlog = self.backlog.as_ref();
+        backlog.map_or(0, |backlog| backlog.octets.written.load(Ordering::Relaxed))
     }
 
     /// Closes it, and waits until its last bytes are with the kernel.
@@ -149,11 +175,11 @@ fn end(stream: &TcpStream) {
 impl Backlog {
     fn new(stream: &Arc<TcpStream>) -> Self {
         let (queue, queued) = mpsc::unbounded_channel();
-        let waiting = Arc::new(AtomicUsize::new(0));
-        let writer = write(Arc::clone(stream), queued, Arc::clone(&waiting));
+        let octets = Arc::new(Octets::default());
+        let writer = write(Arc::clone(stream), queued, Arc::clone(&octets));
         Self {
             queue,
-            waiting,
+            octets,
             writer: tokio::spawn(writer),
         }
     }
@@ -194,26 +220,29 @@ async fn read(id: ConnectionId, stream: Arc<TcpStream>, events: mpsc::Sender<Soc
 async fn write(
     stream: Arc<TcpStream>,
     mut queued: mpsc::UnboundedReceiver<Rest>,
-    waiting: Arc<AtomicUsize>,
+    octets: Arc<Octets>,
 ) -> io::Result<()> {
     while let Some((bytes, sent)) = queued.recv().await {
         let left = bytes.get(sent..).unwrap_or_default();
         if queued.is_closed() {
-            timeout(FLUSH_TIMEOUT, write_all(&stream, left)).await??;
+            timeout(FLUSH_TIMEOUT, write_all(&stream, left, &octets)).await??;
         } else {
-            write_all(&stream, left).await?;
+            write_all(&stream, left, &octets).await?;
         }
-        waiting.fetch_sub(left.len(), Ordering::Relaxed);
     }
     end(&stream);
     Ok(())
 }
 
-async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+async fn write_all(stream: &TcpStream, mut bytes: &[u8], octets: &Octets) -> io::Result<()> {
     while !bytes.is_empty() {
         stream.writable().await?;
         match stream.try_write(bytes) {
-            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+            Ok(count) => {
+                bytes = bytes.get(count..).unwrap_or_default();
+                octets.written.fetch_add(count, Ordering::Relaxed);
+                octets.waiting.fetch_sub(count, Ordering::Relaxed);
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
@@ -372,13 +401,13 @@ fn transport_error(error: &io::Error) -> TransportError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use tokio::io::AsyncReadExt;
 
     use super::*;
 
     /// A connection of ours, and the peer's end of it, which does not read yet.
-    async fn connected() -> (Connection, TcpStream) {
+    pub(in crate::speaker) async fn connected() -> (Connection, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let dialled = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (peer, _) = listener.accept().await.unwrap();
@@ -391,7 +420,7 @@ mod tests {
         let (mut ours, mut peer) = connected().await;
         let sent: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_be_bytes).collect();
         for message in sent.chunks(4096) {
-            assert!(ours.send(Arc::new(message.to_vec())));
+            assert_ne!(ours.send(Arc::new(message.to_vec())), Sent::Overflowed);
         }
         assert!(ours.backlog.is_some(), "no kernel holds twelve megabytes");
         drop(ours);
@@ -405,7 +434,9 @@ mod tests {
         let (mut ours, _peer) = connected().await;
         let message = Arc::new(vec![0; 1 << 20]);
         // The kernel itself may hold some more.
-        let taken = (0..100).take_while(|_| ours.send(Arc::clone(&message))).count();
+        let taken = (0..100)
+            .take_while(|_| ours.send(Arc::clone(&message)) != Sent::Overflowed)
+            .count();
         assert!((16..64).contains(&taken), "{taken} MiB taken");
         assert!(ours.waiting() <= SEND_QUEUE);
     }

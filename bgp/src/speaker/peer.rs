@@ -313,7 +313,8 @@ impl Peer {
 
     /// Takes a configuration under which the session can go on.
     pub(crate) fn reconfigure(&mut self, terms: &Terms<'_>, transport: &mut Transport) {
-        let passive = self.config.passive;
+        let dials = |config: &PeerConfig| (config.passive, config.port);
+        let dialled = dials(&self.config);
         self.config = Arc::clone(&terms.peer);
         self.import = Import::new(terms.config, &self.config);
         self.neighbour = self.neighbour.take().map(|known| {
@@ -321,7 +322,7 @@ impl Peer {
             neighbour.reflector_client = self.config.reflector_client;
             Arc::new(neighbour)
         });
-        if passive != self.config.passive && self.dialler.state < State::OpenSent {
+        if dialled != dials(&self.config) && self.dialler.state < State::OpenSent {
             self.dialler.apply(Event::Abandon, &Cause::NONE, terms, transport);
             self.settle(terms, transport);
             self.report(None, transport);

@@ -55,7 +55,7 @@ pub(super) fn configuration() -> Value {
             ("serviceLoadBalancerAggregation", one_of(&["Enabled", "Disabled"], "Whether a range of load balancer IPs is advertised as one. Default: Enabled.")),
             ("communities", list(&community, "Names for communities.")),
             ("prefixAdvertisements", list(&advertisement, "The communities that routes go out with, by range.")),
-            ("ignoredInterfaces", texts("Interfaces whose networks are not advertised.")),
+            ("ignoredInterfaces", texts("Interfaces on which no next hop of a route from outside is looked for.")),
             ("ipv4NormalRoutePriority", priority("The priority of an ordinary IPv4 route.")),
             ("ipv6NormalRoutePriority", priority("The priority of an ordinary IPv6 route.")),
         ],

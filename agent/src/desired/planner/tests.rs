@@ -5,7 +5,9 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::*;
-use crate::api::{BgpConfiguration, BlockAffinity, IpPool, IpamBlock, Key, Kind, Node, Object, annotation};
+use crate::api::{
+    BgpConfiguration, BgpPeer, BlockAffinity, IpPool, IpamBlock, Key, Kind, Node, Object, annotation,
+};
 use crate::cluster::Cluster;
 use crate::desired::{Learned, plan};
 use crate::fib::{Address, Change, KernelEvent, NextHop, Snapshot};
@@ -25,8 +27,11 @@ const ADDRESSES: [&str; 5] = [
     "172.19.0.15",
 ];
 
+/// A router on this node's subnet, and one that is reached through it.
+const ROUTERS: [&str; 2] = ["172.18.0.254", "192.0.2.1"];
+
 /// Blocks, pods, and what lies in no pool.
-const PREFIXES: [&str; 7] = [
+const PREFIXES: [&str; 10] = [
     "10.65.42.0/26",
     "10.65.42.64/26",
     "10.65.42.7/32",
@@ -34,6 +39,9 @@ const PREFIXES: [&str; 7] = [
     "10.66.0.0/26",
     "10.65.42.9/32",
     "192.168.7.0/24",
+    "198.51.100.0/25",
+    "0.0.0.0/0",
+    "192.0.2.1/32",
 ];
 
 /// What the host's own routes lead to.
@@ -114,7 +122,21 @@ fn some_object() -> impl Strategy<Value = Object> {
         let bgp: BgpConfiguration = serde_yaml::from_str(&yaml).unwrap();
         Object::BgpConfiguration(bgp)
     });
-    prop_oneof![4 => node, 3 => pool, 3 => affinity, 2 => block, 1 => bgp]
+    let router =
+        (select(&ROUTERS[..]), any::<bool>(), any::<bool>()).prop_map(|(address, is_behind, is_node)| {
+            let gateway = if is_behind {
+                ", reachableBy: 172.18.0.254"
+            } else {
+                ""
+            };
+            let only = if is_node { ", node: node0" } else { "" };
+            let yaml = format!(
+                "metadata: {{name: '{address}'}}\nspec: {{peerIP: {address}, asNumber: 65001{gateway}{only}}}"
+            );
+            let peer: BgpPeer = serde_yaml::from_str(&yaml).unwrap();
+            Object::BgpPeer(peer)
+        });
+    prop_oneof![4 => node, 3 => pool, 3 => affinity, 2 => block, 1 => bgp, 2 => router]
 }
 
 fn block_name(cidr: &str) -> String {
@@ -130,6 +152,7 @@ fn some_key() -> impl Strategy<Value = Key> {
         (0usize..5).prop_map(|n| Key::new(Kind::Node, format!("node{n}"))),
         select(vec!["a", "b", "c"]).prop_map(|name| Key::new(Kind::IpPool, name)),
         select(&PREFIXES[..2]).prop_map(|cidr| Key::new(Kind::IpamBlock, block_name(cidr))),
+        select(&ROUTERS[..]).prop_map(|name| Key::new(Kind::BgpPeer, name)),
         (0usize..2, select(&PREFIXES[..4]))
             .prop_map(|(n, block)| Key::new(Kind::BlockAffinity, affinity_name(n, block))),
     ]
@@ -144,13 +167,13 @@ fn some_best() -> impl Strategy<Value = Vec<BgpNextHop>> {
         .iter()
         .copied()
         .chain(["10.65.42.3", "203.0.113.9"])
+        .chain(ROUTERS)
         .collect();
-    let hop = select(addresses).prop_map(|address| {
+    let peers: Vec<&str> = ADDRESSES[1..].iter().chain(&ROUTERS).copied().collect();
+    let hop = (select(addresses), select(peers), any::<bool>()).prop_map(|(address, peer, is_own)| {
         let address = address.parse().unwrap();
-        BgpNextHop {
-            address,
-            peer: address,
-        }
+        let peer = if is_own { address } else { peer.parse().unwrap() };
+        BgpNextHop { address, peer }
     });
     vec(hop, 0..3)
 }
