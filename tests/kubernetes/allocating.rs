@@ -160,10 +160,11 @@ fn cost(_: &Server) -> Outcome {
     )
 }
 
-/// The allocator takes and gives back an address in objects as Calico writes them: whatever else they say stays as it was.
-pub(crate) async fn worked_on(stores: Stores) -> Outcome {
-    // Beyond what a float holds.
-    let number = 9_007_199_254_740_993_u64;
+/// Beyond what a float holds.
+const NUMBER: u64 = 9_007_199_254_740_993;
+
+/// A block of Calico's, a claim to it, and their pool.
+fn golden() -> [Value; 3] {
     let metadata = |name: &str| json!({"name": name, "labels": {"theirs": "1"}, "annotations": {"projectcalico.org/metadata": "{}"}});
     let block = json!({
         "metadata": metadata("10-72-0-64-29"),
@@ -174,7 +175,7 @@ pub(crate) async fn worked_on(stores: Stores) -> Outcome {
                 {"handle_id": "windows-reserved-ipam-handle", "secondary": {"note": "windows host rsvd"}},
                 {"handle_id": "k8s-pod-network.5e", "secondary": {"node": "golden", "pod": "w"}, "alternateOwnerAttrs": {"pod": "v"}},
             ],
-            "sequenceNumber": number, "sequenceNumberForAllocation": {"3": number - 2}, "deleted": false, "strictAffinity": true,
+            "sequenceNumber": NUMBER, "sequenceNumberForAllocation": {"3": NUMBER - 2}, "deleted": false, "strictAffinity": true,
             "newer": {"deep": [1, {"er": true}]},
         },
     });
@@ -184,6 +185,12 @@ pub(crate) async fn worked_on(stores: Stores) -> Outcome {
         "spec": {"cidr": "10.72.0.64/29", "node": "golden", "state": "confirmed", "deleted": "false", "newer": [1]},
     });
     let pool = json!({"metadata": {"name": "golden"}, "spec": {"cidr": "10.72.0.0/24", "blockSize": 29}});
+    [block, claim, pool]
+}
+
+/// The allocator takes and gives back an address in objects as Calico writes them: whatever else they say stays as it was.
+pub(crate) async fn worked_on(stores: Stores) -> Outcome {
+    let [block, claim, pool] = golden();
     let store = stores.open().await?;
     for (kind, body) in [
         (Kind::IpPool, &pool),
@@ -201,8 +208,8 @@ pub(crate) async fn worked_on(stores: Stores) -> Outcome {
     let spec = &mut expected["spec"];
     spec["allocations"][6] = json!(2);
     spec["unallocated"] = json!([5, 4]);
-    spec["sequenceNumber"] = json!(number + 1);
-    spec["sequenceNumberForAllocation"]["6"] = json!(number);
+    spec["sequenceNumber"] = json!(NUMBER + 1);
+    spec["sequenceNumberForAllocation"]["6"] = json!(NUMBER);
     let attributes = spec["attributes"].as_array_mut().ok_or("no list")?;
     attributes.push(json!({"handle_id": "golden-new", "secondary": {"node": "golden", "pod": "golden-new"}}));
     holds(&*store, Kind::IpamBlock, &expected).await?;
@@ -211,7 +218,7 @@ pub(crate) async fn worked_on(stores: Stores) -> Outcome {
     node.release("golden-new").await?;
     let mut expected = block;
     expected["spec"]["unallocated"] = json!([5, 4, 6]);
-    expected["spec"]["sequenceNumber"] = json!(number + 2);
+    expected["spec"]["sequenceNumber"] = json!(NUMBER + 2);
     let block = holds(&*store, Kind::IpamBlock, &expected).await?;
     let claim = holds(&*store, Kind::BlockAffinity, &claim).await?;
     let pool = store

@@ -159,14 +159,16 @@ fn password(told: &Told, key: &Key) -> Option<Vec<u8>> {
     }
 }
 
+fn write_password(server: &ApiServer, value: &str) -> Outcome {
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "bgp-passwords", "namespace": "kube-system"},
+        "stringData": {"tor": value},
+    });
+    server.kubectl(ADMIN, &["apply", "-f", "-"], &secret.to_string())?;
+    Ok(())
+}
+
 fn passwords(server: &Server) -> Outcome {
-    let write = |server: &ApiServer, value: &str| {
-        let secret = json!({
-            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "bgp-passwords", "namespace": "kube-system"},
-            "stringData": {"tor": value},
-        });
-        server.kubectl(ADMIN, &["apply", "-f", "-"], &secret.to_string())
-    };
     server.with(|server| {
         permit(server)?;
         let delete = [
@@ -191,7 +193,7 @@ fn passwords(server: &Server) -> Outcome {
                     format!("{:?}", told.problem)
                 })?;
                 for value in ["hunter2", "hunter3"] {
-                    write(server, value)?;
+                    write_password(server, value)?;
                     told.until("the password", |told| {
                         password(told, &secret).as_deref() == Some(value.as_bytes())
                     })

@@ -27,8 +27,11 @@ fn create(server: &ApiServer, kind: &str, spec: &Value) -> Result<Value, String>
     serde_json::from_str(&created).map_err(|error| error.to_string())
 }
 
-fn refused(server: &Server) -> Outcome {
-    let wrong = [
+/// Kind, spec, and what the server must say of it.
+type Wrong = (&'static str, Value, &'static [&'static str]);
+
+fn wrong() -> Vec<Wrong> {
+    vec![
         ("IPPool", json!({"blockSize": 26}), &["spec.cidr", "Required"][..]),
         ("IPPool", json!({"cidr": "10.70.0.0/33"}), &["spec.cidr", "cidr"]),
         (
@@ -81,9 +84,12 @@ fn refused(server: &Server) -> Outcome {
             json!({"asNumber": "many"}),
             &["spec.asNumber"],
         ),
-    ];
+    ]
+}
+
+fn refused(server: &Server) -> Outcome {
     server.with(|server| {
-        for (kind, spec, words) in wrong {
+        for (kind, spec, words) in wrong() {
             let said = match create(server, kind, &spec) {
                 Ok(created) => return Err(Failed::from(format!("{spec} was taken: {created}"))),
                 Err(said) => said,
