@@ -125,7 +125,12 @@ fn cost(_: &Server) -> Outcome {
             let costs = since(&server, &before)?;
             println!("an address, with a watch: {costs:?}");
             // The two that are read are read at once.
-            let expected = ["GET ipamblocks", "GET ipamhandles", "POST ipamhandles", "PUT ipamblocks"];
+            let expected = [
+                "GET ipamblocks",
+                "GET ipamhandles",
+                "POST ipamhandles",
+                "PUT ipamblocks",
+            ];
             let expected = BTreeMap::from(expected.map(|what| (what.to_owned(), 1)));
             ensure(costs == expected, || format!("{costs:?}"))?;
             ensure(blocks.iter().any(|block| block.contains(&first[0])), || {

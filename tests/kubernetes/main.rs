@@ -3,13 +3,16 @@
 
 mod agents;
 mod allocating;
+mod annotations;
 mod chart;
+mod collection;
 mod contract;
 mod in_cluster;
 mod interest;
 mod outage;
 mod scale;
 mod servers;
+mod storm;
 mod validation;
 mod watching;
 
@@ -60,6 +63,9 @@ fn main() -> ExitCode {
         .chain(in_cluster::TRIALS)
         .chain(chart::TRIALS)
         .chain(agents::TRIALS)
+        .chain(annotations::TRIALS)
+        .chain(collection::TRIALS)
+        .chain(storm::TRIALS)
         .chain(scale::TRIALS)
     {
         let server = server.clone();

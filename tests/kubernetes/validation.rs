@@ -79,11 +79,6 @@ fn wrong() -> Vec<Wrong> {
             json!({"cidr": "10.70.0.0/31", "allocations": ["a", null], "unallocated": [1], "attributes": [], "strictAffinity": false}),
             &["spec.allocations", "integer"],
         ),
-        (
-            "BGPConfiguration",
-            json!({"asNumber": "many"}),
-            &["spec.asNumber"],
-        ),
     ]
 }
 

@@ -164,6 +164,7 @@ impl Call {
             container: Container {
                 network: config.name.clone(),
                 container_id,
+                pod: pod.clone(),
             },
             pod,
         })

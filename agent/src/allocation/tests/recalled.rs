@@ -1,7 +1,13 @@
 //! What a watch remembers is enough to try a write, and never to refuse anybody.
 
+use std::sync::Mutex as SyncMutex;
+
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+
 use super::*;
-use crate::datastore::Recollection;
+use crate::api::{BlockAffinity, Resource as _};
+use crate::datastore::{Recollection, Update};
 
 /// A store that remembers something, true or not, and notes which kinds are listed.
 struct Remembering {
