@@ -197,7 +197,8 @@ fn plans(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("plans");
     for size in [1, 16] {
         let batch: Vec<Request> = (node.next..node.next + size).map(assign).collect();
-        group.throughput(Throughput::Elements(1));
+        // Each request of a batch is planned.
+        group.throughput(Throughput::Elements(u64::try_from(size).unwrap()));
         let first = &batch;
         group.bench_with_input(BenchmarkId::new("count", size), first, |b, batch| {
             b.iter(|| plan(&node.view, batch, node.now()));
