@@ -142,14 +142,8 @@ pub async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Agen
         status_reader.clone(),
     )
     .telling(tell);
-    let (inquiries, mut asked) = Inquiries::channel();
-    let api = http::SocketApi {
-        status: status_reader.clone(),
-        attachments: Arc::new(attachments),
-        confirmations,
-        inquiries,
-    };
-    serve_socket(&config.socket, api, &stop)?;
+    let reader = status_reader.clone();
+    let mut asked = serve_socket(&config.socket, attachments, reader, confirmations, &stop)?;
     let told_of_node = tell_of_node(&(Arc::clone(&store) as _), config, status_reader.clone(), told);
     let collector = collector::start(
         Arc::clone(&store) as _,
@@ -423,15 +417,29 @@ async fn serve_http(
     Ok(())
 }
 
-fn serve_socket(path: &Path, api: http::SocketApi, stop: &CancellationToken) -> Result<(), AgentError> {
+/// Returns where the questions come out that only the control loop can answer.
+fn serve_socket(
+    path: &Path,
+    attachments: Attachments,
+    status: watch::Receiver<Arc<AgentStatus>>,
+    confirmations: Confirmations,
+    stop: &CancellationToken,
+) -> Result<mpsc::Receiver<Inquiry>, AgentError> {
     let listener = http::bind_socket(path)?;
+    let (inquiries, asked) = Inquiries::channel();
+    let api = http::SocketApi {
+        status,
+        attachments: Arc::new(attachments),
+        confirmations,
+        inquiries,
+    };
     let stop = stop.clone();
     tokio::spawn(async move {
         if let Err(error) = http::serve_socket(listener, api, stop).await {
             warn!(%error, "the agent's socket is no longer served");
         }
     });
-    Ok(())
+    Ok(asked)
 }
 
 fn stop_on_signals(stop: &CancellationToken) -> Result<(), AgentError> {

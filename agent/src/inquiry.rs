@@ -91,7 +91,7 @@ impl Inquiries {
     /// When the peer that is asked for is none, or the agent is about to end.
     pub async fn routes(&self, request: RibRequest) -> Result<RibRoutes, Problem> {
         let routes = self.ask(|answer| Inquiry::Speaker(Query::Routes { request, answer }));
-        routes.await?.map_err(refused)
+        routes.await?.map_err(|unknown| refused(&unknown))
     }
 
     /// Begins sessions anew; returns the peers whose sessions these are.
@@ -100,7 +100,7 @@ impl Inquiries {
     /// When the peer is none, or the agent is about to end.
     pub async fn clear(&self, clear: Clear) -> Result<Vec<IpAddr>, Problem> {
         let cleared = self.ask(|answer| Inquiry::Speaker(Query::Clear { clear, answer }));
-        cleared.await?.map_err(refused)
+        cleared.await?.map_err(|unknown| refused(&unknown))
     }
 
     /// Why packets for `destination` go where they go.
@@ -139,7 +139,7 @@ impl Inquiries {
     }
 }
 
-fn refused(unknown: PeerUnknown) -> Problem {
+fn refused(unknown: &PeerUnknown) -> Problem {
     Problem {
         reason: unknown.to_string(),
         retry: false,

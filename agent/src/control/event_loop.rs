@@ -228,19 +228,24 @@ impl EventLoop {
                     None => continue,
                 },
             };
-            self.must_dump |= wake == Wake::Dump;
-            if self.must_dump && wake >= Wake::Plan {
-                self.dump().await;
-            }
-            // On an old picture the difference would be wrong, and the retry that is due would be forgotten.
-            if wake >= Wake::Plan && !self.must_dump {
-                self.turn().await;
-            }
-            self.status_due
-                .get_or_insert_with(|| Instant::now() + STATUS_INTERVAL);
+            self.follow(wake).await;
         };
         self.stop_speaker().await;
         Ok(ended)
+    }
+
+    /// Does what an event calls for.
+    async fn follow(&mut self, wake: Wake) {
+        self.must_dump |= wake == Wake::Dump;
+        if self.must_dump && wake >= Wake::Plan {
+            self.dump().await;
+        }
+        // On an old picture the difference would be wrong, and the retry that is due would be forgotten.
+        if wake >= Wake::Plan && !self.must_dump {
+            self.turn().await;
+        }
+        self.status_due
+            .get_or_insert_with(|| Instant::now() + STATUS_INTERVAL);
     }
 
     /// Takes in an update and all that wait behind it.

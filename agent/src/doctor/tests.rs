@@ -68,6 +68,29 @@ fn pool(name: &str, cidr: &str) -> Object {
     Object::IpPool(serde_yaml::from_str::<IpPool>(&yaml).unwrap())
 }
 
+/// Two NICs with a network each, and the tunnel.
+fn kernel() -> Snapshot {
+    Snapshot {
+        links: vec![
+            link(ETH0, "eth0", 1500, None),
+            link(TUNL0, "tunl0", 1480, Some("ipip")),
+            link(ETH1, "eth1", 1500, None),
+        ],
+        addresses: vec![
+            address(ETH0, "192.168.0.113/24"),
+            address(ETH1, "192.168.3.113/24"),
+            address(TUNL0, "10.122.42.1/32"),
+        ],
+        routes: vec![
+            route("192.168.0.0/24", None, ETH0, 2),
+            route("192.168.3.0/24", None, ETH1, 2),
+            route("0.0.0.0/0", Some("192.168.0.1"), ETH0, 3),
+        ],
+        forwarding: true,
+        ..Snapshot::default()
+    }
+}
+
 /// A node on two networks, and another that is known by its address on the second.
 struct World {
     kernel: Snapshot,
@@ -114,27 +137,8 @@ impl World {
             }],
             ..AgentStatus::starting("node4")
         };
-        let kernel = Snapshot {
-            links: vec![
-                link(ETH0, "eth0", 1500, None),
-                link(TUNL0, "tunl0", 1480, Some("ipip")),
-                link(ETH1, "eth1", 1500, None),
-            ],
-            addresses: vec![
-                address(ETH0, "192.168.0.113/24"),
-                address(ETH1, "192.168.3.113/24"),
-                address(TUNL0, "10.122.42.1/32"),
-            ],
-            routes: vec![
-                route("192.168.0.0/24", None, ETH0, 2),
-                route("192.168.3.0/24", None, ETH1, 2),
-                route("0.0.0.0/0", Some("192.168.0.1"), ETH0, 3),
-            ],
-            forwarding: true,
-            ..Snapshot::default()
-        };
         Self {
-            kernel,
+            kernel: kernel(),
             cluster,
             status,
             host: Host::default(),
