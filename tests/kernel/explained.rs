@@ -113,7 +113,7 @@ pub(crate) fn peers(lab: &mut Lab) -> Result<(), Failed> {
     lab.wait_for_sessions()?;
     lab.wait_for_routes()?;
     let refused = lab.node(1).agent.ask(&["bgp", "clear", "192.0.2.1"]);
-    let words = refused.map_or_else(|error| error.to_string(), |text| text);
+    let words = refused.unwrap_or_else(|error| error.to_string());
     ensure(
         words.contains("192.0.2.1 is no BGP peer of this node; its peers are"),
         || words,
