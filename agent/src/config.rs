@@ -3,6 +3,7 @@
 //! Every field has a default. The field `bgp.listenPort` of the file is the variable `CULVERT_BGP_LISTEN_PORT` of the
 //! environment, and the environment wins.
 
+mod differences;
 mod values;
 
 use std::collections::BTreeMap;
@@ -99,7 +100,12 @@ pub struct SafetyConfig {
 pub struct NodeConfig {
     /// The IPv4 address to advertise, with or without prefix length. Default: the InternalIP of the Node object, else
     /// the only address of this host that comes into question.
+    #[serde(deserialize_with = "values::ipv4_address")]
     pub address: Option<AdvertisedAddress>,
+    /// The IPv6 address to advertise, with or without prefix length. Default, where there is a pool of IPv6: the first
+    /// InternalIP of IPv6 of the Node object, else the only address of this host that comes into question; else none.
+    #[serde(deserialize_with = "values::ipv6_address")]
+    pub address_v6: Option<AdvertisedAddress>,
     /// The AS number of this node, 1 to 4294967295. Default: that of the Node object, else the cluster's
     /// (BGPConfiguration `default`), else 64512.
     pub as_number: Option<Ranged<1, 4_294_967_295>>,
@@ -334,6 +340,10 @@ const VARIABLES: &[Variable] = &[
     },
     Variable {
         path: &["node", "address"],
+        text: true,
+    },
+    Variable {
+        path: &["node", "addressV6"],
         text: true,
     },
     Variable {

@@ -35,7 +35,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
     let ended = if arguments.cleanup {
         runtime.block_on(control::cleanup(&config))
     } else {
-        runtime.block_on(control::run(&config))
+        runtime.block_on(control::run(&config, arguments.config.as_deref()))
     };
     // Nothing that still runs is worth waiting for: the loop has closed what must be closed.
     runtime.shutdown_background();
