@@ -5,6 +5,7 @@
 
 mod differences;
 mod values;
+mod variables;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -19,6 +20,8 @@ use crate::datastore::{Access, Location};
 use crate::filter::UnknownTunnelPeers;
 use crate::logging::{Format, Level};
 use crate::peering::{AddPath, MOST_PREFIXES};
+
+use variables::{VARIABLES, Variable};
 
 pub use values::{HoldSeconds, NodeName, Ranged, Switch};
 
@@ -131,6 +134,11 @@ pub struct BgpConfig {
     /// The most routes of a family that are taken from a peer, 1 to 10000000; with more its session ends for a minute. The
     /// annotation `culvert/max-prefixes` of a BGPPeer says otherwise for its peers. Default: 200000.
     pub max_prefixes: Ranged<1, MOST_PREFIXES>,
+    /// The most next hops that a route has at once where several paths are equally good, 1 to 64. Default: 16, as BIRD has it.
+    pub multipath: Ranged<1, 64>,
+    /// `on` or `off`: whether nothing is taken from a peer in another AS for which no BGPFilter has import rules (RFC 8212;
+    /// what it is told has Calico's own rules in any case). Default: off, as Calico has it.
+    pub external_needs_policy: Switch,
     /// `on` or `off`: whether a default route that a router tells of (a BGPPeer that is no node) is installed. Default: off.
     pub accept_default_route: Switch,
 }
@@ -273,6 +281,8 @@ impl Default for BgpConfig {
             secret_namespace: DEFAULT_NAMESPACE.to_owned(),
             add_path: AddPath::Off,
             max_prefixes: const { Ranged::new(200_000) },
+            multipath: const { Ranged::new(16) },
+            external_needs_policy: Switch(false),
             accept_default_route: Switch(false),
         }
     }
@@ -303,161 +313,6 @@ impl Default for RouteConfig {
             source_pin: Switch(true),
             pin_table: const { Ranged::new(886) },
         }
-    }
-}
-
-/// A field that the environment can set: where it is in the file, and whether its value is text.
-struct Variable {
-    path: &'static [&'static str],
-    text: bool,
-}
-
-/// Every field of [`Config`].
-const VARIABLES: &[Variable] = &[
-    Variable {
-        path: &["nodeName"],
-        text: true,
-    },
-    Variable {
-        path: &["datastore", "directory"],
-        text: true,
-    },
-    Variable {
-        path: &["datastore", "kubernetes", "kubeconfig"],
-        text: true,
-    },
-    Variable {
-        path: &["datastore", "syncTimeout"],
-        text: false,
-    },
-    Variable {
-        path: &["state", "directory"],
-        text: true,
-    },
-    Variable {
-        path: &["safety", "maxVanishShare"],
-        text: false,
-    },
-    Variable {
-        path: &["node", "address"],
-        text: true,
-    },
-    Variable {
-        path: &["node", "addressV6"],
-        text: true,
-    },
-    Variable {
-        path: &["node", "asNumber"],
-        text: false,
-    },
-    Variable {
-        path: &["bgp", "listenPort"],
-        text: false,
-    },
-    Variable {
-        path: &["bgp", "holdTime"],
-        text: false,
-    },
-    Variable {
-        path: &["bgp", "connectRetry"],
-        text: false,
-    },
-    Variable {
-        path: &["bgp", "restartTime"],
-        text: false,
-    },
-    Variable {
-        path: &["bgp", "secretNamespace"],
-        text: true,
-    },
-    Variable {
-        path: &["bgp", "addPath"],
-        text: true,
-    },
-    Variable {
-        path: &["bgp", "maxPrefixes"],
-        text: false,
-    },
-    Variable {
-        path: &["bgp", "acceptDefaultRoute"],
-        text: true,
-    },
-    Variable {
-        path: &["socket"],
-        text: true,
-    },
-    Variable {
-        path: &["http", "listen"],
-        text: true,
-    },
-    Variable {
-        path: &["routes", "protocol"],
-        text: false,
-    },
-    Variable {
-        path: &["routes", "sourcePin"],
-        text: true,
-    },
-    Variable {
-        path: &["routes", "pinTable"],
-        text: false,
-    },
-    Variable {
-        path: &["tunnel", "mtu"],
-        text: false,
-    },
-    Variable {
-        path: &["tunnel", "pathMtuDiscovery"],
-        text: false,
-    },
-    Variable {
-        path: &["filter", "unknownTunnelPeers"],
-        text: true,
-    },
-    Variable {
-        path: &["garbageCollection", "mode"],
-        text: true,
-    },
-    Variable {
-        path: &["garbageCollection", "interval"],
-        text: false,
-    },
-    Variable {
-        path: &["garbageCollection", "gracePeriod"],
-        text: false,
-    },
-    Variable {
-        path: &["log", "format"],
-        text: true,
-    },
-    Variable {
-        path: &["log", "level"],
-        text: true,
-    },
-];
-
-impl Variable {
-    /// `CULVERT_BGP_LISTEN_PORT` for `bgp.listenPort`.
-    fn name(&self) -> String {
-        let mut name = "CULVERT".to_owned();
-        for part in self.path {
-            name.push('_');
-            for c in part.chars() {
-                if c.is_ascii_uppercase() {
-                    name.push('_');
-                }
-                name.push(c.to_ascii_uppercase());
-            }
-        }
-        name
-    }
-
-    /// The value as YAML: text as it is, anything else as YAML reads it.
-    fn value(&self, text: &str) -> Value {
-        if self.text {
-            return Value::String(text.to_owned());
-        }
-        serde_yaml::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()))
     }
 }
 

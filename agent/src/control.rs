@@ -389,6 +389,8 @@ fn start_speaker(
         // Nodes must not jitter in step: their addresses differ, and so do their starts.
         seed: u64::from(u32::from(identity.address.addr())) ^ u64::from(std::process::id()).rotate_left(32),
         local_address_v6: identity.address_v6.map(|net| net.addr()),
+        multipath: usize::try_from(config.bgp.multipath.get()).unwrap_or(1),
+        external_needs_policy: config.bgp.external_needs_policy.0,
         ..SpeakerConfig::new(identity.asn, identity.router_id, identity.address.addr())
     };
     speaker::start(

@@ -250,10 +250,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_snapshot_sets_every_gauge() {
-        let metrics = Metrics::register().unwrap();
-        let peer = |state: &str| PeerStatus {
+    fn peer(state: &str) -> PeerStatus {
+        PeerStatus {
             address: "10.0.0.1".parse().unwrap(),
             node: None,
             r#type: PeerType::Mesh,
@@ -263,9 +261,16 @@ mod tests {
             prefixes_received: 0,
             prefixes_sent: 0,
             established_count: 0,
+            failures: 0,
+            failed: None,
             stale: false,
             outer_source: None,
-        };
+        }
+    }
+
+    #[test]
+    fn a_snapshot_sets_every_gauge() {
+        let metrics = Metrics::register().unwrap();
         let status = AgentStatus {
             datastore: DatastoreStatus {
                 in_sync: true,

@@ -375,6 +375,8 @@ fn node_status_prints_the_tables_or_the_whole_status_as_json() {
             prefixes_received: 0,
             prefixes_sent: 0,
             established_count: 0,
+            failures: 0,
+            failed: None,
             stale: false,
             outer_source: None,
         }],

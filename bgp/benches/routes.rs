@@ -1,4 +1,4 @@
-//! What the routes cost: the decision, what comes in, what goes out, what is lost.
+//! What the messages and the routes cost: octets, the decision, what comes in, what goes out, what is lost.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on has failed")]
 
@@ -122,6 +122,31 @@ impl Bench {
     }
 }
 
+/// UPDATEs of one block, and as full as they can be.
+fn messages(c: &mut Criterion) {
+    for (what, routes) in [("one block", 1), ("the most blocks", 800)] {
+        let attributes = PathAttributes {
+            local_pref: Some(100),
+            communities: vec![0xfc00_0001, 0xfc00_0002],
+            ..PathAttributes::new(address(1).into())
+        };
+        let nlri: Vec<Nlri> = (0..routes).map(|n| prefix(n).into()).collect();
+        let octets = wire::encode_announcements(&attributes, &nlri, negotiated());
+        let [octets] = octets.as_slice() else {
+            panic!("{routes} blocks take one message");
+        };
+        let message = wire::decode(octets, negotiated()).unwrap().message;
+        let mut group = c.benchmark_group("message");
+        group.throughput(Throughput::Elements(u64::from(routes)));
+        group.bench_function(format!("decode {what}"), |b| {
+            b.iter(|| wire::decode(black_box(octets), negotiated()));
+        });
+        group.bench_function(format!("encode {what}"), |b| {
+            b.iter(|| wire::encode(black_box(&message), negotiated()));
+        });
+    }
+}
+
 fn best_path(c: &mut Criterion) {
     let mut group = c.benchmark_group("best path");
     for count in [1, 2, 8, 64] {
@@ -214,5 +239,5 @@ fn lose(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, best_path, learn, tell, lose);
+criterion_group!(benches, messages, best_path, learn, tell, lose);
 criterion_main!(benches);

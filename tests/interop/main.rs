@@ -3,6 +3,7 @@
 //! The agent is the real one: what is seen is what an operator would see, in the daemon's own words and in the kernel.
 
 mod daemon;
+mod exabgp;
 mod malformed;
 mod table;
 mod trials;
@@ -38,7 +39,7 @@ fn main() -> ExitCode {
     let passed = Arc::new(Passed::default());
     let trials: Vec<_> = all
         .map(|(kind, feature)| trial(kind, feature, missing.clone(), &passed))
-        .chain([malformed(missing.clone())])
+        .chain(malformed(missing.as_ref()))
         .collect();
     let count = trials.len();
     let conclusion = libtest_mimic::run(&arguments, trials);
@@ -66,10 +67,21 @@ fn trial(kind: Kind, feature: Feature, missing: Option<String>, passed: &Arc<Pas
     )
 }
 
-fn malformed(missing: Option<String>) -> Trial {
-    let name = "exabgp::a_malformed_attribute_costs_its_route_and_not_the_session";
-    let act = malformed::costs_its_route_and_not_the_session;
-    runnable(name.to_owned(), malformed::EXABGP, missing, act)
+/// What is no feature of a daemon's.
+fn malformed(missing: Option<&String>) -> [Trial; 2] {
+    let trial = |name: &str, act: fn() -> Result<(), Failed>| {
+        runnable(format!("exabgp::{name}"), exabgp::PROGRAM, missing.cloned(), act)
+    };
+    [
+        trial(
+            "a_malformed_attribute_costs_its_route_and_not_the_session",
+            malformed::costs_its_route_and_not_the_session,
+        ),
+        trial(
+            "a_message_that_hides_its_routes_ends_the_session",
+            malformed::ends_the_session,
+        ),
+    ]
 }
 
 /// A trial, if this program is there and `missing` names nothing else.

@@ -1,6 +1,5 @@
 //! A peer whose messages are not as they should be. `ExaBGP` puts any octets into an UPDATE that it is told to.
 
-use std::process::Command;
 use std::time::Duration;
 
 use harness::pair::{self, Pair};
@@ -8,10 +7,8 @@ use harness::{LabError, wait_for};
 use libtest_mimic::Failed;
 
 use crate::daemon::Terms;
+use crate::exabgp::Exabgp;
 use crate::trials::manifests;
-
-/// The program, which must be on this machine.
-pub(crate) const EXABGP: &str = "/usr/sbin/exabgp";
 
 /// How long anything may take, on the slowest machine.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -34,28 +31,56 @@ const ROUTES: [(&str, &str, bool); 6] = [
 /// How many of them have a fault. Faults are told of when their number is a power of two.
 const FAULTS: usize = 4;
 
+/// A block, and the attribute that ends the session with a NOTIFICATION of an UPDATE Message Error of this subcode.
+const RESETS: [(&str, &str, u8); 3] = [
+    // RFC 7606 §3 (test), §5.3: an MP_REACH_NLRI of three octets hides its routes.
+    ("10.65.206.0/26", "attribute [ 0x0E 0x80 0x000101 ]", 9),
+    // RFC 7606 §5.3 (test): a prefix of 255 bits in MP_UNREACH_NLRI.
+    ("10.65.207.0/26", "attribute [ 0x0F 0x80 0x000101FF ]", 9),
+    // RFC 4271 §6.3 (test): a well-known attribute that nobody knows.
+    ("10.65.208.0/26", "attribute [ 0xF1 0x40 0x00 ]", 2),
+];
+
 /// RFC 7606 §2 (test): a fault costs its route or its attribute; the session stands, and so does the agent.
 pub(crate) fn costs_its_route_and_not_the_session() -> Result<(), Failed> {
     let mut pair = Pair::build(&manifests(&Terms::default()))?;
     pair.start_agent()?;
-    let folder = pair.folder()?;
-    let config = folder.join("exabgp.conf");
-    std::fs::write(&config, configuration())?;
-    let mut exabgp = Command::new(EXABGP);
-    exabgp
-        .env("exabgp.daemon.user", "root")
-        .env("exabgp.api.cli", "false")
-        .arg(&config);
-    let log = folder.join("exabgp.log");
-    let _exabgp = pair.start(exabgp, &log)?;
-    seen(&pair).map_err(|error| {
-        let log = std::fs::read_to_string(&log).unwrap_or_default();
-        format!(
-            "{error}\n--- ExaBGP:\n{log}\n--- the agent:\n{}",
-            pair.agent.last_words()
-        )
-        .into()
-    })
+    let routes = ROUTES.map(|(block, attribute, _)| (block, attribute.to_owned()));
+    let exabgp = Exabgp::start(&pair, pair::THEIR_ADDRESS, pair::THEIR_ADDRESS, &routes)?;
+    seen(&pair).map_err(|error| explained(&pair, &exabgp, &error))
+}
+
+/// What hides the routes ends the session with the NOTIFICATION that says why, and the agent lives.
+pub(crate) fn ends_the_session() -> Result<(), Failed> {
+    for (block, attribute, subcode) in RESETS {
+        let theirs = pair::THEIR_ADDRESS;
+        let mut pair = Pair::build(&manifests(&Terms::default()))?;
+        let capture = pair.capture()?;
+        pair.start_agent()?;
+        let exabgp = Exabgp::start(&pair, theirs, theirs, &[(block, attribute.to_owned())])?;
+        let filter = format!(
+            "ip.src == {} && bgp.type == 3 && bgp.notify.major_error == 3 && bgp.notify.minor_error_update == {subcode}",
+            pair::OUR_ADDRESS
+        );
+        wait_for(&format!("{attribute} to end the session"), PATIENCE, || {
+            let sent = capture.dissect(&filter).map_err(|e| e.to_string())?;
+            (!sent.is_empty())
+                .then_some(())
+                .ok_or_else(|| "no such NOTIFICATION yet".to_owned())
+        })
+        .and_then(|()| pair.agent.status())
+        .map_err(|error| explained(&pair, &exabgp, &error))?;
+        let routes = pair.ours.routes()?;
+        crate::ensure(!routes.iter().any(|route| route.starts_with(block)), || {
+            format!("{routes:?}")
+        })?;
+    }
+    Ok(())
+}
+
+fn explained(pair: &Pair, exabgp: &Exabgp, error: &LabError) -> Failed {
+    let (log, agent) = (exabgp.log(), pair.agent.last_words());
+    format!("{error}\n--- ExaBGP:\n{log}\n--- the agent:\n{agent}").into()
 }
 
 fn seen(pair: &Pair) -> Result<(), LabError> {
@@ -101,24 +126,4 @@ fn seen(pair: &Pair) -> Result<(), LabError> {
             other => Err(format!("{other:?}")),
         }
     })
-}
-
-fn configuration() -> String {
-    let (ours, theirs) = (pair::OUR_ADDRESS, pair::THEIR_ADDRESS);
-    let routes: String = ROUTES
-        .iter()
-        .map(|(block, attribute, _)| format!("    route {block} next-hop {theirs} {attribute};\n"))
-        .collect();
-    format!(
-        "neighbor {ours} {{
-  router-id {theirs};
-  local-address {theirs};
-  local-as 64512;
-  peer-as 64512;
-  hold-time 90;
-  static {{
-{routes}  }}
-}}
-"
-    )
 }

@@ -175,9 +175,13 @@ impl Serialize for PeerAddress {
 }
 
 /// Reads a community: `AA:NN` with two numbers from 0 to 65535 (RFC 1997), or `AA:NN:MM` with three from 0 to 4294967295
-/// (RFC 8092). `None` for anything else.
+/// (RFC 8092); or an extended one (RFC 4360 §4, §5), a route target `rt:AA:NN` or route origin `ro:AA:NN`, where AA is an AS or
+/// an IPv4 address. `None` for anything else.
 #[must_use]
 pub fn community(text: &str) -> Option<Community> {
+    if let Some((kind @ ("rt" | "ro"), rest)) = text.split_once(':') {
+        return extended_community(if kind == "rt" { 2 } else { 3 }, rest);
+    }
     let mut parts = text.split(':');
     let (first, second, third) = (parts.next()?, parts.next()?, parts.next());
     match (third, parts.next()) {
@@ -191,6 +195,21 @@ pub fn community(text: &str) -> Option<Community> {
         }
         (Some(_), Some(_)) => None,
     }
+}
+
+/// Of an AS that fits into two octets NN has four, else two (RFC 4360 §3.1, RFC 5668 §2), as with an address (§3.2).
+fn extended_community(subtype: u8, text: &str) -> Option<Community> {
+    let (administrator, local) = text.split_once(':')?;
+    let (kind, [a, b, c, d], two_octets) = if let Ok(asn) = administrator.parse::<u16>() {
+        let ([a, b], [c, d, e, f]) = (asn.to_be_bytes(), local.parse::<u32>().ok()?.to_be_bytes());
+        return Some(Community::Extended([0, subtype, a, b, c, d, e, f]));
+    } else if let Ok(address) = administrator.parse::<Ipv4Addr>() {
+        (1, address.octets(), local)
+    } else {
+        (2, administrator.parse::<u32>().ok()?.to_be_bytes(), local)
+    };
+    let [e, f] = two_octets.parse::<u16>().ok()?.to_be_bytes();
+    Some(Community::Extended([kind, subtype, a, b, c, d, e, f]))
 }
 
 /// Reads a BGP Identifier or cluster number: four octets as an address, not 0.0.0.0.
@@ -278,7 +297,8 @@ mod tests {
     }
 
     #[test]
-    fn a_community_has_two_short_numbers_or_three_long_ones() {
+    fn a_community_has_two_short_numbers_or_three_long_ones_or_says_that_it_is_extended() {
+        let extended = |octets| Some(Community::Extended(octets));
         for (text, read) in [
             ("65535:65281", Some(Community::Standard(0xffff_ff01))),
             ("0:0", Some(Community::Standard(0))),
@@ -290,8 +310,23 @@ mod tests {
             ("1:2:3:4", None),
             ("no-export", None),
             ("", None),
+            // RFC 4360 §3.1, §3.2, §4, §5, RFC 5668 §2 (test).
+            ("rt:64512:100", extended([0, 2, 0xfc, 0, 0, 0, 0, 100])),
+            (
+                "ro:64512:4294967295",
+                extended([0, 3, 0xfc, 0, 255, 255, 255, 255]),
+            ),
+            ("rt:192.0.2.1:7", extended([1, 2, 192, 0, 2, 1, 0, 7])),
+            ("rt:65536:65535", extended([2, 2, 0, 1, 0, 0, 255, 255])),
+            ("rt:65536:65536", None),
+            ("rt:64512", None),
+            ("rt:64512:1:2", None),
+            ("rt:", None),
         ] {
             assert_eq!(community(text), read, "{text}");
+            if let Some(extended @ Community::Extended(_)) = read {
+                assert_eq!(extended.to_string(), text);
+            }
         }
     }
 }

@@ -28,7 +28,7 @@ use crate::cluster::{Cluster, ClusterChange, SharedAddress};
 use crate::dataplane::{Dataplane, DataplaneError, Netlink};
 use crate::datastore::Update;
 use crate::desired::{Changed, Known, Learned, Plan, Planner, Settings, Unpinned, Updated};
-use crate::fib::{Change, KernelEvent};
+use crate::fib::{Change, KernelEvent, RouteKey};
 use crate::firewall;
 use crate::inquiry::Inquiry;
 use crate::metrics::Metrics;
@@ -79,6 +79,8 @@ pub(super) struct EventLoop {
     learned: Learned,
     /// The peers have told all they know, or had their time to.
     converged: bool,
+    /// What was learned and withdrawn again before that.
+    withdrawn: BTreeSet<Prefix>,
     actual: Actual,
     /// `actual` is known to be out of date.
     must_dump: bool,
@@ -146,6 +148,7 @@ impl EventLoop {
             remarks: Remarks::default(),
             learned: Learned::new(),
             converged: false,
+            withdrawn: BTreeSet::new(),
             actual,
             must_dump: false,
             unpinned: Vec::new(),
@@ -316,8 +319,11 @@ impl EventLoop {
         for (prefix, best) in news.routes {
             self.changed.learned.insert(prefix);
             if best.is_empty() {
-                self.learned.remove(&prefix);
+                if self.learned.remove(&prefix).is_some() && !self.converged {
+                    self.withdrawn.insert(prefix);
+                }
             } else {
+                self.withdrawn.remove(&prefix);
                 self.learned.insert(prefix, best);
             }
         }
@@ -379,6 +385,13 @@ impl EventLoop {
         };
         let desired = &self.planner.plan().desired;
         let mut changes = self.difference.steps(desired, &self.actual, removal);
+        if removal == Removal::Later {
+            // What a peer has told and taken back in this run is no route of a former one that may yet come.
+            let keys = self.withdrawn.iter().map(|prefix| RouteKey::main(prefix.net()));
+            changes.extend(self.difference.deletions_of(keys, &self.actual));
+        } else {
+            self.withdrawn.clear();
+        }
         let circumstances = Circumstances {
             new: &updated.keys,
             failures: &self.failures,

@@ -110,7 +110,10 @@ pub(super) fn status(known: &Observation<'_>) -> AgentStatus {
 fn peer(session: &Session, nodes: &BTreeMap<IpAddr, &str>, known: &Observation<'_>) -> PeerStatus {
     let origin = known.plan.peering.origins.get(&session.peer);
     // The speaker counts from an origin of its own; people want the time of day.
-    let age = Instant::now().saturating_duration_since(session.since);
+    let time_of = |then: Instant| {
+        let age = Instant::now().saturating_duration_since(then);
+        Timestamp::now().checked_sub(age).unwrap_or(Timestamp::UNIX_EPOCH)
+    };
     PeerStatus {
         address: session.peer,
         node: nodes
@@ -123,8 +126,10 @@ fn peer(session: &Session, nodes: &BTreeMap<IpAddr, &str>, known: &Observation<'
             Some(OriginKind::Mesh) | None => PeerType::Mesh,
         },
         state: session.state.to_string(),
-        since: Timestamp::now().checked_sub(age).unwrap_or(Timestamp::UNIX_EPOCH),
+        since: time_of(session.since),
         reason: session.reason.as_ref().map(ToString::to_string),
+        failures: session.failures,
+        failed: session.failed.map(time_of),
         prefixes_received: session.prefixes_received,
         prefixes_sent: session.prefixes_sent,
         established_count: session.established_count,

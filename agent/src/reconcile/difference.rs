@@ -134,6 +134,19 @@ impl Difference {
         steps
     }
 
+    /// The deletion of those routes of `keys` that are not wanted, whatever a [`Removal`] says of others.
+    pub fn deletions_of<'a>(
+        &'a self,
+        keys: impl Iterator<Item = RouteKey> + 'a,
+        actual: &'a Actual,
+    ) -> impl Iterator<Item = Change> + 'a {
+        keys.filter(|key| self.unwanted.contains(key)).flat_map(|key| {
+            let routes = actual.routes_of(&key).iter();
+            let ours = routes.filter(|route| self.ours.owns(route) && route.kind == RouteKind::Unicast);
+            ours.cloned().map(Change::DeleteRoute)
+        })
+    }
+
     fn unwanted_at(&mut self, key: &RouteKey, routes: &[Route], desired: &Desired) {
         if routes.iter().any(|route| self.ours.owns(route)) && !desired.held.contains(key) {
             self.unwanted.insert(*key);

@@ -4,8 +4,8 @@ use std::fs;
 
 use culvert_bgp::speaker::TransportError;
 
-/// Where the kernel tells it, of this network namespace.
-const NETSTAT: &str = "/proc/self/net/netstat";
+/// Where the kernel tells it, of the network namespace that this thread is in.
+const NETSTAT: &str = "/proc/thread-self/net/netstat";
 
 /// Segments that the kernel refused so far, by the reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

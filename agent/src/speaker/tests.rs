@@ -1,5 +1,7 @@
 //! The driver on real sockets of the loopback interface.
 
+mod protection;
+
 use std::net::Ipv4Addr;
 
 use culvert_bgp::config::Password;
@@ -9,7 +11,6 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use super::*;
-use crate::uapi::set_md5_key;
 
 /// Far more than anything here takes.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -47,9 +48,14 @@ async fn started() -> (Running, u16) {
 
 /// The same, on other terms.
 async fn started_with(change: impl FnOnce(&mut PeerConfig)) -> (Running, u16) {
+    started_for(IpAddr::V4(PEER), change).await
+}
+
+/// The same, with a peer at this address.
+async fn started_for(peer: IpAddr, change: impl FnOnce(&mut PeerConfig)) -> (Running, u16) {
     let free = free_port();
     let running = start(config(), at(free), IntCounter::new("refused", "them").unwrap()).unwrap();
-    let mut peer = PeerConfig::new(IpAddr::V4(PEER), Asn::new(64_512).unwrap());
+    let mut peer = PeerConfig::new(peer, Asn::new(64_512).unwrap());
     change(&mut peer);
     running
         .commands
@@ -153,114 +159,6 @@ async fn a_port_that_is_taken_is_named() {
         error.contains(&format!("port {port}")) && error.contains("bgp.listenPort"),
         "{error}"
     );
-}
-
-/// A socket at the peer's address, with this key for the speaker's.
-fn peer_socket(key: Option<&str>) -> TcpSocket {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind((PEER, 0).into()).unwrap();
-    if let Some(key) = key {
-        let to = IpAddr::V4(LOCAL);
-        set_md5_key(&socket, SocketFamily::V4, to, Some(key.as_bytes())).unwrap();
-    }
-    socket
-}
-
-/// Waits until the kernel tells for what reason it refuses segments, and sees that the connection did not come about.
-async fn refused_for(key: Option<&str>, port: u16, reason: TransportError) {
-    let before = md5::Refused::now();
-    let connect = tokio::spawn(peer_socket(key).connect((LOCAL, port).into()));
-    let told = async {
-        while before.explain(md5::Refused::now(), reason != TransportError::Md5Unexpected) != reason {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(LIMIT, told).await.unwrap();
-    assert!(!connect.is_finished(), "{reason}");
-    connect.abort();
-}
-
-#[tokio::test]
-async fn only_a_peer_with_the_same_password_is_answered_and_the_kernel_tells_why_another_is_not() {
-    // RFC 2385 §2 (test).
-    let (running, port) = started_with(|peer| peer.password = Some(Password::new("one"))).await;
-    let connect = peer_socket(Some("one")).connect((LOCAL, port).into());
-    let mut known = timeout(LIMIT, connect).await.unwrap().unwrap();
-    let mut header = [0; 19];
-    timeout(LIMIT, known.read_exact(&mut header))
-        .await
-        .unwrap()
-        .unwrap();
-    refused_for(Some("two"), port, TransportError::Md5Differs).await;
-    refused_for(None, port, TransportError::Md5Missing).await;
-
-    let open = PeerConfig::new(IpAddr::V4(PEER), Asn::new(64_513).unwrap());
-    let command = Command::Peers([(open.address, open)].into());
-    running.commands.send(command).await.unwrap();
-    let mut peers = running.peers.clone();
-    let changed = peers.wait_for(|peers| peers.iter().any(|peer| peer.asn.get() == 64_513));
-    timeout(LIMIT, changed).await.unwrap().unwrap();
-    refused_for(Some("one"), port, TransportError::Md5Unexpected).await;
-}
-
-#[tokio::test]
-async fn attempts_that_get_no_answer_are_told_of_with_what_the_kernel_refused_meanwhile() {
-    let listening = peer_socket(Some("two"));
-    let port = listening.local_addr().unwrap().port();
-    let _listener = listening.listen(1).unwrap();
-    let (running, _) = started_with(|peer| {
-        peer.password = Some(Password::new("one"));
-        peer.port = Some(port);
-        // Shorter than an attempt: the next one begins while the first has not failed.
-        peer.connect_retry = Some(Duration::from_secs(2));
-    })
-    .await;
-    let mut peers = running.peers.clone();
-    let wanted = Some(TransportError::Md5Differs.into());
-    let told = peers.wait_for(|peers| peers.iter().any(|peer| peer.reason == wanted));
-    timeout(LIMIT, told).await.unwrap().unwrap();
-}
-
-/// How many segments the kernel has dropped for their TTL.
-fn dropped_for_ttl() -> u64 {
-    let text = std::fs::read_to_string("/proc/self/net/netstat").unwrap();
-    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
-    let (names, numbers) = (lines.next().unwrap(), lines.next().unwrap());
-    let mut both = names.split_whitespace().zip(numbers.split_whitespace());
-    let (_, number) = both.find(|(name, _)| *name == "TCPMinTTLDrop").unwrap();
-    number.parse().unwrap()
-}
-
-#[tokio::test]
-async fn what_a_peer_sends_from_farther_than_it_may_be_is_dropped() {
-    // RFC 5082 §3 (test).
-    let (_running, port) = started_with(|peer| peer.ttl_security = Some(1)).await;
-    for (ttl, is_heard) in [(255, true), (254, false)] {
-        let socket = peer_socket(None);
-        socket2::SockRef::from(&socket).set_ttl_v4(ttl).unwrap();
-        let connect = socket.connect((LOCAL, port).into());
-        let mut stream = timeout(LIMIT, connect).await.unwrap().unwrap();
-        // Its OPEN says that the speaker has the connection, and its terms.
-        let mut header = [0; 19];
-        timeout(LIMIT, stream.read_exact(&mut header))
-            .await
-            .unwrap()
-            .unwrap();
-        let before = dropped_for_ttl();
-        stream.write_all(&[0; 19]).await.unwrap();
-        if is_heard {
-            // No header of BGP: the speaker says so and closes.
-            let mut bytes = Vec::new();
-            let _ = timeout(LIMIT, stream.read_to_end(&mut bytes)).await.unwrap();
-        } else {
-            let dropped = async {
-                while dropped_for_ttl() == before {
-                    tokio::task::yield_now().await;
-                }
-            };
-            timeout(LIMIT, dropped).await.unwrap();
-        }
-    }
 }
 
 /// What a peer in our AS says first, octet by octet: its OPEN (RFC 4271 §4.2) with a hold time of 90 s, IPv4 unicast
@@ -383,7 +281,8 @@ async fn wait_until_greeted(port: u16) {
 #[tokio::test]
 async fn a_speaker_that_is_told_to_listens_elsewhere_and_its_sessions_stand() {
     let (running, first) = started_with(|peer| peer.password = Some(Password::new("one"))).await;
-    let connect = peer_socket(Some("one")).connect((LOCAL, first).into());
+    let connect =
+        protection::socket_from(PEER.into(), LOCAL.into(), Some("one")).connect((LOCAL, first).into());
     let mut stream = timeout(LIMIT, connect).await.unwrap().unwrap();
     stream.write_all(&greeting()).await.unwrap();
     let is_up = |peers: &Vec<PeerStatus>| peers[0].state == culvert_bgp::speaker::State::Established;
@@ -401,7 +300,8 @@ async fn a_speaker_that_is_told_to_listens_elsewhere_and_its_sessions_stand() {
         let reached = async {
             loop {
                 // The password goes with it: without, nobody answers.
-                let connect = peer_socket(Some("one")).connect((LOCAL, second).into());
+                let connect = protection::socket_from(PEER.into(), LOCAL.into(), Some("one"))
+                    .connect((LOCAL, second).into());
                 if connect.await.is_ok() {
                     return;
                 }

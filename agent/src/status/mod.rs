@@ -102,6 +102,12 @@ pub struct PeerStatus {
     /// Why the session is not Established, or why it was last lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// How often a session with the peer, or an attempt at one, has failed since there last was one.
+    #[serde(default)]
+    pub failures: u64,
+    /// When the last of them did, for the reason above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<Timestamp>,
     /// How many prefixes the peer announces.
     pub prefixes_received: usize,
     /// How many prefixes are announced to the peer.
@@ -395,6 +401,8 @@ mod tests {
             prefixes_received: 1,
             prefixes_sent: 2,
             established_count: 3,
+            failures: 0,
+            failed: None,
             stale: false,
             outer_source: Some("172.18.0.11".parse().unwrap()),
         }];
@@ -407,7 +415,7 @@ mod tests {
             serde_json::json!({
                 "address": "172.18.0.12", "node": "b", "type": "node-to-node mesh", "state": "Established",
                 "since": "2026-11-21T10:00:00Z", "prefixesReceived": 1, "prefixesSent": 2,
-                "establishedCount": 3, "stale": false, "outerSource": "172.18.0.11",
+                "establishedCount": 3, "failures": 0, "stale": false, "outerSource": "172.18.0.11",
             })
         );
         assert_eq!(serde_json::from_value::<AgentStatus>(json).unwrap(), status);

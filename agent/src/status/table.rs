@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use comfy_table::Table;
-use jiff::Zoned;
+use jiff::{Timestamp, Zoned};
 
 use super::{AgentStatus, FirewallStatus, PROBLEMS_NAMED, PeerStatus};
 use crate::table::{boxed, printable};
@@ -187,8 +187,8 @@ fn row(peer: &PeerStatus, now: &Zoned) -> [String; COLUMNS.len()] {
         peer.address.to_string(),
         peer.r#type.as_str().to_owned(),
         protocol_state(&peer.state).to_owned(),
-        since(peer, now),
-        info(peer),
+        time(peer.since, now),
+        info(peer, now),
     ]
 }
 
@@ -202,20 +202,30 @@ fn protocol_state(session: &str) -> &'static str {
     }
 }
 
-fn since(peer: &PeerStatus, now: &Zoned) -> String {
-    let since = peer.since.to_zoned(now.time_zone().clone());
-    let format = if since.date() == now.date() {
+/// A time of today, or the day of an older one.
+fn time(then: Timestamp, now: &Zoned) -> String {
+    let then = then.to_zoned(now.time_zone().clone());
+    let format = if then.date() == now.date() {
         "%H:%M:%S"
     } else {
         "%Y-%m-%d"
     };
-    since.strftime(format).to_string()
+    then.strftime(format).to_string()
 }
 
-fn info(peer: &PeerStatus) -> String {
+/// The state, why it is not Established, and how often that was so and when, where it was more than once.
+fn info(peer: &PeerStatus, now: &Zoned) -> String {
     let mut info = peer.state.clone();
     if let Some(reason) = peer.reason.as_ref().filter(|_| peer.state != "Established") {
         let _ = write!(info, ": {reason}");
+        if let (2.., Some(failed)) = (peer.failures, peer.failed) {
+            let _ = write!(
+                info,
+                " ({} failures, the last {})",
+                peer.failures,
+                time(failed, now)
+            );
+        }
     }
     if peer.stale {
         info.push_str(" (its routes are kept until it is back)");
@@ -225,7 +235,7 @@ fn info(peer: &PeerStatus) -> String {
 
 #[cfg(test)]
 mod tests {
-    use jiff::{Timestamp, civil::date};
+    use jiff::civil::date;
 
     use super::super::{DatastoreStatus, PeerType, RouteProblem, RouteStatus, SourceMismatch, SourceStatus};
     use super::*;
@@ -245,6 +255,8 @@ mod tests {
             prefixes_received: 0,
             prefixes_sent: 0,
             established_count: 0,
+            failures: 0,
+            failed: None,
             stale: false,
             outer_source: None,
         }
@@ -366,6 +378,8 @@ Ready: yes.
     fn peers_are_sorted_by_address_and_tell_why_they_are_not_up() {
         let mut refused = peer("172.18.0.12", "Active", "2026-11-21T10:00:00Z");
         refused.reason = Some("connection refused by 172.18.0.12:179".into());
+        refused.failures = 3;
+        refused.failed = Some("2026-11-21T10:00:07Z".parse().unwrap());
         let mut stale = peer("172.18.0.3", "Connect", "2026-11-20T23:59:59Z");
         stale.r#type = PeerType::Node;
         stale.stale = true;
@@ -375,12 +389,12 @@ Ready: yes.
         let text = status(vec![refused, stale, idle]).render(&now());
         let expected = "\
 IPv4 BGP status
-+--------------+-------------------+-------+------------+------------------------------------------------+
-| PEER ADDRESS | PEER TYPE         | STATE | SINCE      | INFO                                           |
-+--------------+-------------------+-------+------------+------------------------------------------------+
-| 172.18.0.3   | node specific     | start | 2026-11-20 | Connect (its routes are kept until it is back) |
-| 172.18.0.12  | node-to-node mesh | start | 10:00:00   | Active: connection refused by 172.18.0.12:179  |
-+--------------+-------------------+-------+------------+------------------------------------------------+
++--------------+-------------------+-------+------------+-------------------------------------------------------------------------------+
+| PEER ADDRESS | PEER TYPE         | STATE | SINCE      | INFO                                                                          |
++--------------+-------------------+-------+------------+-------------------------------------------------------------------------------+
+| 172.18.0.3   | node specific     | start | 2026-11-20 | Connect (its routes are kept until it is back)                                |
+| 172.18.0.12  | node-to-node mesh | start | 10:00:00   | Active: connection refused by 172.18.0.12:179 (3 failures, the last 10:00:07) |
++--------------+-------------------+-------+------------+-------------------------------------------------------------------------------+
 
 IPv6 BGP status
 +--------------+-----------+-------+----------+-----------------------------+
@@ -461,7 +475,7 @@ Blocks:";
         let late = date(2026, 11, 21).at(0, 30, 0, 0).in_tz("UTC").unwrap();
         let east = late.with_time_zone(jiff::tz::TimeZone::fixed(jiff::tz::offset(2)));
         let peer = peer("10.0.0.1", "Established", "2026-11-20T23:30:00Z");
-        assert_eq!(since(&peer, &late), "2026-11-20");
-        assert_eq!(since(&peer, &east), "01:30:00");
+        assert_eq!(time(peer.since, &late), "2026-11-20");
+        assert_eq!(time(peer.since, &east), "01:30:00");
     }
 }

@@ -104,13 +104,16 @@ pub enum PeerType {
     External,
 }
 
-/// A community, as it is carried in one of three attributes.
+/// A community, as it is carried in one of three attributes. An extended one is shown as route target (`rt:`) or route origin
+/// (`ro:`, RFC 4360 §4, §5), where it is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Community {
     /// RFC 1997.
     Standard(u32),
     /// RFC 8092.
     Large([u32; 3]),
+    /// RFC 4360 §2: its octets, the type first.
+    Extended([u8; 8]),
 }
 
 impl Community {
@@ -118,6 +121,7 @@ impl Community {
         match self {
             Self::Standard(value) => attributes.communities.contains(&value),
             Self::Large(value) => attributes.large_communities.contains(&value),
+            Self::Extended(value) => attributes.extended_communities.contains(&value),
         }
     }
 
@@ -125,6 +129,7 @@ impl Community {
         match self {
             Self::Standard(value) => insert(&mut attributes.communities, value),
             Self::Large(value) => insert(&mut attributes.large_communities, value),
+            Self::Extended(value) => insert(&mut attributes.extended_communities, value),
         }
     }
 }
@@ -141,6 +146,24 @@ impl fmt::Display for Community {
         match self {
             Self::Standard(value) => write!(f, "{}:{}", value >> 16, value & 0xffff),
             Self::Large([global, first, second]) => write!(f, "{global}:{first}:{second}"),
+            Self::Extended(octets) => {
+                let [kind, _, a, b, c, d, e, g] = octets;
+                let name = match octets {
+                    [0..=2, 2, ..] => "rt",
+                    [0..=2, 3, ..] => "ro",
+                    _ => return write!(f, "0x{:016x}", u64::from_be_bytes(*octets)),
+                };
+                let low = u16::from_be_bytes([*e, *g]);
+                match kind {
+                    0 => {
+                        let (asn, local) =
+                            (u16::from_be_bytes([*a, *b]), u32::from_be_bytes([*c, *d, *e, *g]));
+                        write!(f, "{name}:{asn}:{local}")
+                    }
+                    1 => write!(f, "{name}:{a}.{b}.{c}.{d}:{low}"),
+                    _ => write!(f, "{name}:{}:{low}", u32::from_be_bytes([*a, *b, *c, *d])),
+                }
+            }
         }
     }
 }

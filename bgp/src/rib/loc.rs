@@ -15,7 +15,7 @@ pub enum Best<'a> {
     Learned(&'a Candidate),
 }
 
-/// A path to a destination that may be told, with the Path Identifier that it is told under (RFC 7911 §3).
+/// A path to a destination that may be told, with the Path Identifier that it is told under (RFC 7911 §3, §5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Path<'a> {
     /// Ours: it says nothing about the one that the path came with.

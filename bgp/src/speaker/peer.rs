@@ -63,6 +63,8 @@ pub(crate) struct Peer {
     pub(crate) state: State,
     since: Instant,
     reason: Option<Reason>,
+    /// How often it has failed since it was last Established, and when the last time was.
+    failures: (u64, Option<Instant>),
     pub(crate) routes_in: AdjRibIn,
     /// Those that are told the same, while Established.
     pub(super) group: Option<u64>,
@@ -104,6 +106,7 @@ impl Peer {
             state: State::Idle,
             since: now,
             reason: None,
+            failures: (0, None),
             routes_in: AdjRibIn::default(),
             group: None,
             neighbour: None,
@@ -280,6 +283,10 @@ impl Peer {
         let is_new = reason.is_some() && reason != self.reason;
         if reason.is_some() && (to < from || to < State::OpenSent) {
             self.reason.clone_from(&reason);
+            self.failures = (self.failures.0.saturating_add(1), Some(transport.now));
+        }
+        if to == State::Established && from != to {
+            self.failures.0 = 0;
         }
         if from == to {
             return;
@@ -451,7 +458,7 @@ impl Peer {
             };
             return Some(collides(if this.origin == stays { other } else { this }));
         }
-        // RFC 4724 §4.2: a new OPEN from a peer that can restart says that it has restarted.
+        // RFC 4724 §4.2, §5: a new OPEN from a peer that can restart says that it has restarted.
         if other.has_graceful_restart() {
             return Some(replaced());
         }
@@ -514,6 +521,8 @@ impl Peer {
             asn: self.config.asn,
             state: self.state,
             reason: self.reason.clone(),
+            failures: self.failures.0,
+            failed: self.failures.1,
             prefixes_received: self.routes_in.len(),
             prefixes_sent: sent,
             established_count: self.established_count,
@@ -545,7 +554,7 @@ impl Peer {
     }
 }
 
-/// RFC 8538 §3.1: the NOTIFICATION that says that nothing is to be kept, with the reason in it.
+/// RFC 8538 §3.1, §5: the NOTIFICATION that says that nothing is to be kept, with the reason in it.
 fn hard_reset(notification: &Notification) -> Notification {
     let mut data = vec![notification.code, notification.subcode];
     data.extend_from_slice(&notification.data);

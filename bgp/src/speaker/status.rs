@@ -18,6 +18,10 @@ pub struct PeerStatus {
     pub state: State,
     /// Why it last went down, or does not come up.
     pub reason: Option<Reason>,
+    /// How often a session or an attempt at one has failed since it was last Established.
+    pub failures: u64,
+    /// When [`Self::reason`] last came up.
+    pub failed: Option<Instant>,
     /// Routes in Adj-RIB-In, stale ones included.
     pub prefixes_received: usize,
     /// Routes in Adj-RIB-Out.

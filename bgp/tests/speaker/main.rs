@@ -500,3 +500,52 @@ fn all_internal_peers_are_told_of_an_own_block_in_the_same_bytes() {
         "written out once, and never copied"
     );
 }
+
+#[test]
+fn failures_are_counted_with_the_time_of_the_last_until_a_session_stands() {
+    let start = origin();
+    let own = SpeakerConfig::new(
+        Asn::new(64512).unwrap(),
+        RouterId::new(address(1)).unwrap(),
+        address(1),
+    );
+    let mut speaker = Speaker::new(own, start);
+    let peer = IpAddr::V4(address(2));
+    let config = PeerConfig::new(peer, Asn::new(64512).unwrap());
+    speaker.handle(start, Input::Peers([(peer, config)].into()));
+    let mut now = start;
+    // The next connection that is dialled.
+    let dial = |speaker: &mut Speaker, now: &mut Instant| loop {
+        while let Some(output) = speaker.poll_output() {
+            if let Output::Dial { connection, .. } = output {
+                return connection;
+            }
+        }
+        *now = speaker.deadline().unwrap().max(*now);
+        speaker.handle(*now, Input::Timer);
+    };
+    let told = |speaker: &Speaker| {
+        let status = speaker.peers().next().unwrap();
+        (status.failures, status.failed)
+    };
+    assert_eq!(told(&speaker), (0, None));
+    for count in 1..=3 {
+        let connection = dial(&mut speaker, &mut now);
+        now += Duration::from_secs(1);
+        let error = TransportError::Refused;
+        speaker.handle(now, Input::Closed { connection, error });
+        assert_eq!(told(&speaker), (count, Some(now)));
+    }
+    let failed = now;
+    let connection = dial(&mut speaker, &mut now);
+    speaker.handle(now, Input::Dialled { connection });
+    let greeting = [open(2), Message::Keepalive].map(|message| wire::encode(&message, INTERNAL));
+    let bytes = &greeting.concat();
+    speaker.handle(now, Input::Received { connection, bytes });
+    assert_eq!(speaker.peers().next().unwrap().state, State::Established);
+    assert_eq!(told(&speaker), (0, Some(failed)));
+    now += Duration::from_secs(1);
+    let error = TransportError::Reset;
+    speaker.handle(now, Input::Closed { connection, error });
+    assert_eq!(told(&speaker), (1, Some(now)));
+}

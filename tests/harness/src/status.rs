@@ -34,6 +34,8 @@ struct Peer {
     state: String,
     #[serde(default, rename = "establishedCount")]
     established_count: u64,
+    #[serde(default, rename = "prefixesReceived")]
+    prefixes_received: u64,
 }
 
 /// How many routes there should be, and how many there are.
@@ -73,6 +75,15 @@ impl Status {
         self.peers
             .iter()
             .map(|p| (p.address.as_str(), p.established_count))
+            .collect()
+    }
+
+    /// How many routes each peer has told of, by the peer's address.
+    #[must_use]
+    pub fn prefixes_received(&self) -> BTreeMap<&str, u64> {
+        self.peers
+            .iter()
+            .map(|p| (p.address.as_str(), p.prefixes_received))
             .collect()
     }
 

@@ -8,7 +8,7 @@ use harness::pair::{Daemon, Pair};
 use harness::{LabError, Namespace, wait_for};
 
 use super::bird2::{ask, routes, state};
-use super::{Learned, Peer, THEIR_BLOCK, THEIR_BLOCK_6, THEIR_COMMUNITY, Terms, command, tail, write};
+use super::{Learned, Peer, THEIR_BLOCK_6, THEIR_COMMUNITY, Terms, command, tail, write};
 
 /// Where `tests/run` unpacks it: its package and that of BIRD 2 exclude each other.
 pub(super) const PROGRAM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/daemons/usr/sbin/bird");
@@ -98,11 +98,15 @@ impl Peer for Bird1 {
 fn configuration(terms: &Terms) -> String {
     let (ours, theirs) = (terms.our_address(), terms.their_address());
     let (our_asn, their_asn) = (terms.our_asn, terms.their_asn);
-    let block = if terms.over_ipv6 {
-        THEIR_BLOCK_6
+    let blocks = if terms.over_ipv6 {
+        &[THEIR_BLOCK_6]
     } else {
-        THEIR_BLOCK
+        terms.announced()
     };
+    let own: String = blocks
+        .iter()
+        .map(|block| format!(" route {block} blackhole;"))
+        .collect();
     let community = match THEIR_COMMUNITY {
         (asn, value) if terms.community => format!(" bgp_community.add(({asn},{value}));"),
         _ => String::new(),
@@ -127,7 +131,7 @@ fn configuration(terms: &Terms) -> String {
         "log stderr all;
 router id {id};
 protocol device {{ scan time 2; }}
-protocol static own {{ route {block} blackhole; }}
+protocol static own {{{own} }}
 filter exported {{ if source = RTS_STATIC then {{{community} accept; }} if source = RTS_BGP then accept; reject; }}
 protocol bgp agent {{
   local {theirs} as {their_asn};

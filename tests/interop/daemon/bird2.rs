@@ -7,7 +7,7 @@ use std::time::Duration;
 use harness::pair::{Daemon, Pair};
 use harness::{LabError, Namespace, wait_for};
 
-use super::{Learned, Peer, THEIR_BLOCK, THEIR_BLOCK_6, THEIR_COMMUNITY, Terms, command, tail, write};
+use super::{Learned, Peer, THEIR_BLOCK_6, THEIR_COMMUNITY, Terms, command, tail, write};
 
 /// A running BIRD 2.
 pub(crate) struct Bird2 {
@@ -160,6 +160,8 @@ fn configuration(terms: &Terms) -> String {
         (asn, value) if terms.community => format!(" {{ bgp_community.add(({asn},{value})); }}"),
         _ => String::new(),
     };
+    let route = |block: &&str| format!(" route {block} blackhole{community};");
+    let own4: String = terms.announced().iter().map(route).collect();
     let mut options = String::new();
     if let Some(password) = terms.password {
         options += &format!("  password \"{password}\";\n");
@@ -190,7 +192,7 @@ fn configuration(terms: &Terms) -> String {
         "log stderr all;
 router id {id};
 protocol device {{ scan time 2; }}
-protocol static own4 {{ ipv4; route {THEIR_BLOCK} blackhole{community}; }}
+protocol static own4 {{ ipv4;{own4} }}
 protocol static own6 {{ ipv6; route {THEIR_BLOCK_6} blackhole{community}; }}
 protocol bgp agent {{
   local {theirs} as {their_asn};

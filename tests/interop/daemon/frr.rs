@@ -8,7 +8,7 @@ use harness::pair::{Daemon, Pair};
 use harness::{LabError, Namespace, wait_for};
 use serde_json::Value;
 
-use super::{Learned, Peer, THEIR_BLOCK, THEIR_BLOCK_6, THEIR_COMMUNITY, Terms, command, json, tail, write};
+use super::{Learned, Peer, THEIR_BLOCK_6, THEIR_COMMUNITY, Terms, command, json, tail, write};
 
 /// A running FRR.
 pub(crate) struct Frr {
@@ -138,12 +138,12 @@ impl Peer for Frr {
 
     fn announce(&mut self, announce: bool) -> Result<(), LabError> {
         let no = if announce { "" } else { "no " };
-        for family in self.families() {
-            let block = if *family == "ipv4" {
-                THEIR_BLOCK
-            } else {
-                THEIR_BLOCK_6
-            };
+        let ipv6 = self
+            .families()
+            .contains(&"ipv6")
+            .then_some(("ipv6", THEIR_BLOCK_6));
+        let ipv4 = self.terms.announced().iter().map(|block| ("ipv4", *block));
+        for (family, block) in ipv4.chain(ipv6) {
             let map = if self.terms.community {
                 " route-map own"
             } else {
@@ -215,9 +215,12 @@ fn configuration(terms: &Terms) -> String {
         " bgp graceful-restart-disable\n"
     };
     let map = if terms.community { " route-map own" } else { "" };
-    let family = |name: &str, block: &str| {
-        let mut text =
-            format!(" address-family {name} unicast\n  network {block}{map}\n  neighbor {ours} activate\n");
+    let family = |name: &str, blocks: &[&str]| {
+        let networks: String = blocks
+            .iter()
+            .map(|block| format!("  network {block}{map}\n"))
+            .collect();
+        let mut text = format!(" address-family {name} unicast\n{networks}  neighbor {ours} activate\n");
         text += &format!("  neighbor {ours} next-hop-self\n");
         if terms.reflects {
             text += &format!("  neighbor {ours} route-reflector-client\n");
@@ -232,10 +235,10 @@ fn configuration(terms: &Terms) -> String {
         families +=
             &format!(" address-family ipv4 unicast\n  no neighbor {ours} activate\n exit-address-family\n");
     } else {
-        families += &family("ipv4", THEIR_BLOCK);
+        families += &family("ipv4", terms.announced());
     }
     if terms.ipv6 {
-        families += &family("ipv6", THEIR_BLOCK_6);
+        families += &family("ipv6", &[THEIR_BLOCK_6]);
     }
     let (asn, value) = THEIR_COMMUNITY;
     format!(

@@ -8,7 +8,7 @@ use harness::pair::{Daemon, Pair};
 use harness::{LabError, Namespace, wait_for};
 use serde_json::Value;
 
-use super::{Learned, Peer, THEIR_BLOCK, THEIR_BLOCK_6, THEIR_COMMUNITY, Terms, command, json, tail, write};
+use super::{Learned, Peer, THEIR_BLOCK_6, THEIR_COMMUNITY, Terms, command, json, tail, write};
 
 /// A running GoBGP. It keeps its routes in memory only: they are given to it by its command line.
 pub(crate) struct GoBgp {
@@ -97,11 +97,15 @@ impl Peer for GoBgp {
 
     fn announce(&mut self, announce: bool) -> Result<(), LabError> {
         let verb = if announce { "add" } else { "del" };
-        for family in self.families() {
-            let (block, next_hop) = if *family == "ipv4" {
-                (THEIR_BLOCK, harness::pair::THEIR_ADDRESS.to_string())
-            } else {
-                (THEIR_BLOCK_6, harness::pair::THEIR_ADDRESS_6.to_string())
+        let ipv6 = self
+            .families()
+            .contains(&"ipv6")
+            .then_some(("ipv6", THEIR_BLOCK_6));
+        let ipv4 = self.terms.announced().iter().map(|block| ("ipv4", *block));
+        for (family, block) in ipv4.chain(ipv6) {
+            let next_hop = match family {
+                "ipv4" => harness::pair::THEIR_ADDRESS.to_string(),
+                _ => harness::pair::THEIR_ADDRESS_6.to_string(),
             };
             let community = match THEIR_COMMUNITY {
                 (asn, value) if self.terms.community => format!(" community {asn}:{value}"),

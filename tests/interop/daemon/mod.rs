@@ -24,6 +24,8 @@ pub(crate) use openbgpd::OpenBgpd;
 pub(crate) const THEIR_BLOCK: &str = "10.65.200.0/26";
 /// The same for IPv6.
 pub(crate) const THEIR_BLOCK_6: &str = "fd65:c8::/122";
+/// What lies behind it, outside every pool, where it is a router.
+pub(crate) const OUTSIDE: &str = "203.0.113.0/24";
 /// The community that it puts on its routes, where it is asked to.
 pub(crate) const THEIR_COMMUNITY: (u16, u16) = (64512, 7);
 
@@ -56,6 +58,10 @@ pub(crate) struct Terms {
     pub(crate) community: bool,
     /// The agent rejects routes with that community.
     pub(crate) rejects_community: bool,
+    /// The daemon is no node of the cluster, but a router, and announces [`OUTSIDE`] as well.
+    pub(crate) is_router: bool,
+    /// The most routes that the agent takes.
+    pub(crate) max_prefixes: Option<u32>,
 }
 
 impl Default for Terms {
@@ -74,6 +80,8 @@ impl Default for Terms {
             add_path: false,
             community: false,
             rejects_community: false,
+            is_router: false,
+            max_prefixes: None,
         }
     }
 }
@@ -94,6 +102,15 @@ impl Terms {
             pair::THEIR_ADDRESS_6.into()
         } else {
             pair::THEIR_ADDRESS.into()
+        }
+    }
+
+    /// The IPv4 destinations that the daemon announces.
+    pub(crate) fn announced(&self) -> &'static [&'static str] {
+        if self.is_router {
+            &[THEIR_BLOCK, OUTSIDE]
+        } else {
+            &[THEIR_BLOCK]
         }
     }
 
@@ -125,7 +142,7 @@ pub(crate) trait Peer {
     /// What it has learned from the agent, by prefix.
     fn learned(&self) -> Result<BTreeMap<String, Learned>, LabError>;
 
-    /// Stops, or starts again, to announce [`THEIR_BLOCK`] (and [`THEIR_BLOCK_6`] where the session carries it).
+    /// Stops, or starts again, to announce [`Terms::announced`] (and [`THEIR_BLOCK_6`] where the session carries it).
     fn announce(&mut self, announce: bool) -> Result<(), LabError>;
 
     /// Asks the agent for all its routes once more (RFC 2918).
@@ -182,7 +199,7 @@ pub(crate) const ALL: [Kind; 5] = [
 ];
 
 /// Writes a daemon's configuration.
-fn write(path: &Path, text: &str) -> Result<(), LabError> {
+pub(crate) fn write(path: &Path, text: &str) -> Result<(), LabError> {
     std::fs::write(path, text).map_err(|source| LabError::Io {
         operation: format!("write {}", path.display()),
         source,

@@ -8,7 +8,7 @@ use harness::pair::{Daemon, Pair};
 use harness::{LabError, Namespace, wait_for};
 use serde_json::Value;
 
-use super::{Learned, Peer, THEIR_BLOCK, THEIR_BLOCK_6, THEIR_COMMUNITY, Terms, command, json, tail, write};
+use super::{Learned, Peer, THEIR_BLOCK_6, THEIR_COMMUNITY, Terms, command, json, tail, write};
 
 /// A running OpenBGPD. Of graceful restart it knows the End-of-RIB marker alone.
 pub(crate) struct OpenBgpd {
@@ -118,7 +118,9 @@ impl Peer for OpenBgpd {
             true => format!(" community {asn}:{value}"),
             false => String::new(),
         };
-        self.ask(&format!("network {verb} {THEIR_BLOCK}{community}"))?;
+        for block in self.terms.announced() {
+            self.ask(&format!("network {verb} {block}{community}"))?;
+        }
         if self.terms.ipv6 {
             self.ask(&format!("network {verb} {THEIR_BLOCK_6}{community}"))?;
         }
@@ -157,6 +159,8 @@ fn route(path: &Value) -> Learned {
     }
 }
 
+/// Its listening socket has no key, though the neighbour has a password: it takes no signed connection, so that a session
+/// with a password comes about when it dials itself. By default it does so every 120 s.
 fn configuration(terms: &Terms, socket: &Path) -> String {
     let (ours, theirs) = (terms.our_address(), terms.their_address());
     let (asn, value) = THEIR_COMMUNITY;
@@ -164,7 +168,11 @@ fn configuration(terms: &Terms, socket: &Path) -> String {
         true => format!(" set community {asn}:{value}"),
         false => String::new(),
     };
-    let mut networks = format!("network {THEIR_BLOCK}{community}\n");
+    let mut networks: String = terms
+        .announced()
+        .iter()
+        .map(|block| format!("network {block}{community}\n"))
+        .collect();
     let mut neighbour = format!(
         "  remote-as {}\n  local-address {theirs}\n  set nexthop self\n",
         terms.our_asn
@@ -191,6 +199,7 @@ fn configuration(terms: &Terms, socket: &Path) -> String {
     format!(
         "AS {their_asn}
 router-id {id}
+connect-retry 2
 fib-update no
 listen on {theirs}
 socket \"{socket}\"

@@ -4,7 +4,7 @@ use libtest_mimic::Failed;
 
 use super::routes;
 use super::session::Session;
-use crate::daemon::Terms;
+use crate::daemon::{OUTSIDE, Terms};
 
 pub(super) fn two_octets() -> Terms {
     Terms {
@@ -30,4 +30,24 @@ pub(super) fn exchanged(session: &mut Session) -> Result<(), Failed> {
         format!("the daemon has our block with {learned:?}")
     })?;
     routes::exchanged(session)
+}
+
+/// A router of the network, in an AS of its own.
+pub(super) fn router() -> Terms {
+    Terms {
+        their_asn: 65001,
+        is_router: true,
+        ..Terms::default()
+    }
+}
+
+/// What it tells of the world outside every pool is installed as it tells it; a block of a pool is not a router's to tell of.
+pub(super) fn installed(session: &mut Session) -> Result<(), Failed> {
+    session.wait_until_up()?;
+    session.wait_until_has(OUTSIDE, true)?;
+    session.wait_until_installed(false)?;
+    session.peer.announce(false)?;
+    session.wait_until_has(OUTSIDE, false)?;
+    session.peer.announce(true)?;
+    Ok(session.wait_until_has(OUTSIDE, true)?)
 }

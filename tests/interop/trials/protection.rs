@@ -27,6 +27,20 @@ pub(super) fn ttl_security() -> Terms {
     }
 }
 
+/// The agent dies and comes back: so does the session, though neither end hears a word of the other in between.
+pub(super) fn comes_back(session: &mut Session) -> Result<(), Failed> {
+    session.wait_until_up()?;
+    session.pair.agent.kill()?;
+    wait_for("the daemon to notice", PATIENCE, || match session.peer.state() {
+        Ok(Err(_)) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })?;
+    session.pair.start_agent()?;
+    session.wait_until_up()?;
+    session.wait_until_learned()?;
+    Ok(session.wait_until_installed(true)?)
+}
+
 /// There is no session, and the agent says what is likely the cause.
 pub(super) fn refused(session: &mut Session) -> Result<(), Failed> {
     let words = "the passwords likely differ";

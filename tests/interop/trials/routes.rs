@@ -3,8 +3,9 @@
 use harness::wait_for;
 use libtest_mimic::Failed;
 
+use super::manifests::OUR_BLOCK_6;
 use super::session::{PATIENCE, Session};
-use crate::daemon::THEIR_BLOCK;
+use crate::daemon::{THEIR_BLOCK, Terms};
 
 /// Both have each other's block, and the daemon's goes and comes when it says so.
 pub(super) fn exchanged(session: &mut Session) -> Result<(), Failed> {
@@ -19,6 +20,29 @@ pub(super) fn exchanged(session: &mut Session) -> Result<(), Failed> {
     session.wait_until_installed(false)?;
     session.peer.announce(true)?;
     Ok(session.wait_until_installed(true)?)
+}
+
+pub(super) fn ipv6() -> Terms {
+    Terms {
+        over_ipv6: true,
+        ipv6: true,
+        ..Terms::default()
+    }
+}
+
+/// The same for IPv6, over IPv6.
+pub(super) fn exchanged_ipv6(session: &mut Session) -> Result<(), Failed> {
+    session.wait_until_up()?;
+    let learned = session.wait_until_it_has(OUR_BLOCK_6)?;
+    crate::ensure(
+        learned.next_hop == session.terms.our_address().to_string(),
+        || format!("the daemon has our block with {learned:?}"),
+    )?;
+    session.wait_until_received(1)?;
+    session.peer.announce(false)?;
+    session.wait_until_received(0)?;
+    session.peer.announce(true)?;
+    Ok(session.wait_until_received(1)?)
 }
 
 /// The daemon asks for all routes once more, and has the same afterwards.

@@ -92,27 +92,48 @@ impl Session {
 
     /// Waits until the daemon has our block, and returns what it knows of it.
     pub(super) fn wait_until_learned(&self) -> Result<Learned, LabError> {
-        let block = self.our_block()?;
+        self.wait_until_it_has(&self.our_block()?)
+    }
+
+    /// Waits until the daemon has this destination from us, and returns what it knows of it.
+    pub(super) fn wait_until_it_has(&self, block: &str) -> Result<Learned, LabError> {
         wait_for(&format!("the daemon to learn {block}"), PATIENCE, || {
             let learned = self.peer.learned().map_err(|e| e.to_string())?;
-            let found = learned.get(&block).cloned();
+            let found = learned.get(block).cloned();
             found.ok_or_else(|| format!("{:?}", learned.keys().collect::<Vec<_>>()))
         })
     }
 
-    /// Whether the agent's kernel has the daemon's block.
-    fn is_installed(&self) -> Result<bool, LabError> {
-        let wanted = format!("{THEIR_BLOCK} via {} dev eth0 proto culvert", pair::THEIR_ADDRESS);
+    /// Waits until the agent has so many routes from the daemon.
+    pub(super) fn wait_until_received(&self, count: u64) -> Result<(), LabError> {
+        wait_for(&format!("the agent to have {count} routes"), PATIENCE, || {
+            let status = self.pair.agent.status().map_err(|e| e.to_string())?;
+            let address = self.terms.their_address().to_string();
+            match status.prefixes_received().get(address.as_str()) {
+                Some(received) if *received == count => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+    }
+
+    /// Whether the agent's kernel has the daemon's destination.
+    fn is_installed(&self, destination: &str) -> Result<bool, LabError> {
+        let wanted = format!("{destination} via {} dev eth0 proto culvert", pair::THEIR_ADDRESS);
         let routes = self.pair.ours.routes()?;
         Ok(routes.iter().any(|line| line.starts_with(&wanted)))
     }
 
     pub(super) fn wait_until_installed(&self, installed: bool) -> Result<(), LabError> {
+        self.wait_until_has(THEIR_BLOCK, installed)
+    }
+
+    /// Waits until the agent's kernel has the daemon's destination, or has it no more.
+    pub(super) fn wait_until_has(&self, destination: &str, installed: bool) -> Result<(), LabError> {
         let what = format!(
-            "{THEIR_BLOCK} to be {}",
+            "{destination} to be {}",
             if installed { "installed" } else { "removed" }
         );
-        wait_for(&what, PATIENCE, || match self.is_installed() {
+        wait_for(&what, PATIENCE, || match self.is_installed(destination) {
             Ok(is) if is == installed => Ok(()),
             Ok(_) => Err(format!("{:?}", self.pair.ours.routes())),
             Err(error) => Err(error.to_string()),

@@ -19,8 +19,7 @@ const PRIORITIES: std::ops::RangeInclusive<u32> = 1..=2_147_483_646;
 /// The most operations of a rule, as Calico has it.
 const OPERATIONS_MAX: usize = 10;
 
-const COMMUNITY: &str =
-    "allowed is AA:NN with numbers up to 65535, or AA:NN:MM with numbers up to 4294967295";
+const COMMUNITY: &str = "allowed is AA:NN with numbers up to 65535, or AA:NN:MM with numbers up to 4294967295, or rt: or ro: and AA:NN";
 
 pub(super) fn configuration(spec: &BgpConfigurationSpec) -> Result<(), FieldError> {
     as_number("spec.asNumber", spec.as_number)?;

@@ -6,7 +6,7 @@ use super::{OURS, TUNNEL, device, route};
 use crate::fib::{
     Address, Change, Desired, KernelEvent, Link, NextHop, Route, RouteKey, Rule, Snapshot, Tunnel,
 };
-use crate::reconcile::{Actual, Observed, Ours, Removal, diff, taken_over_from};
+use crate::reconcile::{Actual, Difference, Observed, Ours, Removal, diff, taken_over_from};
 
 fn pin(prefix: &str) -> Route {
     let route = route(prefix, 2);
@@ -240,4 +240,27 @@ fn path_mtu_discovery_is_set_as_configured_and_else_left_as_it_is() {
         };
         assert_eq!(steps(present, Some(!present)), [set]);
     }
+}
+
+#[test]
+fn what_a_peer_has_taken_back_is_deleted_before_the_speaker_has_converged_and_nothing_else_is() {
+    let [gone, wanted, former] = ["10.65.1.0/26", "10.65.2.0/26", "10.65.3.0/26"].map(through_gateway);
+    let others = Route {
+        protocol: 4,
+        ..through_gateway("10.65.4.0/26")
+    };
+    let routes = [&gone, &wanted, &former, &others].map(Clone::clone);
+    let actual = Actual::new(Snapshot {
+        routes: routes.to_vec(),
+        ..Snapshot::default()
+    });
+    let desired = Desired {
+        routes: BTreeMap::from([(wanted.key, wanted.clone())]),
+        ..Desired::default()
+    };
+    let difference = Difference::whole(&desired, &actual, OURS);
+    assert_eq!(difference.steps(&desired, &actual, Removal::Later), []);
+    let taken_back = [&gone, &wanted, &others].map(|route| route.key);
+    let deletions: Vec<_> = difference.deletions_of(taken_back.into_iter(), &actual).collect();
+    assert_eq!(deletions, [Change::DeleteRoute(gone)]);
 }

@@ -164,6 +164,20 @@ fn a_community_is_looked_for_in_the_attribute_of_its_kind() {
         let applied = applies(matching, "10.0.0.0/8", Source::Peers, PeerType::External, path);
         assert_eq!(applied, met, "{wanted}");
     }
+    let target = [0, 2, 0xfd, 0xe8, 0, 0, 0, 100];
+    let matching = Match {
+        community: Some(Community::Extended(target)),
+        ..Match::default()
+    };
+    for (carried, met) in [(target, true), ([0, 3, 0xfd, 0xe8, 0, 0, 0, 100], false)] {
+        let path = received(|path| path.extended_communities = vec![carried]);
+        let (from, matching) = ((Source::Peers, PeerType::External), matching.clone());
+        assert_eq!(
+            applies(matching, "10.0.0.0/8", from.0, from.1, path),
+            met,
+            "{carried:?}"
+        );
+    }
 }
 
 #[test]
@@ -431,4 +445,6 @@ fn what_kept_a_route_out_is_told_in_words() {
     assert_eq!(RejectedBy::Default.to_string(), "no filter lets it through");
     assert_eq!(Community::Standard((65000 << 16) | 100).to_string(), "65000:100");
     assert_eq!(Community::Large([65000, 1, 2]).to_string(), "65000:1:2");
+    let opaque = Community::Extended([3, 6, 0, 0, 0, 0, 0, 1]);
+    assert_eq!(opaque.to_string(), "0x0306000000000001");
 }

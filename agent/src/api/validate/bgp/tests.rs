@@ -39,7 +39,7 @@ fn a_configuration_names_the_field_that_is_wrong_and_what_is_allowed() {
             ),
             (
                 r#"{"communities":[{"name":"a","value":"1:70000"}]}"#,
-                r#"spec.communities[0].value is "1:70000": allowed is AA:NN with numbers up to 65535, or AA:NN:MM with numbers up to 4294967295"#,
+                r#"spec.communities[0].value is "1:70000": allowed is AA:NN with numbers up to 65535, or AA:NN:MM with numbers up to 4294967295, or rt: or ro: and AA:NN"#,
             ),
             (
                 r#"{"communities":[{"name":"a","value":"1:1"},{"name":"a","value":"1:2"}]}"#,
