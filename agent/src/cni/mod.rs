@@ -4,6 +4,7 @@
 //! agent's socket, wires the pod, and answers the container runtime. The agent alone knows pools and blocks.
 
 mod attachments;
+mod install;
 mod link_check;
 mod plugin;
 pub mod protocol;
@@ -14,9 +15,12 @@ use std::path::Path;
 use sha1::{Digest, Sha1};
 
 pub use attachments::{AddressSource, Attachments};
+pub use install::{Host, InstallError};
 pub use plugin::main;
 pub use protocol::{CniError, Name, Pod};
-pub use request::{AddAnswer, AddRequest, Addresses, CheckRequest, Container, Problem};
+pub use request::{
+    AddAnswer, AddRequest, Addresses, CheckRequest, Container, Containers, NetworkRequest, Problem,
+};
 
 /// The name under which the binary is the CNI plugin.
 pub const PLUGIN_NAME: &str = "culvert-cni";

@@ -13,7 +13,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use crate::cni::{AddAnswer, AddRequest, Addresses, CheckRequest, Container, Problem};
+use crate::cni::{
+    AddAnswer, AddRequest, Addresses, CheckRequest, Container, Containers, NetworkRequest, Problem,
+};
 use crate::status::AgentStatus;
 use crate::withdrawal::Accepted;
 
@@ -138,6 +140,14 @@ impl Client {
     /// When there is no agent, or it refuses.
     pub async fn addresses(&self, request: &Container) -> Result<Addresses, ClientError> {
         self.post("/v1/cni/addresses", request).await
+    }
+
+    /// The containers of a network that have addresses on this node.
+    ///
+    /// # Errors
+    /// When there is no agent, or it refuses.
+    pub async fn containers(&self, request: &NetworkRequest) -> Result<Containers, ClientError> {
+        self.post("/v1/cni/containers", request).await
     }
 
     /// Whether a container still has its address.

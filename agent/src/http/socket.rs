@@ -19,7 +19,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::cni::{AddRequest, Attachments, CheckRequest, Container, Problem};
+use crate::cni::{AddRequest, Attachments, CheckRequest, Container, NetworkRequest, Problem};
 use crate::status::AgentStatus;
 use crate::withdrawal::Accepted;
 
@@ -79,6 +79,12 @@ pub fn bind_socket(path: &Path) -> Result<UnixListener, SocketError> {
     Ok(listener)
 }
 
+/// Whether an agent answers on the socket of this name.
+#[must_use]
+pub fn somebody_listens(path: &Path) -> bool {
+    BlockingStream::connect(path).is_ok()
+}
+
 /// The way of a confirmation to whoever holds the deletions; none is held where nobody listens.
 #[derive(Clone, Debug)]
 pub struct Confirmations(mpsc::Sender<oneshot::Sender<usize>>);
@@ -134,6 +140,7 @@ pub async fn serve_socket(listener: UnixListener, api: SocketApi, stop: Cancella
         .route("/v1/cni/del", post(del))
         .route("/v1/cni/check", post(check))
         .route("/v1/cni/addresses", post(addresses))
+        .route("/v1/cni/containers", post(containers))
         .with_state(api);
     super::serve_until(listener, router, stop).await
 }
@@ -177,6 +184,14 @@ async fn addresses(
 ) -> Result<Response, Refusal> {
     let Json(request) = request?;
     finish(async move { api.attachments.addresses(request).await }).await
+}
+
+async fn containers(
+    State(api): State<SocketApi>,
+    request: Result<Json<NetworkRequest>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let Json(request) = request?;
+    finish(async move { api.attachments.containers(request).await }).await
 }
 
 /// Runs the work to its end even when the one who asked is gone: half an allocation helps nobody.
