@@ -24,6 +24,7 @@ pub mod node;
 pub mod peering;
 pub mod reconcile;
 pub mod selector;
+pub mod shadow;
 pub mod speaker;
 pub mod status;
 mod table;

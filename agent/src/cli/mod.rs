@@ -1,9 +1,12 @@
 //! The command line, one file a subcommand.
 
 mod agent;
+mod cni;
 mod get;
 mod ipam;
 mod node;
+mod rollout;
+mod shadow;
 mod store;
 
 use std::io::{self, Write};
@@ -16,6 +19,7 @@ use tracing_subscriber::util::TryInitError;
 use self::ipam::SplitError;
 use crate::allocation::AllocationError;
 use crate::api::Key;
+use crate::cni::InstallError;
 use crate::config::ConfigError;
 use crate::control::AgentError;
 use crate::datastore::DatastoreError;
@@ -41,6 +45,13 @@ enum Command {
     Ipam(ipam::Command),
     /// Print resources: pools, nodes, blocks and the others.
     Get(get::Arguments),
+    /// Show what an agent would change in the kernel of this node, and write nothing.
+    Shadow(shadow::Arguments),
+    /// Put the CNI plugin on a host, or take it off.
+    #[command(subcommand)]
+    Cni(cni::Command),
+    /// Wait until the pods of a DaemonSet are ready on every node.
+    Rollout(rollout::Arguments),
 }
 
 /// Why a command failed.
@@ -109,6 +120,32 @@ pub enum CliError {
         /// What is wrong with it.
         source: serde_json::Error,
     },
+    /// The plugin cannot be installed, or not be removed.
+    #[error(transparent)]
+    Install(#[from] InstallError),
+    /// A shadow that was to agree does not.
+    #[error("packets would go other ways than they go now, as said above")]
+    Differs,
+    /// A rollout took too long.
+    #[error("{name} was not ready within {seconds} s: {state}; look at its pods (kubectl describe)")]
+    Unfinished {
+        /// The DaemonSet.
+        name: String,
+        /// How long was waited, in seconds.
+        seconds: u64,
+        /// How far it was.
+        state: String,
+    },
+    /// The kernel's modules were not loaded.
+    #[error("modprobe -a {modules} under {} failed: {reason}; load them on the host, or switch modules.enabled off", root.display())]
+    Modules {
+        /// Which.
+        modules: String,
+        /// Where the host's files are.
+        root: PathBuf,
+        /// What was said.
+        reason: String,
+    },
     /// There is no such object.
     #[error("there is no {key} in the datastore; `culvert get {}` lists what there is", key.kind.plural())]
     NoObject {
@@ -148,6 +185,9 @@ pub fn run() -> Result<(), CliError> {
         Command::Node(command) => node::run(&command),
         Command::Ipam(command) => ipam::run(&command),
         Command::Get(arguments) => get::run(&arguments),
+        Command::Shadow(arguments) => shadow::run(&arguments),
+        Command::Cni(command) => cni::run(&command),
+        Command::Rollout(arguments) => rollout::run(&arguments),
     }
 }
 

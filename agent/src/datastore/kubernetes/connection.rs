@@ -143,6 +143,11 @@ impl Connection {
         })
     }
 
+    /// The client itself, for what is no kind of the datastore's.
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// The server's URL.
     pub(super) fn server(&self) -> &str {
         &self.server

@@ -15,6 +15,7 @@ mod body;
 mod call;
 mod connection;
 mod pending;
+mod rollout;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -32,6 +33,7 @@ use self::body::{Extent, Page};
 use self::call::{Call, Content, Part, Verb};
 pub use self::connection::Access;
 use self::connection::{Connection, Refusal};
+pub use self::rollout::{Progress, Rollout};
 use super::{Datastore, DatastoreError, NodeEvent, Update};
 use crate::api::{Key, Kind, Object};
 
