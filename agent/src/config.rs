@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_yaml::Value;
 
 use crate::api::{AdvertisedAddress, DEFAULT_NAMESPACE};
+use crate::collector::CollectionMode;
 use crate::datastore::{Access, Location};
 use crate::filter::UnknownTunnelPeers;
 use crate::logging::{Format, Level};
@@ -48,6 +49,8 @@ pub struct Config {
     pub tunnel: TunnelConfig,
     /// The packet filter.
     pub filter: FilterConfig,
+    /// Garbage collection: addresses, handles, blocks and claims that pods and nodes which are gone have left.
+    pub garbage_collection: GarbageCollectionConfig,
     /// The log.
     pub log: LogConfig,
 }
@@ -181,6 +184,20 @@ pub struct FilterConfig {
     pub unknown_tunnel_peers: UnknownTunnelPeers,
 }
 
+/// Garbage collection. One agent of the cluster does it: whichever holds the Lease `culvert-ipam-gc` in `kube-system`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct GarbageCollectionConfig {
+    /// `enabled`; `dryRun`, which only says what would be taken back; or `disabled`. Default: enabled.
+    pub mode: CollectionMode,
+    /// Seconds between two looks at all pods, nodes, blocks and handles of the cluster, 1 to 86400. Nothing is taken back
+    /// that was not seen to be left over twice. The same look measures the pools. Default: 450, half of Calico's grace period.
+    pub interval: Ranged<1, 86_400>,
+    /// Seconds for which an address must have no pod, though its node is there, and a block no address, before it is taken
+    /// back, 0 to 604800; 0 never takes back either. Default: 900, as in Calico.
+    pub grace_period: Ranged<0, 604_800>,
+}
+
 /// The log.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -206,6 +223,7 @@ impl Default for Config {
             routes: RouteConfig::default(),
             tunnel: TunnelConfig::default(),
             filter: FilterConfig::default(),
+            garbage_collection: GarbageCollectionConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -272,6 +290,16 @@ impl Default for HttpConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9179)),
+        }
+    }
+}
+
+impl Default for GarbageCollectionConfig {
+    fn default() -> Self {
+        Self {
+            mode: CollectionMode::default(),
+            interval: const { Ranged::new(450) },
+            grace_period: const { Ranged::new(900) },
         }
     }
 }
@@ -393,6 +421,18 @@ const VARIABLES: &[Variable] = &[
     Variable {
         path: &["filter", "unknownTunnelPeers"],
         text: true,
+    },
+    Variable {
+        path: &["garbageCollection", "mode"],
+        text: true,
+    },
+    Variable {
+        path: &["garbageCollection", "interval"],
+        text: false,
+    },
+    Variable {
+        path: &["garbageCollection", "gracePeriod"],
+        text: false,
     },
     Variable {
         path: &["log", "format"],

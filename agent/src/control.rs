@@ -33,6 +33,7 @@ use tracing::{info, warn};
 use crate::allocation::Allocator;
 use crate::claims::{self, Needs};
 use crate::cni::Attachments;
+use crate::collector;
 use crate::config::{Config, Ranged};
 use crate::dataplane::{Dataplane, DataplaneError, Netlink, Nftables};
 use crate::datastore::deferred::Deferred;
@@ -63,6 +64,9 @@ const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How often it looks whether the agent has ended.
 const AGENT_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How long the lease of garbage collection may take to be given back when the agent stops.
+const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why the agent does not run, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -133,10 +137,23 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
     serve_http(config, &metrics, status_reader.clone(), &stop).await?;
     let (confirmations, mut confirmed) = Confirmations::channel();
     let (tell, told) = events::channel();
-    let attachments = Attachments::new(Arc::new(allocator.clone()), status_reader.clone()).telling(tell);
+    let attachments = Attachments::new(
+        Arc::new(allocator.clone()),
+        Arc::clone(&store) as _,
+        status_reader.clone(),
+    )
+    .telling(tell);
     let reader = status_reader.clone();
     serve_socket(&config.socket, attachments, reader, confirmations, &stop)?;
-    let told_of_node = tell_of_node(&(Arc::clone(&store) as _), config, status_reader, told);
+    let told_of_node = tell_of_node(&(Arc::clone(&store) as _), config, status_reader.clone(), told);
+    let collector = collector::start(
+        Arc::clone(&store) as _,
+        config.node_name.as_str().to_owned(),
+        collection_terms(config),
+        status_reader,
+        metrics.clone(),
+        stop.clone(),
+    );
 
     let agent = Agent {
         config,
@@ -151,6 +168,8 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
         let (ended, unheard) = agent.be_known(copy, confirmed).await?;
         let Ended::Renumbered(address) = ended else {
             told_of_node.abort();
+            // It gives its lease back, so that another need not wait until that runs out.
+            let _ = timeout(GIVE_BACK_TIMEOUT, collector).await;
             return Ok(());
         };
         warn!(%address, "this node has another address: beginning anew under it; the routes stay in the kernel");
@@ -267,6 +286,15 @@ fn settings_of(config: &Config, identity: &Identity) -> Settings {
         tunnel_mtu: config.tunnel.mtu.map(Ranged::get),
         path_mtu_discovery: config.tunnel.path_mtu_discovery,
         pin_table: routes.source_pin.0.then_some(routes.pin_table.get()),
+    }
+}
+
+fn collection_terms(config: &Config) -> collector::Terms {
+    let config = &config.garbage_collection;
+    collector::Terms {
+        mode: config.mode,
+        interval: Duration::from_secs(u64::from(config.interval.get())),
+        grace_seconds: u64::from(config.grace_period.get()),
     }
 }
 

@@ -20,12 +20,16 @@ use crate::datastore::{Datastore, DatastoreError};
 /// The namespace of the leases.
 pub const NAMESPACE: &str = "kube-system";
 
-/// For how long a lease is held after a renewal.
-pub const HELD: Duration = Duration::from_secs(15);
+/// For how long a lease is held after a renewal. What is led for is not urgent; what costs is the writing.
+pub const HELD: Duration = Duration::from_secs(60);
 /// For how long after it asked for a renewal the holder believes in it.
-const BELIEVED: Duration = Duration::from_secs(10);
-/// About how often it is renewed, or looked at.
-const INTERVAL: Duration = Duration::from_secs(3);
+const BELIEVED: Duration = Duration::from_secs(40);
+/// About how often it is renewed.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// About how often the others look at it, at most: they are as many as the cluster has nodes.
+pub const LOOK: Duration = Duration::from_secs(60);
+/// How long a holder that ends may take to give it back.
+const GIVE_BACK: Duration = Duration::from_secs(2);
 
 /// What one candidate has seen of a lease. Time is an argument.
 #[derive(Clone, Debug)]
@@ -116,9 +120,16 @@ impl Candidacy {
     }
 }
 
-/// Stands for the lease of this name in [`NAMESPACE`] as `identity` (the node's name), until `stop`.
+/// Stands for the lease of this name in [`NAMESPACE`] as `identity` (the node's name), until `stop`. While another has it,
+/// it is looked at about every `look`; [`LOOK`] is meant for a large cluster.
 #[must_use]
-pub fn stand(store: Arc<dyn Datastore>, name: &str, identity: &str, stop: CancellationToken) -> Candidacy {
+pub fn stand(
+    store: Arc<dyn Datastore>,
+    name: &str,
+    identity: &str,
+    look: Duration,
+    stop: CancellationToken,
+) -> Candidacy {
     let (leads, reader) = watch::channel(false);
     let campaign = Campaign {
         store,
@@ -128,6 +139,7 @@ pub fn stand(store: Arc<dyn Datastore>, name: &str, identity: &str, stop: Cancel
             seen: None,
         },
         leads,
+        look,
         until: None,
     };
     Candidacy {
@@ -141,6 +153,8 @@ struct Campaign {
     key: Key,
     candidate: Candidate,
     leads: watch::Sender<bool>,
+    /// How often it is looked at while another has it.
+    look: Duration,
     /// For how long we believe that we lead.
     until: Option<Instant>,
 }
@@ -153,7 +167,8 @@ impl Campaign {
                 () = self.turn() => {}
             }
             // Candidates must not all look at once, and a renewal may fail twice before belief ends.
-            let rest = INTERVAL.mul_f64(0.75 + fastrand::f64() / 2.0);
+            let interval = if self.until.is_some() { INTERVAL } else { self.look };
+            let rest = interval.mul_f64(0.75 + fastrand::f64() / 2.0);
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = sleep(rest) => {}
@@ -234,7 +249,7 @@ impl Campaign {
             }
             Ok::<(), DatastoreError>(())
         };
-        if let Ok(Err(error)) = timeout_at(Instant::now() + INTERVAL, gave).await {
+        if let Ok(Err(error)) = timeout_at(Instant::now() + GIVE_BACK, gave).await {
             debug!(lease = %self.key, %error, "the lease was not given back");
         }
     }

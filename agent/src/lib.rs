@@ -6,6 +6,7 @@ pub mod claims;
 pub mod cli;
 pub mod cluster;
 pub mod cni;
+pub mod collector;
 pub mod config;
 pub mod control;
 pub mod dataplane;

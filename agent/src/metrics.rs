@@ -1,7 +1,9 @@
 //! All metrics, in one place: the doc comment of each is its help text.
 
 use prometheus::process_collector::ProcessCollector;
-use prometheus::{IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+
+use culvert_ipam::collect::Leftover;
 
 use crate::status::{AgentStatus, SESSION_STATES};
 
@@ -63,6 +65,22 @@ metrics! {
     ipam_blocks: IntGauge = "culvert_ipam_blocks";
     /// Addresses in use in the blocks of this node.
     ipam_addresses_in_use: IntGauge = "culvert_ipam_addresses_in_use";
+    /// Whether this agent is the one that collects what pods and nodes have left behind, 0 or 1. It alone tells of pools.
+    ipam_gc_leader: IntGauge = "culvert_ipam_gc_leader";
+    /// Looks for what is left behind that read all they need.
+    ipam_gc_looks: IntCounter = "culvert_ipam_gc_looks_total";
+    /// Looks for what is left behind that came to nothing, since something could not be read or was not to be trusted.
+    ipam_gc_failures: IntCounter = "culvert_ipam_gc_failures_total";
+    /// Addresses and objects that look left behind, and are not proven to be or could not be taken back.
+    ipam_gc_candidates: IntGaugeVec = "culvert_ipam_gc_candidates" by "kind";
+    /// Addresses and objects that were left behind and are taken back.
+    ipam_gc_reclaims: IntCounterVec = "culvert_ipam_gc_reclaims_total" by "kind";
+    /// Addresses that a pool has.
+    ipam_pool_addresses: GaugeVec = "culvert_ipam_pool_addresses" by "pool";
+    /// Addresses of a pool that can be had: neither in use nor resting nor reserved.
+    ipam_pool_addresses_free: GaugeVec = "culvert_ipam_pool_addresses_free" by "pool";
+    /// Seconds until a pool has no free address if its use goes on as it did lately; absent while it does not fill.
+    ipam_pool_seconds_left: GaugeVec = "culvert_ipam_pool_seconds_left" by "pool";
     /// Whether all of the datastore has been read, 0 or 1.
     datastore_in_sync: IntGauge = "culvert_datastore_in_sync";
     /// Whether the datastore has a problem that the status names, such as being away, 0 or 1.
@@ -79,6 +97,14 @@ impl Metrics {
             .set(1);
         for state in SESSION_STATES {
             self.bgp_sessions.with_label_values(&[state]).set(0);
+        }
+        for leftover in Leftover::ALL {
+            self.ipam_gc_candidates
+                .with_label_values(&[leftover.as_str()])
+                .set(0);
+            self.ipam_gc_reclaims
+                .with_label_values(&[leftover.as_str()])
+                .inc_by(0);
         }
     }
 
@@ -135,6 +161,18 @@ impl WithOptsAndLabels for IntGaugeVec {
     }
 }
 
+impl WithOptsAndLabels for GaugeVec {
+    fn with_opts_and_labels(opts: Opts, labels: &[&str]) -> Result<Self, prometheus::Error> {
+        GaugeVec::new(opts, labels)
+    }
+}
+
+impl WithOptsAndLabels for IntCounterVec {
+    fn with_opts_and_labels(opts: Opts, labels: &[&str]) -> Result<Self, prometheus::Error> {
+        IntCounterVec::new(opts, labels)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,6 +206,16 @@ mod tests {
 # TYPE culvert_ipam_addresses_in_use gauge
 # HELP culvert_ipam_blocks Blocks of pod addresses that belong to this node.
 # TYPE culvert_ipam_blocks gauge
+# HELP culvert_ipam_gc_candidates Addresses and objects that look left behind, and are not proven to be or could not be taken back.
+# TYPE culvert_ipam_gc_candidates gauge
+# HELP culvert_ipam_gc_failures_total Looks for what is left behind that came to nothing, since something could not be read or was not to be trusted.
+# TYPE culvert_ipam_gc_failures_total counter
+# HELP culvert_ipam_gc_leader Whether this agent is the one that collects what pods and nodes have left behind, 0 or 1. It alone tells of pools.
+# TYPE culvert_ipam_gc_leader gauge
+# HELP culvert_ipam_gc_looks_total Looks for what is left behind that read all they need.
+# TYPE culvert_ipam_gc_looks_total counter
+# HELP culvert_ipam_gc_reclaims_total Addresses and objects that were left behind and are taken back.
+# TYPE culvert_ipam_gc_reclaims_total counter
 # HELP culvert_route_errors_total Writes of routes that the kernel refused.
 # TYPE culvert_route_errors_total counter
 # HELP culvert_route_fights Routes that another program keeps undoing, and that are put back ever more slowly.

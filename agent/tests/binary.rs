@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it is wrong")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::process::CommandExt;
@@ -11,8 +11,10 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use culvert_agent::allocation::Assignment;
 use culvert_agent::cni::{AddressSource, Attachments, Problem};
 use culvert_agent::dataplane::Namespace;
+use culvert_agent::datastore::directory::DirectoryStore;
 use culvert_agent::http::{Confirmations, SocketApi, bind_socket, serve_socket};
 use culvert_agent::status::{AgentStatus, DatastoreStatus, PeerStatus, PeerType, RouteStatus};
 use ipnet::IpNet;
@@ -29,14 +31,14 @@ struct OneAddress(Mutex<Option<String>>);
 
 #[async_trait]
 impl AddressSource for OneAddress {
-    async fn assign(&self, handle: &str, _: BTreeMap<String, String>) -> Result<IpAddr, Problem> {
+    async fn assign(&self, wanted: Assignment) -> Result<Vec<IpAddr>, Problem> {
         let mut holder = self.0.lock().unwrap();
-        if let Some(holder) = &*holder {
+        if let Some(holder) = holder.as_ref().filter(|holder| **holder != wanted.handle) {
             let reason = format!("no address is free: {holder} has the only one");
             return Err(Problem { reason, retry: false });
         }
-        *holder = Some(handle.to_owned());
-        Ok("10.65.42.1".parse().unwrap())
+        *holder = Some(wanted.handle);
+        Ok(vec!["10.65.42.1".parse().unwrap()])
     }
 
     async fn release(&self, handle: &str) -> Result<Vec<IpAddr>, Problem> {
@@ -73,7 +75,9 @@ fn agent(status: AgentStatus) -> Agent {
     let listener = bind_socket(&folder.path().join("agent.sock")).unwrap();
     let source = Arc::new(OneAddress::default());
     let (_, status) = watch::channel(Arc::new(status));
-    let attachments = Arc::new(Attachments::new(Arc::clone(&source) as _, status.clone()));
+    let store = Arc::new(DirectoryStore::open(&folder.path().join("datastore")).unwrap());
+    let attachments = Attachments::new(Arc::clone(&source) as _, store, status.clone());
+    let attachments = Arc::new(attachments);
     let (confirmations, _) = Confirmations::channel();
     let api = SocketApi {
         status,

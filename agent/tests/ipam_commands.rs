@@ -211,6 +211,24 @@ fn addresses_are_released_by_address_and_by_handle() {
 }
 
 #[test]
+fn addresses_are_released_by_the_pod_that_they_were_taken_for() {
+    let store = Store::with(CLUSTER);
+    let text = store.ok("ipam release --pod shop/web");
+    assert_eq!(text, "Released 2 IPs of pod shop/web: 10.65.0.0, 10.65.0.1.\n");
+    assert_eq!(
+        store.ok("ipam release --pod shop/web"),
+        "Pod shop/web has no IPs.\n"
+    );
+    assert!(store.ok("ipam show --ip 10.65.0.2").contains("is in use"));
+    let refused = store.run("ipam release --pod web");
+    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        !refused.status.success() && error.contains("namespace and its name"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_report_releases_only_what_nobody_has_taken_anew() {
     let store = Store::with(CLUSTER);
     let report = store.path().join("report.json");

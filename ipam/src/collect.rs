@@ -29,6 +29,9 @@ pub struct Settings {
     pub grace_seconds: u64,
     /// Most things to take back at once; the rest comes next time.
     pub limit: usize,
+    /// Whether the datastore tells of pods at all. Where it does not, no address is taken back for want of a pod, but those
+    /// that nodes have left that are gone: after the grace period, since nothing else speaks for it.
+    pub pods_are_told: bool,
 }
 
 impl Default for Settings {
@@ -36,6 +39,62 @@ impl Default for Settings {
         Self {
             grace_seconds: 15 * 60,
             limit: 1000,
+            pods_are_told: true,
+        }
+    }
+}
+
+impl Settings {
+    /// What a snapshot lacks that the collection goes by.
+    fn missing(self, snapshot: &Snapshot) -> Vec<Source> {
+        let mut missing = snapshot.missing();
+        missing.retain(|source| *source != Source::Pods || self.pods_are_told);
+        missing
+    }
+}
+
+/// The sorts of things that are taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Leftover {
+    /// The address of a pod.
+    PodAddress,
+    /// The address of a tunnel device.
+    TunnelAddress,
+    /// A handle that does not count what it has.
+    Handle,
+    /// An object that is marked as deleted.
+    Mark,
+    /// Addresses that have rested long enough.
+    Rested,
+    /// A block that its node does not need.
+    EmptyBlock,
+    /// A claim of a node that is gone.
+    Claim,
+}
+
+impl Leftover {
+    /// Every one.
+    pub const ALL: [Leftover; 7] = [
+        Leftover::PodAddress,
+        Leftover::TunnelAddress,
+        Leftover::Handle,
+        Leftover::Mark,
+        Leftover::Rested,
+        Leftover::EmptyBlock,
+        Leftover::Claim,
+    ];
+
+    /// Its name in metrics: `pod_address`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Leftover::PodAddress => "pod_address",
+            Leftover::TunnelAddress => "tunnel_address",
+            Leftover::Handle => "handle",
+            Leftover::Mark => "mark",
+            Leftover::Rested => "rested",
+            Leftover::EmptyBlock => "empty_block",
+            Leftover::Claim => "claim",
         }
     }
 }
@@ -83,10 +142,18 @@ pub struct Collection {
     pub memory: Memory,
     /// Addresses that look leaked, but are not proven to be.
     pub candidates: Vec<Leak>,
+    /// How many of each sort look left over, but are not proven to be; those addresses are among them.
+    pub waiting: BTreeMap<Leftover, usize>,
     /// What to take back now.
     pub reclaims: Vec<Reclaim>,
     /// What was not complete: then nothing is taken back, and nothing new remembered.
     pub missing: Vec<Source>,
+}
+
+impl Collection {
+    fn wait(&mut self, leftover: Leftover) {
+        *self.waiting.entry(leftover).or_default() += 1;
+    }
 }
 
 /// An address that looks leaked.
@@ -100,6 +167,8 @@ pub struct Leak {
     pub node: Option<String>,
     /// The sequence number with which it was taken.
     pub sequence_number: u64,
+    /// What it was taken for: [`Leftover::PodAddress`] or [`Leftover::TunnelAddress`].
+    pub leftover: Leftover,
     /// What speaks for it.
     pub evidence: Evidence,
 }
@@ -132,7 +201,7 @@ pub enum Evidence {
         /// Where it is.
         is_on: String,
     },
-    /// The Node object is gone, whose tunnel's the address was.
+    /// The Node object is gone, whose tunnel's the address was; or, where nobody tells of pods, one of whose pods' it was.
     NoNode,
 }
 
@@ -215,6 +284,22 @@ pub enum Reclaim {
 }
 
 impl Reclaim {
+    /// What it is, and how many.
+    #[must_use]
+    pub fn leftover(&self) -> (Leftover, usize) {
+        match self {
+            Reclaim::Addresses(leaks) => {
+                let first = leaks.first().map_or(Leftover::PodAddress, |leak| leak.leftover);
+                (first, leaks.len())
+            }
+            Reclaim::Handle { .. } => (Leftover::Handle, 1),
+            Reclaim::Mark { .. } => (Leftover::Mark, 1),
+            Reclaim::Rested { .. } => (Leftover::Rested, 1),
+            Reclaim::EmptyBlock { .. } => (Leftover::EmptyBlock, 1),
+            Reclaim::GoneNode { .. } => (Leftover::Claim, 1),
+        }
+    }
+
     /// What to do.
     #[must_use]
     pub fn action(&self) -> Action {
@@ -247,13 +332,13 @@ impl Reclaim {
 
     /// Whether it is still to be taken back on a newer snapshot: to be asked right before it is done.
     #[must_use]
-    pub fn is_still_due(&self, fresh: &Snapshot) -> bool {
-        if !fresh.missing().is_empty() {
+    pub fn is_still_due(&self, fresh: &Snapshot, settings: Settings) -> bool {
+        if !settings.missing(fresh).is_empty() {
             return false;
         }
         match self {
             Reclaim::Addresses(leaks) => {
-                let now = Leaks::of(fresh);
+                let now = Leaks::of(fresh, settings.pods_are_told);
                 leaks.iter().all(|leak| now.has(leak)) && now.are_all_of_their_handle(leaks)
             }
             // The revision that it names says it.
@@ -309,13 +394,13 @@ impl fmt::Display for Reclaim {
 /// All addresses that look leaked now, proven or not.
 #[must_use]
 pub fn leaks(snapshot: &Snapshot) -> Vec<Leak> {
-    Leaks::of(snapshot).into_all()
+    Leaks::of(snapshot, true).into_all()
 }
 
 /// Looks for what is to be taken back.
 #[must_use]
 pub fn collect(snapshot: &Snapshot, settings: Settings, memory: &Memory, now: Timestamp) -> Collection {
-    let missing = snapshot.missing();
+    let missing = settings.missing(snapshot);
     if !missing.is_empty() {
         return Collection {
             memory: memory.clone(),

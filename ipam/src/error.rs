@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::allocator::Key;
+use crate::block::Attribute;
 use crate::check::BlockFault;
 use crate::pool::{Family, Pool, Refusal, Use};
 
@@ -81,12 +82,17 @@ pub enum Error {
         cidr: IpNet,
     },
     /// An address that was asked for is in no pool.
-    #[error("node {node}: {address} is in no IPPool; ask for one that is, or create a pool")]
+    #[error(
+        "node {node}: {address} is in none of the pools ({}); ask for one that is, or create an IPPool with it",
+        list(.pools, "there is no IPPool")
+    )]
     NotInPool {
         /// The node.
         node: String,
         /// The address.
         address: IpAddr,
+        /// Those that there are of its family.
+        pools: Vec<PoolSize>,
     },
     /// The pool of an address that was asked for gives nothing.
     #[error("node {node}: {address} cannot be had: {refusal}; ask for another, or change the pool")]
@@ -99,14 +105,14 @@ pub enum Error {
         refusal: PoolRefusal,
     },
     /// An address that was asked for is not free.
-    #[error("node {node}: {address} cannot be had: it is that of {holder}; ask for another, or release it")]
+    #[error("node {node}: {address} cannot be had: {holder} has it; ask for another, or release it")]
     AddressTaken {
         /// The node.
         node: String,
         /// The address.
         address: IpAddr,
-        /// Whose it is.
-        holder: String,
+        /// Who has it.
+        holder: Holder,
     },
     /// An address that was asked for is in another's block.
     #[error(
@@ -178,6 +184,46 @@ pub enum Error {
         /// What the store says of it.
         reason: String,
     },
+}
+
+/// Who has an address, as far as it is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The namespace and name of the pod.
+    pub pod: Option<(String, String)>,
+    /// The node that it was taken for.
+    pub node: Option<String>,
+    /// The handle; `None` while the address rests.
+    pub handle: Option<String>,
+}
+
+impl Holder {
+    /// Who has it by these attributes.
+    #[must_use]
+    pub fn of(attribute: &Attribute) -> Self {
+        let known = |key: &str| attribute.value(key).filter(|v| !v.is_empty()).map(str::to_owned);
+        Self {
+            pod: known("namespace").zip(known("pod")),
+            node: known("node"),
+            handle: attribute.handle().map(str::to_owned),
+        }
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(handle) = &self.handle else {
+            return f.write_str("its last owner released it, and the cooldown still");
+        };
+        if let Some((namespace, pod)) = &self.pod {
+            write!(f, "pod {namespace}/{pod} (handle {handle})")?;
+        } else {
+            write!(f, "handle {handle}")?;
+        }
+        self.node
+            .as_ref()
+            .map_or(Ok(()), |node| write!(f, " on node {node}"))
+    }
 }
 
 /// A pool, and what is against taking from it.

@@ -124,7 +124,7 @@ fn an_address_by_name_is_had_once_and_reserved_ones_only_so() {
     let error = one(&mut store, policy, by_name("n1", "c", "10.0.0.2")).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "node n1: 10.0.0.2 cannot be had: it is that of b; ask for another, or release it"
+        "node n1: 10.0.0.2 cannot be had: handle b on node n1 has it; ask for another, or release it"
     );
     assert!(store.handle("c").is_none(), "what it counted is taken back");
 }

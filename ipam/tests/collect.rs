@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use culvert_ipam::affinity::{Affinity, AffinityState};
 use culvert_ipam::block::Block;
 use culvert_ipam::check::{self, Finding};
-use culvert_ipam::collect::{Collection, Memory, Settings, collect};
+use culvert_ipam::collect::{Collection, Leftover, Memory, Reclaim, Settings, collect};
 use culvert_ipam::handle::Handle;
 use culvert_ipam::ordinals::Ordinals;
 use culvert_ipam::pool::Pools;
@@ -126,9 +126,9 @@ fn addresses_of_a_pod_that_is_gone_go_together_after_the_grace_period() {
         said,
         "release 10.0.0.0 (handle c1, node n1): there is no pod d/web; 10.0.0.1 (handle c1, node n1): there is no pod d/web"
     );
-    assert!(collection.reclaims[0].is_still_due(&cluster));
+    assert!(collection.reclaims[0].is_still_due(&cluster, Settings::default()));
     assert!(
-        !collection.reclaims[0].is_still_due(&cluster_again()),
+        !collection.reclaims[0].is_still_due(&cluster_again(), Settings::default()),
         "the pod is back"
     );
 }
@@ -163,6 +163,72 @@ fn nothing_is_taken_on_half_a_view() {
             (vec![source], 0)
         );
     }
+}
+
+/// A snapshot of a datastore that never tells of pods, looked at twice.
+fn twice_without_pods(mut snapshot: Snapshot, apart: u64) -> Collection {
+    snapshot.pods.clear();
+    snapshot.in_sync.remove(&Source::Pods);
+    let settings = Settings {
+        pods_are_told: false,
+        ..Settings::default()
+    };
+    let first = collect(&snapshot, settings, &Memory::default(), at(0));
+    assert!(first.reclaims.is_empty() && first.missing.is_empty());
+    let second = collect(&snapshot, settings, &first.memory, at(apart));
+    let still_due = second
+        .reclaims
+        .iter()
+        .all(|r| r.is_still_due(&snapshot, settings));
+    assert!(still_due, "{:?}", second.reclaims);
+    second
+}
+
+#[test]
+fn where_nobody_tells_of_pods_only_a_node_that_is_gone_leaves_addresses() {
+    let alive = twice_without_pods(cluster(), 900);
+    assert_eq!(
+        words(&alive),
+        ["release block 10.0.0.4/30, which node n1 does not use"]
+    );
+    let mut cluster = cluster();
+    cluster.nodes.clear();
+    // Nothing but the Node speaks for it: so it has its grace.
+    let early = twice_without_pods(cluster.clone(), 899);
+    assert_eq!(words(&early), Vec::<String>::new());
+    assert_eq!(early.waiting[&Leftover::PodAddress], 2);
+    assert_eq!(early.waiting[&Leftover::TunnelAddress], 1);
+    let said = words(&twice_without_pods(cluster.clone(), 900));
+    assert_eq!(
+        said,
+        [
+            "release 10.0.0.0 (handle c1, node n1): the Node is gone; 10.0.0.1 (handle c1, node n1): the Node is gone",
+            "release 10.0.0.2 (handle ipip-tunnel-addr-n1, node n1): the Node is gone",
+        ]
+    );
+    // Others than pods were left out of account.
+    cluster.in_sync.remove(&Source::Nodes);
+    let settings = Settings {
+        pods_are_told: false,
+        ..Settings::default()
+    };
+    let half = collect(&cluster, settings, &Memory::default(), at(0));
+    assert_eq!(half.missing, [Source::Nodes]);
+}
+
+#[test]
+fn what_is_taken_back_is_counted_by_its_sort() {
+    let mut cluster = cluster();
+    cluster.pods.clear();
+    let collection = twice(&cluster, 900);
+    let counts: Vec<_> = collection.reclaims.iter().map(Reclaim::leftover).collect();
+    assert_eq!(counts, [(Leftover::PodAddress, 2), (Leftover::EmptyBlock, 1)]);
+    assert!(collection.waiting.is_empty(), "{:?}", collection.waiting);
+    let early = twice(&cluster, 1).waiting;
+    assert_eq!(
+        early,
+        BTreeMap::from([(Leftover::PodAddress, 2), (Leftover::EmptyBlock, 1)])
+    );
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use culvert_agent::api::{BlockAffinity, Key, Kind, Object, Resource as _};
 use culvert_agent::datastore::kubernetes::{Access, KubernetesStore};
 use culvert_agent::datastore::{Datastore, DatastoreError};
-use culvert_agent::leader;
+use culvert_agent::{collector, leader};
 use futures_util::FutureExt as _;
 use harness::ApiServer;
 use harness::api_server::ADMIN;
@@ -108,7 +108,7 @@ fn needed(server: &Server) -> Outcome {
                 }
                 let stop = CancellationToken::new();
                 let store: Arc<dyn Datastore> = Arc::new(store);
-                let candidacy = leader::stand(Arc::clone(&store), "culvert-ipam-gc", NODE, stop.clone());
+                let candidacy = leader::stand(Arc::clone(&store), collector::LEASE, NODE, leader::LOOK, stop.clone());
                 timeout(LIMIT, candidacy.is_leader().wait_for(|leads| *leads)).await??;
                 stop.cancel();
                 candidacy.ended().await;

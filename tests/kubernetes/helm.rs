@@ -263,12 +263,14 @@ fn refuses(_: &Server) -> Outcome {
 }
 
 /// The least and the greatest number of a value.
-const BOUNDS: [(&str, &str, u64, u64); 8] = [
+const BOUNDS: [(&str, &str, u64, u64); 10] = [
     ("datastore", "syncTimeout", 1, 3_600),
     ("safety", "maxVanishShare", 1, 100),
     ("bgp", "connectRetry", 1, 3_600),
     ("bgp", "restartTime", 0, 4_095),
     ("bgp", "listenPort", 1, 65_535),
+    ("garbageCollection", "interval", 1, 86_400),
+    ("garbageCollection", "gracePeriod", 0, 604_800),
     ("routes", "protocol", 5, 255),
     ("routes", "pinTable", 256, 4_294_967_295),
     ("tunnel", "mtu", 576, 65_515),
@@ -389,10 +391,16 @@ fn accepted(server: &Server) -> Outcome {
 
 fn metrics(_: &Server) -> Outcome {
     let known = culvert_agent::metrics::Metrics::register()?.encode()?;
-    let names: BTreeSet<&str> = known
+    let told = known
         .lines()
-        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
-        .collect();
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    // What has a label is told only once there is something to tell: its name is in the source.
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../agent/src/metrics.rs");
+    let source = std::fs::read_to_string(source)?;
+    let labelled = source
+        .lines()
+        .filter_map(|line| line.split_once(" = \"")?.1.split('"').next());
+    let names: BTreeSet<&str> = told.chain(labelled).collect();
     for file in ["rules/culvert.yaml", "dashboards/culvert.json"] {
         let text = std::fs::read_to_string(chart().join(file))?;
         let word = |c: char| c.is_ascii_alphanumeric() || c == '_';

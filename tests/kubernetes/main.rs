@@ -2,7 +2,9 @@
 //! the directory datastore as well, by the same code.
 
 mod agents;
+mod annotations;
 mod chart;
+mod collection;
 mod contract;
 mod helm;
 mod image;
@@ -10,6 +12,7 @@ mod outage;
 mod release;
 mod scale;
 mod servers;
+mod storm;
 mod watching;
 
 use std::process::ExitCode;
@@ -55,6 +58,9 @@ fn main() -> ExitCode {
         .chain(outage::TRIALS)
         .chain(chart::TRIALS)
         .chain(agents::TRIALS)
+        .chain(annotations::TRIALS)
+        .chain(collection::TRIALS)
+        .chain(storm::TRIALS)
         .chain(scale::TRIALS)
     {
         let server = server.clone();

@@ -1,159 +1,15 @@
 //! The driver on a datastore in memory that refuses, delays and fails at will.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex as SyncMutex;
-
-use async_trait::async_trait;
-use tokio::sync::mpsc;
 
 use super::*;
 use crate::api::{
-    EncapsulationMode, IpPoolSpec, IpamConfig, IpamConfigSpec, Kind, Metadata, Node, Object, UnknownFields,
+    EncapsulationMode, IpamConfig, IpamConfigSpec, Kind, Metadata, Node, Object, UnknownFields,
 };
-use crate::datastore::Update;
-
-/// Objects with revisions, and what is to go wrong.
-#[derive(Default)]
-struct Memory(SyncMutex<State>);
-
-#[derive(Default)]
-struct State {
-    objects: BTreeMap<Key, Object>,
-    revision: u64,
-    writes: Vec<String>,
-    /// Before a write to such an object, somebody else rewrites it, this many times.
-    contention: BTreeMap<Key, u32>,
-    /// The write of this number, and all after it, fail (the process is dead to the store).
-    fails_at: Option<usize>,
-    unreadable: BTreeSet<Key>,
-    /// Objects that may not be written, whatever they say.
-    invalid: BTreeSet<Key>,
-}
-
-impl State {
-    fn store(&mut self, mut object: Object) -> Object {
-        self.revision += 1;
-        object.metadata_mut().resource_version = Some(self.revision.to_string());
-        self.objects.insert(object.key(), object.clone());
-        object
-    }
-
-    fn before_write(&mut self, verb: &str, key: &Key) -> Result<(), DatastoreError> {
-        if self.fails_at.is_some_and(|n| self.writes.len() >= n) {
-            let source = std::io::Error::other("connection lost");
-            return Err(DatastoreError::Io {
-                operation: format!("{verb} {key}"),
-                source,
-            });
-        }
-        if self.invalid.contains(key) {
-            return Err(DatastoreError::Invalid {
-                place: key.to_string(),
-                reason: "refused".to_owned(),
-            });
-        }
-        if let Some(left) = self.contention.get_mut(key).filter(|left| **left > 0) {
-            *left -= 1;
-            if let Some(object) = self.objects.get(key).cloned() {
-                self.store(object);
-            }
-        }
-        Ok(())
-    }
-
-    fn at(&self, key: &Key, revision: Option<&String>) -> Result<(), DatastoreError> {
-        let Some(there) = self.objects.get(key) else {
-            return Err(DatastoreError::NotFound { key: key.clone() });
-        };
-        if there.metadata().resource_version.as_ref() == revision {
-            return Ok(());
-        }
-        Err(DatastoreError::Conflict {
-            key: key.clone(),
-            revision: revision.cloned().unwrap_or_default(),
-        })
-    }
-}
-
-#[async_trait]
-impl Datastore for Memory {
-    async fn get(&self, key: &Key) -> Result<Option<Object>, DatastoreError> {
-        tokio::task::yield_now().await;
-        let state = self.0.lock().unwrap();
-        if state.unreadable.contains(key) {
-            return Err(DatastoreError::Invalid {
-                place: key.to_string(),
-                reason: "no mapping".to_owned(),
-            });
-        }
-        Ok(state.objects.get(key).cloned())
-    }
-
-    async fn list(&self, kind: Kind) -> Result<Vec<Object>, DatastoreError> {
-        tokio::task::yield_now().await;
-        let state = self.0.lock().unwrap();
-        let readable = state
-            .objects
-            .iter()
-            .filter(|(key, _)| key.kind == kind && !state.unreadable.contains(key));
-        Ok(readable.map(|(_, object)| object.clone()).collect())
-    }
-
-    async fn list_whole(&self, kind: Kind) -> Result<Vec<Object>, DatastoreError> {
-        self.list(kind).await
-    }
-
-    async fn create(&self, object: Object) -> Result<Object, DatastoreError> {
-        tokio::task::yield_now().await;
-        let mut state = self.0.lock().unwrap();
-        let key = object.key();
-        state.before_write("create", &key)?;
-        if state.objects.contains_key(&key) {
-            return Err(DatastoreError::AlreadyExists { key });
-        }
-        state.writes.push(format!("create {key}"));
-        Ok(state.store(object))
-    }
-
-    async fn update(&self, object: Object) -> Result<Object, DatastoreError> {
-        tokio::task::yield_now().await;
-        let mut state = self.0.lock().unwrap();
-        let key = object.key();
-        state.before_write("update", &key)?;
-        state.at(&key, object.metadata().resource_version.as_ref())?;
-        state.writes.push(format!("update {key}"));
-        Ok(state.store(object))
-    }
-
-    async fn delete(&self, key: &Key, revision: &str) -> Result<(), DatastoreError> {
-        tokio::task::yield_now().await;
-        let mut state = self.0.lock().unwrap();
-        state.before_write("delete", key)?;
-        state.at(key, Some(&revision.to_owned()))?;
-        state.writes.push(format!("delete {key}"));
-        state.objects.remove(key);
-        Ok(())
-    }
-
-    fn watch(&self) -> Result<mpsc::Receiver<Update>, DatastoreError> {
-        Ok(mpsc::channel(1).1)
-    }
-}
-
-fn ip_pool(name: &str, cidr: &str, block_size: u8) -> IpPool {
-    let spec: IpPoolSpec = serde_json::from_value(
-        serde_json::json!({"cidr": cidr, "blockSize": block_size, "ipipMode": "Always"}),
-    )
-    .unwrap();
-    IpPool::new(name, spec)
-}
+use crate::datastore::memory::{Memory, ip_pool};
 
 fn memory(pools: &[IpPool]) -> Arc<Memory> {
-    let memory = Memory::default();
-    for pool in pools {
-        memory.0.lock().unwrap().store(Object::IpPool(pool.clone()));
-    }
-    Arc::new(memory)
+    Memory::of(pools.iter().cloned().map(Object::IpPool))
 }
 
 fn allocator(store: &Arc<Memory>, node: &str) -> Allocator {
@@ -172,35 +28,6 @@ async fn one(node: &Allocator, handle: &str) -> IpAddr {
     let addresses = node.assign(pod(handle)).await.unwrap();
     assert_eq!(addresses.len(), 1);
     addresses[0]
-}
-
-impl Memory {
-    fn object(&self, kind: Kind, name: &str) -> Object {
-        self.0.lock().unwrap().objects[&Key::new(kind, name)].clone()
-    }
-
-    fn blocks(&self) -> Vec<IpamBlock> {
-        let state = self.0.lock().unwrap();
-        let blocks = state.objects.values().filter_map(|o| match o {
-            Object::IpamBlock(block) => Some(block.clone()),
-            _ => None,
-        });
-        blocks.collect()
-    }
-
-    fn count(&self, kind: Kind) -> usize {
-        self.0
-            .lock()
-            .unwrap()
-            .objects
-            .keys()
-            .filter(|k| k.kind == kind)
-            .count()
-    }
-
-    fn set<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        change(&mut self.0.lock().unwrap())
-    }
 }
 
 #[tokio::test]

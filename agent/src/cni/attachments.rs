@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use culvert_ipam::allocator::Wanted;
 use culvert_ipam::pool::Use;
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -13,21 +14,25 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tracing::info;
 
+use super::annotations::{self, AnnotationError, FAMILIES};
+use super::protocol::Pod;
 use super::request::{
     AddAnswer, AddRequest, Addresses, CheckRequest, Container, Containers, NetworkRequest, Problem,
 };
 use crate::allocation::{AllocationError, Allocator, Assignment};
+use crate::api::{IpPool, Key, Kind};
+use crate::datastore::{self, Datastore, DatastoreError};
 use crate::events::Happening;
 use crate::status::AgentStatus;
 
 /// Where addresses come from.
 #[async_trait]
 pub trait AddressSource: Send + Sync {
-    /// A new IPv4 address under this handle, described by these attributes.
+    /// Addresses for a handle; those that it has already count.
     ///
     /// # Errors
     /// When there is none, or the datastore fails.
-    async fn assign(&self, handle: &str, attributes: BTreeMap<String, String>) -> Result<IpAddr, Problem>;
+    async fn assign(&self, wanted: Assignment) -> Result<Vec<IpAddr>, Problem>;
 
     /// Gives back all addresses of a handle, and says which they were.
     ///
@@ -50,16 +55,8 @@ pub trait AddressSource: Send + Sync {
 
 #[async_trait]
 impl AddressSource for Allocator {
-    async fn assign(&self, handle: &str, attributes: BTreeMap<String, String>) -> Result<IpAddr, Problem> {
-        let wanted = Assignment::one(handle, attributes, Use::Workload);
-        let addresses = in_time(Allocator::assign(self, wanted)).await?;
-        // One was asked for, and no other outcome is a success.
-        addresses.first().copied().ok_or_else(|| Problem {
-            reason: format!(
-                "no address came of the request for {handle}; this is an error in culvert, report it"
-            ),
-            retry: false,
-        })
+    async fn assign(&self, wanted: Assignment) -> Result<Vec<IpAddr>, Problem> {
+        in_time(Allocator::assign(self, wanted)).await
     }
 
     async fn release(&self, handle: &str) -> Result<Vec<IpAddr>, Problem> {
@@ -80,9 +77,9 @@ impl AddressSource for Allocator {
 const PATIENCE: Duration = Duration::from_secs(25);
 
 /// What is given up half-way is what a crash would leave: the same request made again takes up where it was.
-async fn in_time<T>(work: impl Future<Output = Result<T, AllocationError>>) -> Result<T, Problem> {
+async fn in_time<T, E: Into<Problem>>(work: impl Future<Output = Result<T, E>>) -> Result<T, Problem> {
     match timeout(PATIENCE, work).await {
-        Ok(result) => Ok(result?),
+        Ok(result) => result.map_err(Into::into),
         Err(_) => Err(Problem {
             reason: format!(
                 "the datastore did not answer within {} s: look whether it is away or slow (culvert node status)",
@@ -104,24 +101,66 @@ impl From<AllocationError> for Problem {
     }
 }
 
+impl From<DatastoreError> for Problem {
+    fn from(error: DatastoreError) -> Self {
+        Self {
+            reason: error.to_string(),
+            retry: true,
+        }
+    }
+}
+
+/// What stays so until somebody changes an annotation.
+impl From<AnnotationError> for Problem {
+    fn from(error: AnnotationError) -> Self {
+        Self {
+            reason: error.to_string(),
+            retry: false,
+        }
+    }
+}
+
+impl Problem {
+    /// The same, with the pod that has it.
+    fn of(self, pod: Option<&Pod>) -> Self {
+        match pod {
+            Some(Pod { namespace, name }) => Self {
+                reason: format!("pod {namespace}/{name}: {}", self.reason),
+                ..self
+            },
+            None => self,
+        }
+    }
+}
+
 /// Answers the plugin.
 pub struct Attachments {
     source: Arc<dyn AddressSource>,
+    store: Arc<dyn Datastore>,
     status: watch::Receiver<Arc<AgentStatus>>,
     turns: Mutex<BTreeMap<String, Turn>>,
     /// Who is told of what people must see to.
     events: Option<mpsc::Sender<Happening>>,
 }
 
+/// What a pod asks for, and the labels of its namespace.
+type Asked = (Vec<Wanted>, Option<BTreeMap<String, String>>);
+
 /// Requests for one handle take turns.
 type Turn = Arc<tokio::sync::Mutex<()>>;
 
 impl Attachments {
-    /// Answers with addresses of `source` and with the MTU that `status` tells.
+    /// Answers with addresses of `source`, as the pods and namespaces in `store` ask for them, and with the MTU that `status`
+    /// tells.
     #[must_use]
-    pub fn new(source: Arc<dyn AddressSource>, status: watch::Receiver<Arc<AgentStatus>>) -> Self {
+    pub fn new(
+        source: Arc<dyn AddressSource>,
+        store: Arc<dyn Datastore>,
+        status: watch::Receiver<Arc<AgentStatus>>,
+    ) -> Self {
         Self {
             source,
+            store,
             status,
             turns: Mutex::default(),
             events: None,
@@ -152,14 +191,15 @@ impl Attachments {
         let handle = super::handle(&request.network, &request.container_id);
         let turn = self.turn(&handle);
         let _guard = turn.lock().await;
-        let held = self.source.addresses(&handle).await?;
-        let address = match held.into_iter().find(IpAddr::is_ipv4) {
-            Some(address) => address,
-            None => {
-                let attributes = attributes(&request, &node, Timestamp::now());
-                let assigned = self.source.assign(&handle, attributes).await;
-                assigned.inspect_err(|problem| self.tell(problem))?
-            }
+        let pod = request.pod.as_ref();
+        let assigned = self.assign(&request, &node, &handle).await;
+        let assigned = assigned.map_err(|problem| problem.of(pod));
+        let addresses = assigned.inspect_err(|problem| self.tell(problem))?;
+        let Some(address) = addresses.first().copied() else {
+            let reason = format!(
+                "no address came of the request for {handle}; this is an error in culvert, report it"
+            );
+            return Err(Problem { reason, retry: false });
         };
         let IpAddr::V4(address) = address else {
             self.source.release(&handle).await?;
@@ -168,12 +208,52 @@ impl Attachments {
                 retry: false,
             });
         };
-        let pod = request
-            .pod
-            .as_ref()
-            .map(|pod| format!("{}/{}", pod.namespace, pod.name));
+        let pod = pod.map(|pod| format!("{}/{}", pod.namespace, pod.name));
         info!(%handle, %address, pod, "address for a pod");
         Ok(AddAnswer { address, mtu })
+    }
+
+    /// What the pod asks for, or what it has already.
+    async fn assign(&self, request: &AddRequest, node: &str, handle: &str) -> Result<Vec<IpAddr>, Problem> {
+        let (wanted, namespace) = match &request.pod {
+            Some(pod) => in_time(self.asked_for(pod)).await?,
+            None => (FAMILIES.map(Wanted::one).into(), None),
+        };
+        let assignment = Assignment {
+            handle: handle.to_owned(),
+            attributes: attributes(request, node, Timestamp::now()),
+            usage: Use::Workload,
+            wanted,
+            namespace,
+        };
+        self.source.assign(assignment).await
+    }
+
+    /// What the annotations of a pod and of its namespace ask for, and the namespace's labels. A pod that is not there has
+    /// none: a static one is told to its node before it is told to the cluster.
+    async fn asked_for(&self, pod: &Pod) -> Result<Asked, Problem> {
+        let Pod { namespace, name } = pod;
+        let (of_pod, of_namespace) = (
+            Key::namespaced(Kind::Pod, Some(namespace), name),
+            Key::new(Kind::Namespace, namespace),
+        );
+        let (pod, namespace) =
+            futures_util::try_join!(self.store.get(&of_pod), self.store.get(&of_namespace))?;
+        let namespace = namespace.map(|namespace| namespace.metadata().clone());
+        let none = BTreeMap::new();
+        let of_pod = pod.as_ref().map_or(&none, |pod| &pod.metadata().annotations);
+        let of_namespace = namespace.as_ref().map_or(&none, |metadata| &metadata.annotations);
+        let pools = if annotations::name_pools(of_pod, of_namespace) {
+            datastore::list::<IpPool>(&*self.store).await?
+        } else {
+            Vec::new()
+        };
+        let pools: Vec<_> = pools
+            .into_iter()
+            .map(|p| (p.metadata.name, p.spec.cidr))
+            .collect();
+        let wanted = annotations::wanted(of_pod, of_namespace, &pools, &FAMILIES)?;
+        Ok((wanted, namespace.map(|metadata| metadata.labels)))
     }
 
     /// Gives back what a container has; that it has nothing is no error.
@@ -184,7 +264,15 @@ impl Attachments {
         let handle = super::handle(&request.network, &request.container_id);
         let turn = self.turn(&handle);
         let _guard = turn.lock().await;
-        let released = self.source.release(&handle).await?;
+        // As Calico's plugin does: an address may be from before an upgrade. The two share what is read and written.
+        let of_workload = async {
+            match &request.pod {
+                Some(pod) => self.source.release(&super::workload_handle(pod)).await,
+                None => Ok(Vec::new()),
+            }
+        };
+        let (mut released, of_workload) = futures_util::try_join!(self.source.release(&handle), of_workload)?;
+        released.extend(of_workload);
         info!(%handle, ?released, "addresses released");
         Ok(Addresses { addresses: released })
     }
@@ -276,219 +364,4 @@ fn attributes(request: &AddRequest, node: &str, now: Timestamp) -> BTreeMap<Stri
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use std::net::Ipv4Addr;
-
-    use tokio::sync::Semaphore;
-
-    use super::*;
-    use crate::cni::Pod;
-    use crate::status::DatastoreStatus;
-
-    /// Addresses in memory; an assignment waits until the test lets it go on.
-    pub(in crate::cni) struct Source {
-        pub(in crate::cni) held: Mutex<BTreeMap<String, Vec<IpAddr>>>,
-        pub(in crate::cni) attributes: Mutex<Vec<BTreeMap<String, String>>>,
-        first: IpAddr,
-        gate: Semaphore,
-    }
-
-    impl Source {
-        pub(in crate::cni) fn open(first: &str) -> Arc<Self> {
-            Arc::new(Self {
-                held: Mutex::default(),
-                attributes: Mutex::default(),
-                first: first.parse().unwrap(),
-                gate: Semaphore::new(100),
-            })
-        }
-    }
-
-    #[async_trait]
-    impl AddressSource for Source {
-        async fn assign(
-            &self,
-            handle: &str,
-            attributes: BTreeMap<String, String>,
-        ) -> Result<IpAddr, Problem> {
-            self.gate.acquire().await.unwrap().forget();
-            self.attributes.lock().unwrap().push(attributes);
-            self.held
-                .lock()
-                .unwrap()
-                .entry(handle.to_owned())
-                .or_default()
-                .push(self.first);
-            Ok(self.first)
-        }
-
-        async fn release(&self, handle: &str) -> Result<Vec<IpAddr>, Problem> {
-            Ok(self.held.lock().unwrap().remove(handle).unwrap_or_default())
-        }
-
-        async fn addresses(&self, handle: &str) -> Result<Vec<IpAddr>, Problem> {
-            Ok(self.held.lock().unwrap().get(handle).cloned().unwrap_or_default())
-        }
-
-        async fn handles(&self, _: &[IpNet]) -> Result<BTreeSet<String>, Problem> {
-            Ok(self.held.lock().unwrap().keys().cloned().collect())
-        }
-    }
-
-    pub(in crate::cni) fn running() -> AgentStatus {
-        AgentStatus {
-            node: "a".into(),
-            datastore: DatastoreStatus {
-                in_sync: true,
-                problem: None,
-            },
-            pod_mtu: 1480,
-            ..AgentStatus::default()
-        }
-    }
-
-    pub(in crate::cni) fn attachments(source: &Arc<Source>, status: AgentStatus) -> Attachments {
-        let (_, status) = watch::channel(Arc::new(status));
-        Attachments::new(Arc::clone(source) as _, status)
-    }
-
-    fn add_request() -> AddRequest {
-        AddRequest {
-            network: "k8s-pod-network".parse().unwrap(),
-            container_id: "c1".parse().unwrap(),
-            pod: Some(Pod {
-                namespace: "default".into(),
-                name: "web-0".into(),
-            }),
-        }
-    }
-
-    fn del_request() -> Container {
-        Container {
-            network: "k8s-pod-network".parse().unwrap(),
-            container_id: "c1".parse().unwrap(),
-        }
-    }
-
-    #[tokio::test]
-    async fn an_address_is_assigned_under_calicos_handle_and_attributes_and_given_back() {
-        let source = Source::open("10.65.42.1");
-        let attachments = attachments(&source, running());
-        let answer = attachments.add(add_request()).await.unwrap();
-        assert_eq!(
-            answer,
-            AddAnswer {
-                address: Ipv4Addr::new(10, 65, 42, 1),
-                mtu: 1480
-            }
-        );
-        let noted = source.attributes.lock().unwrap()[0].clone();
-        assert_eq!(noted["pod"], "web-0");
-        assert_eq!(noted["namespace"], "default");
-        assert_eq!(noted["node"], "a");
-        assert!(noted["timestamp"].ends_with(" +0000 UTC"));
-        assert!(source.held.lock().unwrap().contains_key("k8s-pod-network.c1"));
-        let released = attachments.del(del_request()).await.unwrap().addresses;
-        assert_eq!(released, [source.first]);
-        assert_eq!(
-            attachments.del(del_request()).await.unwrap().addresses,
-            Vec::<IpAddr>::new()
-        );
-    }
-
-    #[tokio::test]
-    async fn a_container_that_asks_again_gets_the_address_it_has() {
-        let source = Source::open("10.65.42.1");
-        let attachments = attachments(&source, running());
-        let first = attachments.add(add_request()).await.unwrap();
-        assert_eq!(attachments.add(add_request()).await.unwrap(), first);
-        assert_eq!(source.attributes.lock().unwrap().len(), 1);
-    }
-
-    #[tokio::test]
-    async fn an_agent_that_starts_asks_for_patience() {
-        let source = Source::open("10.65.42.1");
-        let problem = attachments(&source, AgentStatus::default())
-            .add(add_request())
-            .await
-            .unwrap_err();
-        assert!(problem.retry, "{problem:?}");
-        let problem = attachments(
-            &source,
-            AgentStatus {
-                pod_mtu: 0,
-                ..running()
-            },
-        )
-        .add(add_request())
-        .await
-        .unwrap_err();
-        assert!(problem.retry && problem.reason.contains("MTU"), "{problem:?}");
-    }
-
-    #[tokio::test]
-    async fn an_address_of_the_other_family_is_given_back() {
-        let source = Source::open("fd00::1");
-        let problem = attachments(&source, running())
-            .add(add_request())
-            .await
-            .unwrap_err();
-        assert!(
-            problem.reason.contains("fd00::1") && !problem.retry,
-            "{problem:?}"
-        );
-        assert!(source.held.lock().unwrap().is_empty());
-    }
-
-    #[tokio::test]
-    async fn a_del_does_not_overtake_an_add_of_the_same_container() {
-        let source = Source::open("10.65.42.1");
-        source.gate.forget_permits(100);
-        let attachments = Arc::new(attachments(&source, running()));
-        let mut add = Box::pin(attachments.add(add_request()));
-        assert!(
-            futures_util::poll!(&mut add).is_pending(),
-            "the source does not answer yet"
-        );
-        let mut del = Box::pin(attachments.del(del_request()));
-        assert!(
-            futures_util::poll!(&mut del).is_pending(),
-            "it waits for its turn"
-        );
-        let other = Container {
-            container_id: "c2".parse().unwrap(),
-            ..del_request()
-        };
-        attachments.del(other).await.unwrap();
-        source.gate.add_permits(1);
-        add.await.unwrap();
-        assert_eq!(del.await.unwrap().addresses, [source.first]);
-    }
-
-    #[tokio::test]
-    async fn check_names_the_addresses_that_there_are() {
-        let source = Source::open("10.65.42.1");
-        let attachments = attachments(&source, running());
-        let request = CheckRequest {
-            network: "k8s-pod-network".parse().unwrap(),
-            container_id: "c1".parse().unwrap(),
-            address: Ipv4Addr::new(10, 65, 42, 1),
-        };
-        let problem = attachments.check(request.clone()).await.unwrap_err();
-        assert!(problem.reason.contains("k8s-pod-network.c1"), "{problem:?}");
-        attachments.add(add_request()).await.unwrap();
-        attachments.check(request).await.unwrap();
-    }
-
-    #[test]
-    fn the_time_is_written_as_go_prints_it() {
-        let now: Timestamp = "2026-11-21T06:57:01.0305Z".parse().unwrap();
-        let request = AddRequest {
-            pod: None,
-            ..add_request()
-        };
-        let attributes = attributes(&request, "a", now);
-        assert_eq!(attributes["timestamp"], "2026-11-21 06:57:01.0305 +0000 UTC");
-        assert!(!attributes.contains_key("pod"));
-    }
-}
+pub(super) mod tests;

@@ -3,6 +3,7 @@
 //! The plugin is the same binary under the name `culvert-cni`. It is thin: it asks the agent for an address over the
 //! agent's socket, wires the pod, and answers the container runtime. The agent alone knows pools and blocks.
 
+mod annotations;
 mod attachments;
 mod install;
 mod link_check;
@@ -50,6 +51,12 @@ pub fn host_link_name(pod: Option<&Pod>, container: &Name) -> String {
 #[must_use]
 pub fn handle(network: &Name, container: &Name) -> String {
     format!("{network}.{container}")
+}
+
+/// The handle under which Calico's plugin allocated a pod's address before its version 3.
+#[must_use]
+pub fn workload_handle(pod: &Pod) -> String {
+    format!("{}.{}", pod.namespace, pod.name)
 }
 
 #[cfg(test)]

@@ -213,6 +213,7 @@ impl Call {
             container: Container {
                 network: config.name.clone(),
                 container_id,
+                pod: pod.clone(),
             },
             pod,
         })

@@ -37,6 +37,9 @@ pub struct Container {
     pub network: Name,
     /// The container's id.
     pub container_id: Name,
+    /// The pod, where Kubernetes asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Pod>,
 }
 
 /// Asks which containers of a network have addresses on this node.

@@ -4,6 +4,8 @@ pub mod deferred;
 pub mod directory;
 pub mod kubernetes;
 pub mod last_good;
+#[cfg(test)]
+pub(crate) mod memory;
 
 use std::collections::BTreeMap;
 use std::fmt;

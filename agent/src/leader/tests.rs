@@ -71,10 +71,11 @@ async fn one_of_two_leads_and_the_other_follows_when_it_ends() {
     let folder = tempfile::tempdir().unwrap();
     let store = || -> Arc<dyn Datastore> { Arc::new(DirectoryStore::open(folder.path()).unwrap()) };
     let (stop_first, stop_second) = (CancellationToken::new(), CancellationToken::new());
-    let first = stand(store(), "gc", "n1", stop_first.clone());
+    let look = Duration::from_millis(200);
+    let first = stand(store(), "gc", "n1", look, stop_first.clone());
     let mut first_leads = first.is_leader();
     first_leads.wait_for(|leads| *leads).await.unwrap();
-    let second = stand(store(), "gc", "n2", stop_second.clone());
+    let second = stand(store(), "gc", "n2", look, stop_second.clone());
     assert!(!*second.is_leader().borrow());
     stop_first.cancel();
     first.ended().await;

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::error::{Error, PoolRefusal, PoolSize};
+use crate::error::{Error, Holder, PoolRefusal, PoolSize};
 use crate::name;
 use crate::pool::{Excluded, Family, Pool, Refusal, Use};
 use crate::ranges::Ranges;
@@ -223,10 +223,7 @@ impl<'a> Round<'a> {
         }
         let ordinal = block.ordinal_of(address).ok_or(Halt::Wait)?;
         if let Some(holder) = block.holder(ordinal) {
-            let holder = holder
-                .handle()
-                .unwrap_or("nobody: it was released, and rests")
-                .to_owned();
+            let holder = Holder::of(holder);
             let node = node.clone();
             return Err(Error::AddressTaken {
                 node,
@@ -246,7 +243,10 @@ impl<'a> Round<'a> {
     fn pool_of(&self, request: &Assign, address: IpAddr) -> Progress<&'a Pool> {
         let node = request.node.clone();
         let Some(pool) = self.view.policy().pools.of_address(address) else {
-            return Err(Error::NotInPool { node, address }.into());
+            let family = Family::of_address(address);
+            let pools = self.view.policy().pools.iter().filter(|p| p.family() == family);
+            let pools = pools.map(PoolSize::of).collect();
+            return Err(Error::NotInPool { node, address, pools }.into());
         };
         let excluded = pool.excluded().filter(|e| !e.yields_to_names());
         let refusal = excluded

@@ -7,7 +7,7 @@ use crate::name;
 use crate::snapshot::{HeldAddress, Pod, Snapshot};
 use crate::timestamp::Timestamp;
 
-use super::{Collection, Evidence, Leak, Memory, Reclaim, Settings, Sighting};
+use super::{Collection, Evidence, Leak, Leftover, Memory, Reclaim, Settings, Sighting};
 
 /// The addresses of a snapshot that look leaked, and all addresses of each handle.
 pub(super) struct Leaks {
@@ -16,7 +16,8 @@ pub(super) struct Leaks {
 }
 
 impl Leaks {
-    pub(super) fn of(snapshot: &Snapshot) -> Self {
+    /// Where nobody tells of pods, what is known of nodes must do.
+    pub(super) fn of(snapshot: &Snapshot, pods_are_told: bool) -> Self {
         let pods = snapshot.pods_by_name();
         let mut found = Self {
             leaks: BTreeMap::new(),
@@ -32,12 +33,22 @@ impl Leaks {
                     .or_default()
                     .insert(key);
             }
-            if let Some(evidence) = evidence(snapshot, &pods, &held) {
+            let evidence = if held.is_of_tunnel() || !pods_are_told {
+                no_node(snapshot, &held)
+            } else {
+                evidence(&pods, &held)
+            };
+            if let Some(evidence) = evidence {
                 let leak = Leak {
                     address: held.address,
                     handle,
                     node: held.node().map(str::to_owned),
                     sequence_number: held.sequence_number,
+                    leftover: if held.is_of_tunnel() {
+                        Leftover::TunnelAddress
+                    } else {
+                        Leftover::PodAddress
+                    },
                     evidence,
                 };
                 found.leaks.insert(key, leak);
@@ -67,18 +78,18 @@ impl Leaks {
     }
 }
 
-/// What speaks for an address being leaked; `None` for one that is valid for all that is known: one without a pod's name, or
-/// whose pod is about to get an address.
-fn evidence(
-    snapshot: &Snapshot,
-    pods: &BTreeMap<(&str, &str), Vec<&Pod>>,
-    held: &HeldAddress<'_>,
-) -> Option<Evidence> {
-    if held.is_of_tunnel() {
-        // Tunnel addresses live and die with the Node object only.
-        let node = held.node()?;
-        return (!snapshot.nodes.contains_key(node)).then_some(Evidence::NoNode);
+/// Whether the node is gone that an address was taken for. Those of tunnels live and die with the Node object only.
+fn no_node(snapshot: &Snapshot, held: &HeldAddress<'_>) -> Option<Evidence> {
+    if !held.is_of_tunnel() {
+        held.pod()?;
     }
+    let node = held.node()?;
+    (!snapshot.nodes.contains_key(node)).then_some(Evidence::NoNode)
+}
+
+/// What speaks for the address of a pod being leaked; `None` for one that is valid for all that is known: one without a
+/// pod's name, or whose pod is about to get an address.
+fn evidence(pods: &BTreeMap<(&str, &str), Vec<&Pod>>, held: &HeldAddress<'_>) -> Option<Evidence> {
     let (namespace, name) = held.pod()?;
     let (pod, in_namespace) = (name.to_owned(), namespace.to_owned());
     let Some(pods) = pods.get(&(namespace, name)) else {
@@ -116,7 +127,7 @@ pub(super) fn collect(
     now: Timestamp,
     collection: &mut Collection,
 ) {
-    let found = Leaks::of(snapshot);
+    let found = Leaks::of(snapshot, settings.pods_are_told);
     let mut by_handle: BTreeMap<String, Vec<&Leak>> = BTreeMap::new();
     let mut unproven = BTreeSet::new();
     for (key, leak) in &found.leaks {
@@ -126,7 +137,7 @@ pub(super) fn collect(
             .node
             .as_ref()
             .is_some_and(|n| !snapshot.nodes.contains_key(n));
-        let proven = match (is_node_gone, settings.grace_seconds) {
+        let proven = match (is_node_gone && settings.pods_are_told, settings.grace_seconds) {
             (true, _) => sighting.is_proven(now, 0),
             (false, 0) => false,
             (false, grace) => sighting.is_proven(now, grace),
@@ -148,6 +159,7 @@ pub(super) fn collect(
         if leaks.iter().all(is_proven) && found.are_all_of_their_handle(&leaks) {
             collection.reclaims.push(Reclaim::Addresses(leaks));
         } else {
+            leaks.iter().for_each(|leak| collection.wait(leak.leftover));
             collection.candidates.extend(leaks);
         }
     }

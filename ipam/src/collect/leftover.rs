@@ -12,7 +12,7 @@ use crate::pool::Family;
 use crate::snapshot::{Snapshot, Stored};
 use crate::timestamp::Timestamp;
 
-use super::{Collection, Memory, Reclaim, Settings, Sighting};
+use super::{Collection, Leftover, Memory, Reclaim, Settings, Sighting};
 
 /// For so long a handle may count an address that its owner is about to take, in seconds: between two writes of one request.
 const HANDLE_AGE_SECONDS: u64 = 60;
@@ -64,6 +64,8 @@ fn handles(snapshot: &Snapshot, memory: &Memory, now: Timestamp, collection: &mu
                 }
             };
             collection.reclaims.push(Reclaim::Handle { handle, write });
+        } else {
+            collection.wait(Leftover::Handle);
         }
     }
     for (name, missing) in has {
@@ -75,6 +77,8 @@ fn handles(snapshot: &Snapshot, memory: &Memory, now: Timestamp, collection: &mu
             let object = Object::Handle(missing);
             let write = Write::Create { name, object };
             collection.reclaims.push(Reclaim::Handle { handle, write });
+        } else {
+            collection.wait(Leftover::Handle);
         }
     }
 }
@@ -91,6 +95,8 @@ fn marks(snapshot: &Snapshot, memory: &Memory, now: Timestamp, collection: &mut 
                 revision: revision.to_owned(),
             };
             collection.reclaims.push(Reclaim::Mark { key, write });
+        } else {
+            collection.wait(Leftover::Mark);
         }
     }
 }
@@ -154,6 +160,8 @@ fn gone_nodes(snapshot: &Snapshot, memory: &Memory, now: Timestamp, collection: 
         if sighting.is_proven(now, 0) && !alive_in_them.contains(node) {
             let node = node.to_owned();
             collection.reclaims.push(Reclaim::GoneNode { node, block });
+        } else {
+            collection.wait(Leftover::Claim);
         }
     }
 }
@@ -207,12 +215,18 @@ fn empty_blocks(
         let Some(left) = owned.get_mut(&(node, Family::of(block.cidr))) else {
             continue;
         };
-        if sighting.is_proven(now, settings.grace_seconds) && left.len() > 1 && left.remove(&block.cidr) {
+        if left.len() < 2 || !left.contains(&block.cidr) {
+            continue;
+        }
+        if sighting.is_proven(now, settings.grace_seconds) {
+            left.remove(&block.cidr);
             collection.reclaims.push(Reclaim::EmptyBlock {
                 node: node.to_owned(),
                 block: block.cidr,
                 sequence_number: block.sequence_number,
             });
+        } else {
+            collection.wait(Leftover::EmptyBlock);
         }
     }
 }

@@ -378,6 +378,7 @@ impl World {
         let settings = Settings {
             grace_seconds: 30,
             limit: 100,
+            ..Settings::default()
         };
         let Collection {
             memory,
@@ -407,7 +408,7 @@ impl World {
             return;
         }
         let Some(reclaim) = self.due.pop() else { return };
-        if !reclaim.is_still_due(&self.snapshot()) {
+        if !reclaim.is_still_due(&self.snapshot(), Settings::default()) {
             return;
         }
         self.statistics.reclaimed += 1;

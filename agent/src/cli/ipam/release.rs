@@ -3,15 +3,19 @@
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
 use culvert_ipam::allocator::HeldAddress;
+use culvert_ipam::block::Attribute;
 use culvert_ipam::check::{Finding, Problem};
 use serde::{Deserialize, Serialize};
 
 use super::super::CliError;
 use super::super::store::StoreArguments;
 use crate::allocation::Allocator;
+use crate::api::IpamBlock;
+use crate::datastore::{self, Datastore};
 
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
@@ -22,9 +26,22 @@ struct What {
     /// All addresses of a handle.
     #[arg(long, value_name = "HANDLE")]
     handle: Option<String>,
+    /// All addresses that were taken for a pod, under whichever handle.
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = pod)]
+    pod: Option<(String, String)>,
     /// What a check has written with `--output`: only what nobody has taken anew since.
     #[arg(long, value_name = "FILE")]
     from_report: Option<PathBuf>,
+}
+
+/// `shop/web`.
+fn pod(text: &str) -> Result<(String, String), String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+            Ok((namespace.to_owned(), name.to_owned()))
+        }
+        _ => Err("a pod is named by its namespace and its name, such as shop/web-0".to_owned()),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -88,8 +105,11 @@ impl Report {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
     let text = arguments.store.run(async |store| {
-        let allocator = Allocator::new(store, super::NOBODY.to_owned());
-        let text = release(&allocator, &arguments.what).await;
+        let allocator = Allocator::new(Arc::clone(&store), super::NOBODY.to_owned());
+        let text = match &arguments.what.pod {
+            Some(pod) => release_pod(&*store, &allocator, pod).await,
+            None => release(&allocator, &arguments.what).await,
+        };
         allocator.close().await;
         text
     })?;
@@ -101,6 +121,7 @@ async fn release(allocator: &Allocator, what: &What) -> Result<String, CliError>
         addresses,
         handle,
         from_report,
+        pod: _,
     } = what;
     if let Some(handle) = handle {
         let released = allocator.release(handle).await?;
@@ -120,6 +141,37 @@ async fn release(allocator: &Allocator, what: &What) -> Result<String, CliError>
         false => format!("IP address {address} is not assigned\n"),
     };
     Ok(addresses.iter().map(line).collect())
+}
+
+/// Whatever says that it was taken for this pod: each by its sequence number, so that what it takes meanwhile stays.
+async fn release_pod(
+    store: &dyn Datastore,
+    allocator: &Allocator,
+    (namespace, name): &(String, String),
+) -> Result<String, CliError> {
+    let blocks = datastore::list_whole::<IpamBlock>(store).await?;
+    let of_pod = |attribute: &Attribute| {
+        attribute.value("namespace") == Some(namespace) && attribute.value("pod") == Some(name)
+    };
+    let held = blocks.iter().flat_map(|block| {
+        let taken = block.spec.taken().filter(|taken| of_pod(taken.attribute));
+        taken.map(|taken| HeldAddress {
+            address: taken.address,
+            handle: taken.attribute.handle().map(str::to_owned),
+            sequence_number: Some(block.spec.sequence_number_of(taken.ordinal)),
+        })
+    });
+    let held: Vec<HeldAddress> = held.collect();
+    if held.is_empty() {
+        return Ok(format!("Pod {namespace}/{name} has no IPs.\n"));
+    }
+    let released = allocator.release_addresses(held).await?;
+    let released: Vec<String> = released.iter().map(ToString::to_string).collect();
+    Ok(format!(
+        "Released {} IPs of pod {namespace}/{name}: {}.\n",
+        released.len(),
+        released.join(", ")
+    ))
 }
 
 /// One by one: what was taken anew since is somebody's, and holds back no other.

@@ -307,7 +307,7 @@ async fn read(mut body: Body, limit: usize) -> Result<Bytes, Broken> {
 }
 
 /// Why a request found no answer.
-fn unsent(error: &kube::Error) -> String {
+pub(super) fn unsent(error: &kube::Error) -> String {
     let said = in_full(error);
     // What a connection that is not made in time comes to.
     if said.contains("deadline has elapsed") {

@@ -147,7 +147,7 @@ impl KubernetesStore {
                     .away(&call, &format!("the answer is no list: {error}"))
             })?;
             for item in page.items {
-                let object = body::object(kind, item.get(), Extent::Whole);
+                let object = body::object(kind, item.get(), extent(kind));
                 take(object.map_err(|unreadable| unreadable.at(self.server())));
             }
             after = page.metadata.r#continue;
@@ -168,6 +168,14 @@ fn page_size(kind: Kind) -> u32 {
     match kind {
         Kind::Node | Kind::Pod => 100,
         _ => 500,
+    }
+}
+
+/// How much of the objects of a list is kept: of pods, which are many and large and never written back, what is read.
+fn extent(kind: Kind) -> Extent {
+    match kind {
+        Kind::Pod => Extent::Told,
+        _ => Extent::Whole,
     }
 }
 

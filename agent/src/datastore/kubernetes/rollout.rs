@@ -7,7 +7,7 @@ use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::Access;
-use super::connection::{Connection, REQUEST_TIMEOUT, in_full};
+use super::connection::{Connection, REQUEST_TIMEOUT, unsent};
 use crate::datastore::DatastoreError;
 
 /// A DaemonSet whose pods somebody waits for.
@@ -110,7 +110,7 @@ impl Rollout {
             .map_err(|error| away(error.to_string()))?;
         let asked = self.connection.client().request::<DaemonSet>(request);
         match timeout(REQUEST_TIMEOUT, asked).await {
-            Ok(answer) => answer.map(Progress::from).map_err(|error| away(in_full(&error))),
+            Ok(answer) => answer.map(Progress::from).map_err(|error| away(unsent(&error))),
             Err(_) => Err(away(format!("no answer within {} s", REQUEST_TIMEOUT.as_secs()))),
         }
     }
