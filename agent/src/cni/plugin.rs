@@ -161,6 +161,8 @@ async fn collect(client: &Client, config: &NetworkConfig, network: &dyn PodNetwo
         let container = Container {
             network: config.name.clone(),
             container_id,
+            // A pod of this name may be there anew.
+            pod: None,
         };
         if let Err(error) = forget(client, &container, network).await {
             failed.push(format!("container {}: {error}", container.container_id));
