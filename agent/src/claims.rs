@@ -1,4 +1,4 @@
-//! Keeps what this node needs of the pools: a block of its own, and the address of its tunnel device; and keeps its
+//! Keeps what this node needs of the pools: a block of its own in each family, and the address of its tunnel device; and keeps its
 //! Node object saying so. A Node object that is missing at the start is made; one that is deleted later stays so, and
 //! nothing is claimed for it.
 
@@ -22,12 +22,16 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// What the pools ask of a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
-    /// Pods may need addresses: there is an enabled pool.
+    /// Pods may need IPv4 addresses: there is an enabled pool.
     pub block: bool,
+    /// Pods may need IPv6 addresses, and this node is known by one.
+    pub block_v6: bool,
     /// Packets may need the tunnel: there is an enabled pool with an ipipMode other than Never.
     pub tunnel_address: bool,
     /// The advertised address is on no link, and is not said again: somebody may be naming another.
     pub address_is_gone: bool,
+    /// The same of the IPv6 address.
+    pub address_v6_is_gone: bool,
     /// Counts what may have taken away a claim: changes of pools, of this node's claims and of its Node object.
     pub generation: u64,
 }
@@ -86,10 +90,9 @@ async fn claim(
         );
         return Ok(());
     }
-    if needs.block {
-        let blocks = allocator.ensure_block(Family::V4).await?;
-        debug!(?blocks, "this node's blocks");
-    }
+    // What one family lacks keeps nothing from the other, and the node from nobody.
+    let v4 = ensure_block(allocator, Family::V4, needs.block).await;
+    let v6 = ensure_block(allocator, Family::V6, needs.block_v6).await;
     let mut announcement = announcement.clone();
     if needs.tunnel_address {
         announcement.tunnel_address = Some(allocator.tunnel_address().await?);
@@ -97,7 +100,18 @@ async fn claim(
     if needs.address_is_gone {
         announcement.address = None;
     }
+    if needs.address_v6_is_gone {
+        announcement.address_v6 = None;
+    }
     // All of it, each time: somebody may have changed what the Node object says, or put back an older one.
     node::publish(store, node, &announcement, missing).await?;
+    v4.and(v6)
+}
+
+async fn ensure_block(allocator: &Allocator, family: Family, is_wanted: bool) -> Result<(), ClaimError> {
+    if is_wanted {
+        let blocks = allocator.ensure_block(family).await?;
+        debug!(?blocks, "this node's blocks");
+    }
     Ok(())
 }

@@ -92,11 +92,20 @@ impl From<&Node> for ClusterNode {
     }
 }
 
+impl ClusterNode {
+    /// The addresses that it advertises: none, one, or one of each family.
+    pub fn advertised(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        let v4 = self.address.map(|net| IpAddr::V4(net.addr()));
+        let v6 = self.address_v6.map(|net| IpAddr::V6(net.addr()));
+        v4.into_iter().chain(v6)
+    }
+}
+
 /// Two nodes that advertise one address: packets for both reach only one of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedAddress {
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// The node that is taken at its word: the first by name.
     pub kept: String,
     /// The node that is left out.
@@ -175,25 +184,28 @@ impl Cluster {
         self.nodes.iter().map(|(name, node)| (name.as_str(), node))
     }
 
-    /// The nodes that have an address, by it. Of two with the same address the first by name counts.
+    /// The nodes that have an address, by it: by both where they have two. Of two with the same address the first by name counts.
     #[must_use]
     pub fn nodes_by_address(&self) -> BTreeMap<IpAddr, &str> {
         let mut by_address = BTreeMap::new();
         for (name, node) in &self.nodes {
-            if let Some(net) = node.address {
-                by_address.entry(IpAddr::V4(net.addr())).or_insert(name.as_str());
+            for address in node.advertised() {
+                by_address.entry(address).or_insert(name.as_str());
             }
         }
         by_address
     }
 
-    /// The nodes that are left out because another advertises their address.
+    /// The nodes that are left out under an address because another advertises it too.
     #[must_use]
     pub fn shared_addresses(&self) -> Vec<SharedAddress> {
         let by_address = self.nodes_by_address();
-        let shared = self.nodes.iter().filter_map(|(name, node)| {
-            let address = node.address?.addr();
-            let kept = *by_address.get(&IpAddr::V4(address))?;
+        let advertised = self
+            .nodes
+            .iter()
+            .flat_map(|(name, node)| node.advertised().map(move |address| (name, address)));
+        let shared = advertised.filter_map(|(name, address)| {
+            let kept = *by_address.get(&address)?;
             let clash = SharedAddress {
                 address,
                 kept: kept.to_owned(),

@@ -3,7 +3,9 @@
 //! Every field has a default. The field `bgp.listenPort` of the file is the variable `CULVERT_BGP_LISTEN_PORT` of the
 //! environment, and the environment wins.
 
+mod differences;
 mod values;
+mod variables;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,6 +20,8 @@ use crate::datastore::{Access, Location};
 use crate::filter::UnknownTunnelPeers;
 use crate::logging::{Format, Level};
 use crate::peering::{AddPath, MOST_PREFIXES};
+
+use variables::{VARIABLES, Variable};
 
 pub use values::{HoldSeconds, NodeName, Ranged, Switch};
 
@@ -112,7 +116,12 @@ pub struct SafetyConfig {
 pub struct NodeConfig {
     /// The IPv4 address to advertise, with or without prefix length. Default: the InternalIP of the Node object, else
     /// the only address of this host that comes into question.
+    #[serde(deserialize_with = "values::ipv4_address")]
     pub address: Option<AdvertisedAddress>,
+    /// The IPv6 address to advertise, with or without prefix length. Default, where there is a pool of IPv6: the first
+    /// InternalIP of IPv6 of the Node object, else the only address of this host that comes into question; else none.
+    #[serde(deserialize_with = "values::ipv6_address")]
+    pub address_v6: Option<AdvertisedAddress>,
     /// The AS number of this node, 1 to 4294967295. Default: that of the Node object, else the cluster's
     /// (BGPConfiguration `default`), else 64512.
     pub as_number: Option<Ranged<1, 4_294_967_295>>,
@@ -311,161 +320,6 @@ impl Default for RouteConfig {
             source_pin: Switch(true),
             pin_table: const { Ranged::new(886) },
         }
-    }
-}
-
-/// A field that the environment can set: where it is in the file, and whether its value is text.
-struct Variable {
-    path: &'static [&'static str],
-    text: bool,
-}
-
-/// Every field of [`Config`].
-const VARIABLES: &[Variable] = &[
-    Variable {
-        path: &["mode"],
-        text: true,
-    },
-    Variable {
-        path: &["nodeName"],
-        text: true,
-    },
-    Variable {
-        path: &["datastore", "directory"],
-        text: true,
-    },
-    Variable {
-        path: &["datastore", "kubernetes", "kubeconfig"],
-        text: true,
-    },
-    Variable {
-        path: &["datastore", "syncTimeout"],
-        text: false,
-    },
-    Variable {
-        path: &["state", "directory"],
-        text: true,
-    },
-    Variable {
-        path: &["safety", "maxVanishShare"],
-        text: false,
-    },
-    Variable {
-        path: &["node", "address"],
-        text: true,
-    },
-    Variable {
-        path: &["node", "asNumber"],
-        text: false,
-    },
-    Variable {
-        path: &["bgp", "listenPort"],
-        text: false,
-    },
-    Variable {
-        path: &["bgp", "holdTime"],
-        text: false,
-    },
-    Variable {
-        path: &["bgp", "connectRetry"],
-        text: false,
-    },
-    Variable {
-        path: &["bgp", "restartTime"],
-        text: false,
-    },
-    Variable {
-        path: &["bgp", "secretNamespace"],
-        text: true,
-    },
-    Variable {
-        path: &["bgp", "addPath"],
-        text: true,
-    },
-    Variable {
-        path: &["bgp", "maxPrefixes"],
-        text: false,
-    },
-    Variable {
-        path: &["bgp", "acceptDefaultRoute"],
-        text: true,
-    },
-    Variable {
-        path: &["socket"],
-        text: true,
-    },
-    Variable {
-        path: &["http", "listen"],
-        text: true,
-    },
-    Variable {
-        path: &["routes", "protocol"],
-        text: false,
-    },
-    Variable {
-        path: &["routes", "sourcePin"],
-        text: true,
-    },
-    Variable {
-        path: &["routes", "pinTable"],
-        text: false,
-    },
-    Variable {
-        path: &["tunnel", "mtu"],
-        text: false,
-    },
-    Variable {
-        path: &["tunnel", "pathMtuDiscovery"],
-        text: false,
-    },
-    Variable {
-        path: &["filter", "unknownTunnelPeers"],
-        text: true,
-    },
-    Variable {
-        path: &["garbageCollection", "mode"],
-        text: true,
-    },
-    Variable {
-        path: &["garbageCollection", "interval"],
-        text: false,
-    },
-    Variable {
-        path: &["garbageCollection", "gracePeriod"],
-        text: false,
-    },
-    Variable {
-        path: &["log", "format"],
-        text: true,
-    },
-    Variable {
-        path: &["log", "level"],
-        text: true,
-    },
-];
-
-impl Variable {
-    /// `CULVERT_BGP_LISTEN_PORT` for `bgp.listenPort`.
-    fn name(&self) -> String {
-        let mut name = "CULVERT".to_owned();
-        for part in self.path {
-            name.push('_');
-            for c in part.chars() {
-                if c.is_ascii_uppercase() {
-                    name.push('_');
-                }
-                name.push(c.to_ascii_uppercase());
-            }
-        }
-        name
-    }
-
-    /// The value as YAML: text as it is, anything else as YAML reads it.
-    fn value(&self, text: &str) -> Value {
-        if self.text {
-            return Value::String(text.to_owned());
-        }
-        serde_yaml::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()))
     }
 }
 

@@ -5,12 +5,14 @@
 //! Nothing is touched before the datastore has told all it has, and nothing is removed before the peers have.
 
 mod availability;
+mod configuration;
 mod event_loop;
 mod fights;
 mod identity;
 mod intake;
 mod pool_modes;
 mod renumbering;
+mod repairs;
 mod report;
 pub mod shadow;
 mod sources;
@@ -120,11 +122,12 @@ pub enum AgentError {
     },
 }
 
-/// Runs the agent until it is told to stop (SIGTERM or SIGINT). Its routes stay in the kernel: a restart cuts nothing.
+/// Runs the agent until it is told to stop (SIGTERM or SIGINT). Its routes stay in the kernel: a restart cuts nothing. When
+/// `config_file`, which `config` was read from, says something else, that is told.
 ///
 /// # Errors
 /// When something that it cannot run without is missing at the start, or breaks.
-pub async fn run(config: &Config) -> Result<(), AgentError> {
+pub async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), AgentError> {
     let stop = CancellationToken::new();
     stop_on_signals(&stop)?;
     let node = config.node_name.as_str().to_owned();
@@ -137,6 +140,13 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
     serve_http(config, &metrics, status_reader.clone(), &stop).await?;
     let (confirmations, mut confirmed) = Confirmations::channel();
     let (tell, told) = events::channel();
+    if let Some(file) = config_file {
+        tokio::spawn(configuration::watch(
+            file.to_owned(),
+            config.clone(),
+            tell.clone(),
+        ));
+    }
     let attachments = Attachments::new(
         Arc::new(allocator.clone()),
         Arc::clone(&store) as _,
@@ -233,7 +243,7 @@ impl Agent<'_> {
         let event_loop = EventLoop::new(
             settings,
             identity.asn,
-            Renumbering::new(config.node.address),
+            Renumbering::new(&config.node),
             Actual::new(kernel),
             dataplane,
             speaker,
@@ -273,7 +283,7 @@ fn settings_of(config: &Config, identity: &Identity) -> Settings {
         address: identity.address.addr(),
         speaking: Speaking {
             asn: identity.asn,
-            address_v6: identity.address_v6,
+            address_v6: identity.address_v6.map(|net| net.addr()),
             port: identity.port,
             secret_namespace: config.bgp.secret_namespace.clone(),
             accepts_default: config.bgp.accept_default_route.0,
@@ -397,7 +407,7 @@ fn start_speaker(
         restarted,
         // Nodes must not jitter in step: their addresses differ, and so do their starts.
         seed: u64::from(u32::from(identity.address.addr())) ^ u64::from(std::process::id()).rotate_left(32),
-        local_address_v6: identity.address_v6,
+        local_address_v6: identity.address_v6.map(|net| net.addr()),
         ..SpeakerConfig::new(identity.asn, identity.router_id, identity.address.addr())
     };
     speaker::start(

@@ -11,14 +11,14 @@ mod underlay;
 mod ways;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use culvert_bgp::id::{NextHop as BgpNextHop, Prefix};
 use ipnet::IpNet;
 
 use crate::api::EncapsulationMode;
 use crate::cluster::Cluster;
-use crate::fib::{Desired, MAIN_TABLE, RouteKey, protocol_name};
+use crate::fib::{Desired, protocol_name};
 use crate::peering::{Local, Peering, Speaking};
 use crate::reconcile::Actual;
 
@@ -36,7 +36,7 @@ const IPIP_OVERHEAD: u32 = 20;
 pub struct Settings {
     /// This node's name.
     pub node: String,
-    /// The address this node is known by.
+    /// The IPv4 address this node is known by; that of IPv6 is among the terms of BGP.
     pub address: Ipv4Addr,
     /// How it takes part in BGP.
     pub speaking: Speaking,
@@ -191,7 +191,45 @@ pub enum Rejection {
     #[error("the advertised address {address} is on no link of this host; add it again")]
     AddressGone {
         /// The address.
-        address: Ipv4Addr,
+        address: IpAddr,
+    },
+    /// The pool asks for IPIP, and is one of IPv6.
+    #[error("its pool {pool} has ipipMode {mode:?}, but IPIP carries no IPv6; set its ipipMode to Never")]
+    TunnelledV6 {
+        /// The pool.
+        pool: IpNet,
+        /// Its ipipMode.
+        mode: EncapsulationMode,
+    },
+    /// The next hop is of the other family than the destination.
+    #[error(
+        "its next hop {next_hop} is of the other address family, on which nobody has agreed with {peer} (RFC 8950); \
+         let {peer} advertise one of the destination's"
+    )]
+    OtherFamily {
+        /// The next hop.
+        next_hop: IpAddr,
+        /// Who said so.
+        peer: IpAddr,
+    },
+    /// The next hop says nothing without a link, which a route between nodes does not have.
+    #[error(
+        "its next hop {next_hop} is link-local, which no node is known by; let {peer} advertise a global address"
+    )]
+    NextHopLinkLocal {
+        /// The next hop.
+        next_hop: Ipv6Addr,
+        /// Who said so.
+        peer: IpAddr,
+    },
+    /// This node has no IPv6 address.
+    #[error(
+        "this node is known by no IPv6 address from which to reach {next_hop}; give the host one, or set node.addressV6 \
+         where it has several"
+    )]
+    NoOwnAddress {
+        /// The next hop.
+        next_hop: IpAddr,
     },
 }
 
@@ -205,10 +243,14 @@ impl Rejection {
             | Self::LinkDown { .. }
             | Self::NotConnected { .. }
             | Self::NoTunnel
-            | Self::AddressGone { .. } => true,
+            | Self::AddressGone { .. }
+            | Self::NoOwnAddress { .. } => true,
             Self::NextHopInPool { .. }
             | Self::NextHopUnknown { .. }
+            | Self::NextHopLinkLocal { .. }
+            | Self::OtherFamily { .. }
             | Self::OnThisHost { .. }
+            | Self::TunnelledV6 { .. }
             | Self::DefaultRoute
             | Self::OwnSubnet { .. }
             | Self::OthersRoute { .. }
@@ -238,15 +280,6 @@ pub fn plan(settings: &Settings, known: Known<'_>) -> Plan {
     };
     planner.update(known, &everything);
     planner.into_plan()
-}
-
-/// The key of our route to `prefix`.
-fn key_of(prefix: IpNet) -> RouteKey {
-    RouteKey {
-        table: MAIN_TABLE,
-        prefix,
-        metric: 0,
-    }
 }
 
 #[cfg(test)]

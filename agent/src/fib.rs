@@ -365,8 +365,11 @@ pub struct Address {
 pub struct Snapshot {
     /// All links.
     pub links: Vec<Link>,
-    /// All addresses but the link-local ones of IPv6, which every link has.
+    /// All addresses but those of IPv6 that are link-local, which every link has, temporary (RFC 8981), or not known to
+    /// be nobody else's yet (RFC 4862 §5.4).
     pub addresses: Vec<Address>,
+    /// Those of them that nobody should begin to use: IPv6 addresses whose preferred lifetime is over (RFC 4862 §5.5.4).
+    pub deprecated: BTreeSet<Address>,
     /// All routes but those of the local table, and those of IPv6 to link-local and loopback addresses, which the kernel
     /// gives every link.
     pub routes: Vec<Route>,
@@ -390,6 +393,8 @@ pub enum KernelEvent {
     LinkGone(u32),
     /// An address appeared.
     Address(Address),
+    /// An address appeared that nobody should begin to use, or has become such a one.
+    AddressDeprecated(Address),
     /// An address is gone.
     AddressGone(Address),
     /// A route appeared.

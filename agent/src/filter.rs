@@ -11,7 +11,6 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 use serde::Deserialize;
 
-use crate::api::EncapsulationMode;
 use crate::cluster::Cluster;
 
 /// A source that sent nothing for so long and begins anew is told again.
@@ -72,7 +71,7 @@ pub fn wanted(
     let mut filter = Filter::default();
     // Where nobody tunnels, packets of protocol 4 are not the cluster's, and none of its business.
     let mut pools = cluster.pools();
-    if pools.all(|(_, pool)| pool.ipip_mode == EncapsulationMode::Never) {
+    if !pools.any(|(_, pool)| pool.may_tunnel()) {
         filter.unknown_tunnel_peers = UnknownTunnelPeers::Off;
     } else {
         filter.unknown_tunnel_peers = unknown_tunnel_peers;

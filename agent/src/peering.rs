@@ -281,14 +281,14 @@ pub fn endpoint(local: Local<'_>, cluster: &Cluster) -> Endpoint {
 
 impl Local<'_> {
     /// Its addresses.
-    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+    pub fn addresses(self) -> impl Iterator<Item = IpAddr> + use<> {
         let v6 = self.speaking.address_v6.map(IpAddr::V6);
         std::iter::once(IpAddr::V4(self.address)).chain(v6)
     }
 
     /// The address by which peers of the family of `peer` know it.
     #[must_use]
-    pub fn address_for(&self, peer: IpAddr) -> Option<IpAddr> {
+    pub fn address_for(self, peer: IpAddr) -> Option<IpAddr> {
         match peer {
             IpAddr::V4(_) => Some(IpAddr::V4(self.address)),
             IpAddr::V6(_) => self.speaking.address_v6.map(IpAddr::V6),

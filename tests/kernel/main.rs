@@ -6,10 +6,12 @@ mod borrowed;
 mod cluster;
 mod confined;
 mod continuity;
+mod dual_stack;
 mod encapsulation;
 mod fights;
 mod filter;
 mod hands;
+mod multipath;
 mod nics;
 mod plugins;
 mod pods;
@@ -63,6 +65,12 @@ const WITH_BIRD: Layout = Layout {
     ..IPIP
 };
 
+const DUAL_STACK: Layout = Layout {
+    nodes: 2,
+    second_nic: None,
+    dual_stack: true,
+    ..IPIP
+};
 const TWO_NETWORKS: Layout = Layout::on_two_networks();
 const STACKED: Layout = Layout::on_stacked_nics(Mode::Ipip);
 const STACKED_CROSS_SUBNET: Layout = Layout::on_stacked_nics(Mode::CrossSubnet);
@@ -86,6 +94,7 @@ const TRIALS: [(Layout, &str, Act); 44] = [
     (DIRECT, "direct_mode_carries_pod_traffic_without_tunnels", encapsulation::carries),
     (CROSS_SUBNET, "crosssubnet_mode_tunnels_between_subnets_only", encapsulation::carries),
     (CROSS_SUBNET, "a_pool_whose_ipip_mode_changes_loses_no_packet_across_subnets", pools::modes_across_subnets),
+    (CROSS_SUBNET, "of_two_ways_to_a_node_the_other_carries_on_when_a_nic_goes_down", multipath::nic_down),
     (IPIP, "ipip_mode_tunnels_between_all_nodes", encapsulation::carries),
     (IPIP, "routes_look_as_an_operator_of_calico_expects", encapsulation::looks_like_calico),
     (IPIP, "path_mtu_discovery_of_the_tunnel_is_as_configured", encapsulation::path_mtu_discovery),
@@ -118,6 +127,9 @@ const TRIALS: [(Layout, &str, Act); 44] = [
     (IPIP, "an_advertised_address_that_was_gone_carries_traffic_again", continuity::address_gone),
     (IPIP, "an_address_that_is_changed_on_purpose_is_taken_without_a_restart", renumbering::on_purpose),
     (IPIP, "a_node_that_reboots_without_the_datastore_has_its_routes_back", reboot::without_the_datastore),
+    (DUAL_STACK, "pods_reach_each_other_through_the_tunnel_by_ipv4_and_directly_by_ipv6", dual_stack::carries),
+    (DUAL_STACK, "a_restarted_agent_loses_no_packet_of_ipv6", dual_stack::restarted),
+    (DUAL_STACK, "routes_of_ipv6_go_with_their_pool_and_those_of_ipv4_stay", dual_stack::pool_deleted),
     (STACKED, "on_a_vlan_a_bond_and_a_bridge_all_pods_reach_each_other_through_tunnels", encapsulation::carries),
     (STACKED, "pins_and_mtu_follow_the_vlan_the_bond_and_the_bridge", nics::pins_and_mtu),
     (STACKED, "a_lower_device_that_was_down_carries_traffic_again", nics::lower_device_down),

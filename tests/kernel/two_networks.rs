@@ -138,6 +138,11 @@ pub(crate) fn switched_off(lab: &mut Lab) -> Result<(), Failed> {
         }
     })?;
     metric(lab, 1)?;
+    let log = lab.node(REPORTED).agent.log_text()?;
+    let line = log.lines().find(|line| line.contains("wrong source"));
+    ensure(line.is_some_and(|line| line.contains(&told)), || {
+        format!("the log does not tell of it: {line:?}")
+    })?;
     ensure(rules(lab)?.is_empty(), || "the rule is still there".to_owned())?;
     {
         let wire = Wire::tap(lab)?;

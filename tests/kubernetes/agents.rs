@@ -78,7 +78,48 @@ fn mesh(_: &Server) -> Outcome {
             .map(drop)
             .map_err(|error| error.to_string())
     })?;
+    wrong_source(&mut lab, &server)?;
     lab.down()?;
+    Ok(())
+}
+
+/// A node whose tunnelled packets would leave with another source than the one it advertises says so in an Event of its
+/// Node object.
+fn wrong_source(lab: &mut Lab, server: &ApiServer) -> Outcome {
+    let (here, there) = (lab.node(3).namespace.clone(), lab.node(1).address);
+    here.ip("addr add 172.18.0.113/24 dev eth0")?;
+    here.ip(&format!("route add {there}/32 dev eth0 src 172.18.0.113"))?;
+    let config = lab.node(3).agent.config();
+    let text = fs::read_to_string(&config)?;
+    fs::write(&config, format!("{text}routes:\n  sourcePin: off\n"))?;
+    let pool = "apiVersion: crd.projectcalico.org/v1\nkind: IPPool\nmetadata: {name: tunnelled}\n\
+                spec: {cidr: 10.66.0.0/16, ipipMode: Always, vxlanMode: Never, disabled: true}\n";
+    server.kubectl(ADMIN, &["apply", "-f", "-"], pool)?;
+    lab.agent(3).terminate()?;
+    lab.start_agent(3)?;
+    let told = format!(
+        "node3: packets to {there} would leave with source 172.18.0.113 (eth0) instead of the advertised {}",
+        lab.node(3).address
+    );
+    wait_for("an Event that tells of the wrong source", LIMIT, || {
+        let shown = server.kubectl(ADMIN, &["get", "events", "--all-namespaces", "-o", "json"], "");
+        let events: Value = serde_json::from_str(&shown.map_err(|error| error.to_string())?)
+            .map_err(|error| error.to_string())?;
+        let about_it = |event: &&Value| {
+            event["reason"] == "WrongTunnelSource" && event["involvedObject"]["name"] == "node3"
+        };
+        let items = events["items"].as_array().cloned().unwrap_or_default();
+        let messages: Vec<&str> = items
+            .iter()
+            .filter(about_it)
+            .filter_map(|event| event["message"].as_str())
+            .collect();
+        if messages.iter().any(|message| message.starts_with(&told)) {
+            Ok(())
+        } else {
+            Err(format!("{messages:?} of {} events", items.len()))
+        }
+    })?;
     Ok(())
 }
 

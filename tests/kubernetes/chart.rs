@@ -181,6 +181,7 @@ fn node_object(server: &Server) -> Outcome {
                 let store: Arc<dyn Datastore> = Arc::new(store(server).await?);
                 let announcement = culvert_agent::node::Announcement {
                     address: "172.18.0.11/24".parse().ok(),
+                    address_v6: None,
                     as_number: None,
                     tunnel_address: "10.65.0.1".parse().ok(),
                 };

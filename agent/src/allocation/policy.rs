@@ -8,7 +8,7 @@ use culvert_ipam::pool::{Excluded, Pool, PoolError, Pools, Use};
 use culvert_ipam::ranges::Ranges;
 use tracing::warn;
 
-use crate::api::{EncapsulationMode, IpPool, IpReservation, IpamConfig, IpamConfigSpec, Node};
+use crate::api::{IpPool, IpReservation, IpamConfig, IpamConfigSpec, Node};
 use crate::datastore::{self, Datastore, DatastoreError};
 use crate::selector::Selector;
 
@@ -61,7 +61,7 @@ impl PoolChoice {
     pub(super) fn excluded(&self, tunnelled: bool, namespace: Option<&Labels>) -> BTreeMap<String, Excluded> {
         let refusal = |object: &IpPool| {
             if tunnelled {
-                return (object.spec.ipip_mode == EncapsulationMode::Never).then_some(Excluded::NotTunnelled);
+                return (!object.spec.may_tunnel()).then_some(Excluded::NotTunnelled);
             }
             let selector = namespace_selector(object)?;
             let selects = Selector::parse(selector)

@@ -52,6 +52,19 @@ impl IpPoolSpec {
             .and_then(serde_json::Value::as_str)
             == Some("Manual")
     }
+
+    /// Whether pods get IPv6 addresses from it.
+    #[must_use]
+    pub fn gives_ipv6(&self) -> bool {
+        self.cidr.addr().is_ipv6() && !self.disabled
+    }
+
+    /// Whether packets to its blocks travel in IPv4 to any node at all. Those of IPv6 never do, whatever it says: IPIP
+    /// carries IPv4 alone (RFC 2003).
+    #[must_use]
+    pub fn may_tunnel(&self) -> bool {
+        self.cidr.addr().is_ipv4() && self.ipip_mode != EncapsulationMode::Never
+    }
 }
 
 /// When packets are encapsulated.

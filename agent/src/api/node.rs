@@ -1,10 +1,9 @@
 //! core/v1 Node: how a node is known to the others.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use culvert_bgp::id::Asn;
-use ipnet::{Ipv4Net, Ipv6Net};
-use serde::de::{self, Deserializer, Unexpected};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use super::{Metadata, UnknownFields};
@@ -23,39 +22,44 @@ pub mod annotation {
     pub const IPIP_TUNNEL_ADDRESS: &str = "projectcalico.org/IPv4IPIPTunnelAddr";
 }
 
-/// An IPv4 address, whose prefix length may be left to the link that carries it.
+/// An address, whose prefix length may be left to the link that carries it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AdvertisedAddress {
     /// The address.
-    pub address: Ipv4Addr,
-    /// Its prefix length, where it was given.
-    pub prefix_length: Option<u8>,
+    pub address: IpAddr,
+    /// Its prefix length, where it was given: one that its family has.
+    prefix_length: Option<u8>,
 }
 
 impl AdvertisedAddress {
-    /// Reads `A.B.C.D` or `A.B.C.D/N`; `None` for anything else.
+    /// Reads an address with or without `/N`; `None` for anything else.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        if let Ok(address) = text.parse::<Ipv4Addr>() {
-            return Some(Self {
-                address,
-                prefix_length: None,
-            });
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Some(Self::from(address));
         }
-        let net = text.parse::<Ipv4Net>().ok()?;
+        let net = text.parse::<IpNet>().ok()?;
         Some(Self {
             address: net.addr(),
             prefix_length: Some(net.prefix_len()),
         })
     }
+
+    /// With its prefix length, or else that by which a link carries it.
+    #[must_use]
+    pub fn carried_as(self, net: IpNet) -> IpNet {
+        let given = self.prefix_length;
+        let own = given.and_then(|length| IpNet::new(self.address, length).ok());
+        own.unwrap_or(net)
+    }
 }
 
-impl<'de> Deserialize<'de> for AdvertisedAddress {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let allowed =
-            &"an IPv4 address, with or without a prefix length, such as 172.18.0.11 or 172.18.0.11/24";
-        Self::parse(&text).ok_or_else(|| de::Error::invalid_value(Unexpected::Str(&text), allowed))
+impl From<IpAddr> for AdvertisedAddress {
+    fn from(address: IpAddr) -> Self {
+        Self {
+            address,
+            prefix_length: None,
+        }
     }
 }
 
@@ -136,16 +140,24 @@ impl Node {
     /// The address that it advertises, as it has published it; one without a prefix length counts as /32.
     #[must_use]
     pub fn advertised_address(&self) -> Option<Ipv4Net> {
-        let address = AdvertisedAddress::parse(self.annotation(annotation::IPV4_ADDRESS)?)?;
-        Ipv4Net::new(address.address, address.prefix_length.unwrap_or(32)).ok()
+        match self.published(annotation::IPV4_ADDRESS)? {
+            IpNet::V4(net) => Some(net),
+            IpNet::V6(_) => None,
+        }
     }
 
     /// The IPv6 address that it advertises, as it has published it; one without a prefix length counts as /128.
     #[must_use]
     pub fn advertised_address_v6(&self) -> Option<Ipv6Net> {
-        let text = self.annotation(annotation::IPV6_ADDRESS)?;
-        let alone = text.parse::<Ipv6Addr>().ok().map(Ipv6Net::from);
-        alone.or_else(|| text.parse().ok())
+        match self.published(annotation::IPV6_ADDRESS)? {
+            IpNet::V4(_) => None,
+            IpNet::V6(net) => Some(net),
+        }
+    }
+
+    fn published(&self, name: &str) -> Option<IpNet> {
+        let address = AdvertisedAddress::parse(self.annotation(name)?)?;
+        Some(address.carried_as(IpNet::from(address.address)))
     }
 
     /// The cluster that it is a route reflector of (RFC 4456 §7); none where it is none.

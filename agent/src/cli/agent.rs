@@ -34,7 +34,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
         .map_err(CliError::Runtime)?;
     let ended = match config.mode {
         _ if arguments.cleanup => runtime.block_on(control::cleanup(&config)),
-        Mode::Active => runtime.block_on(control::run(&config)),
+        Mode::Active => runtime.block_on(control::run(&config, arguments.config.as_deref())),
         Mode::Shadow => runtime.block_on(control::shadow::run(&config)),
     };
     // Nothing that still runs is worth waiting for: the loop has closed what must be closed.

@@ -106,11 +106,6 @@ fn a_wrong_field_type_or_value_is_named_with_what_is_allowed() {
         ("mode: passive", &[], &["mode", "passive", "active", "shadow"]),
         ("log: {level: loud}", &[], &["log.level", "loud", "debug"]),
         ("nodeName: Node_1", &[], &["nodeName", "Node_1", "lower case"]),
-        (
-            "node: {address: fe80::1}",
-            &[],
-            &["node.address", "fe80::1", "IPv4"],
-        ),
         ("http: {listen: here}", &[], &["http.listen", "here"]),
         (
             "",
@@ -127,6 +122,25 @@ fn a_wrong_field_type_or_value_is_named_with_what_is_allowed() {
             assert!(error.contains(word), "{text}: {error:?} does not say {word:?}");
         }
     }
+}
+
+#[test]
+fn an_address_is_of_the_family_that_the_field_is_for_and_one_by_which_others_can_reach_a_node() {
+    for (field, text, allowed) in [
+        ("address", "fe80::1", "an IPv4 address"),
+        ("address", "172.18.0.11/33", "an IPv4 address"),
+        ("addressV6", "172.18.0.11", "a global IPv6 address"),
+        ("addressV6", "2001:db8::11/129", "a global IPv6 address"),
+        ("addressV6", "fe80::1/64", "a global IPv6 address"),
+        ("addressV6", "::1", "a global IPv6 address"),
+    ] {
+        let error = parse(&format!("node: {{{field}: '{text}'}}"), &[]).unwrap_err();
+        let words = [&format!("node.{field}"), text, allowed];
+        assert!(words.iter().all(|word| error.contains(*word)), "{error}");
+    }
+    let given = parse("", &[("CULVERT_NODE_ADDRESS_V6", "2001:db8::11/64")]).unwrap();
+    let given = given.node.address_v6.map(|given| given.address.to_string());
+    assert_eq!(given.as_deref(), Some("2001:db8::11"));
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! The values of the configuration: each knows what is allowed, and says so.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use culvert_bgp::id::HoldTime;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Unexpected, Visitor};
+
+use crate::api::AdvertisedAddress;
 
 /// The name of a node: that of a Kubernetes object (RFC 1123: lower case letters, digits, `-` and `.`, at most 253).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +51,43 @@ pub(super) fn socket_address<'de, D: Deserializer<'de>>(deserializer: D) -> Resu
     let allowed = &"an address and a port, such as 127.0.0.1:9179 or [::]:9179";
     text.parse()
         .map_err(|_| de::Error::invalid_value(Unexpected::Str(&text), allowed))
+}
+
+pub(super) fn ipv4_address<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<AdvertisedAddress>, D::Error> {
+    let allowed = "an IPv4 address, with or without a prefix length, such as 172.18.0.11 or 172.18.0.11/24";
+    advertised_address(deserializer, IpAddr::is_ipv4, allowed)
+}
+
+pub(super) fn ipv6_address<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<AdvertisedAddress>, D::Error> {
+    let is_global = |address: &IpAddr| match address {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(address) => {
+            !address.is_unicast_link_local()
+                && !address.is_multicast()
+                && !address.is_loopback()
+                && !address.is_unspecified()
+        }
+    };
+    let allowed =
+        "a global IPv6 address, with or without a prefix length, such as 2001:db8::11 or 2001:db8::11/64";
+    advertised_address(deserializer, is_global, allowed)
+}
+
+fn advertised_address<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    is_allowed: fn(&IpAddr) -> bool,
+    allowed: &'static str,
+) -> Result<Option<AdvertisedAddress>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let address = AdvertisedAddress::parse(&text).filter(|given| is_allowed(&given.address));
+    match address {
+        Some(address) => Ok(Some(address)),
+        None => Err(de::Error::invalid_value(Unexpected::Str(&text), &allowed)),
+    }
 }
 
 /// A whole number from `LOW` to `HIGH`.

@@ -7,30 +7,31 @@ use std::time::Duration;
 
 use culvert_bgp::id::{Asn, Prefix};
 use culvert_bgp::speaker::PeerConfig;
-use ipnet::Ipv4Net;
+use culvert_ipam::pool::Family;
+use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::AgentError;
-use super::fights::Fights;
 use super::intake::{Outlets, Remarks};
 use super::pool_modes::PoolModes;
 use super::renumbering::Renumbering;
+use super::repairs::{Circumstances, Repairs};
 use super::report::{self, Observation};
 use super::sources::{SourceCheck, touches_sources};
-use crate::api::{EncapsulationMode, Key, Kind, Object};
+use crate::api::{IpPoolSpec, Key, Kind, Object};
 use crate::claims::Needs;
 use crate::cluster::{Cluster, ClusterChange, SharedAddress};
 use crate::dataplane::{Dataplane, DataplaneError, Netlink};
 use crate::datastore::Update;
 use crate::desired::{Changed, Known, Learned, Plan, Planner, Settings, Unpinned, Updated};
-use crate::fib::{Change, KernelEvent, Route, RouteKey, Rule, protocol_name};
+use crate::fib::{Change, KernelEvent};
 use crate::firewall;
 use crate::metrics::Metrics;
 use crate::peering::Endpoint;
-use crate::reconcile::{Actual, Difference, Observed, Ours, Removal, taken_over_from};
+use crate::reconcile::{Actual, Difference, Observed, Ours, Removal};
 use crate::speaker::{Command, News, Running};
 use crate::status::AgentStatus;
 
@@ -60,7 +61,7 @@ pub(super) enum Ended {
     /// It was told to.
     Stopped,
     /// This node is known by another address from now on.
-    Renumbered(Ipv4Net),
+    Renumbered(IpNet),
 }
 
 /// What is known, what should be, and whom to tell.
@@ -85,15 +86,15 @@ pub(super) struct EventLoop {
     changed: Changed,
     /// Where the kernel is not as planned.
     difference: Difference,
-    /// The rules of the plan before.
-    planned_rules: BTreeSet<Rule>,
     unpinned: Vec<Unpinned>,
+    /// The plan has forwarding of IPv6 in it.
+    forwards_v6: bool,
     sources: SourceCheck,
     shared_addresses: Vec<SharedAddress>,
     pool_modes: PoolModes,
     /// The changes that the kernel refused, and why.
     failures: Vec<(Change, DataplaneError)>,
-    fights: Fights,
+    repairs: Repairs,
     renumbering: Renumbering,
     retry: Option<Instant>,
     retry_wait: Duration,
@@ -145,13 +146,13 @@ impl EventLoop {
             converged: false,
             actual,
             must_dump: false,
-            planned_rules: BTreeSet::new(),
             unpinned: Vec::new(),
+            forwards_v6: false,
             sources: SourceCheck::default(),
             shared_addresses: Vec::new(),
             pool_modes: PoolModes::default(),
             failures: Vec::new(),
-            fights: Fights::default(),
+            repairs: Repairs::default(),
             renumbering,
             retry: None,
             retry_wait: RETRY.0,
@@ -183,7 +184,7 @@ impl EventLoop {
         let ended = loop {
             let (retry_due, status_due) = (at(self.retry), at(self.status_due));
             let renumbering_due = at(self.renumbering.due());
-            let (sources_due, fight_due) = (at(self.sources.due()), at(self.fights.deadline()));
+            let (sources_due, fight_due) = (at(self.sources.due()), at(self.repairs.fights().deadline()));
             let wake = tokio::select! {
                 () = stop.cancelled() => break Ended::Stopped,
                 update = updates.recv() => {
@@ -336,10 +337,10 @@ impl EventLoop {
         if !self.in_sync {
             return;
         }
-        let ours = self.settings.address;
+        let local = self.settings.local();
         if self
             .renumbering
-            .observe(ours, &self.actual, &self.cluster, Instant::now())
+            .observe(local, &self.actual, &self.cluster, Instant::now())
         {
             self.state_needs();
         }
@@ -347,6 +348,7 @@ impl EventLoop {
         report::say_rejected(&updated.rejected);
         if updated.beyond_routes {
             self.note_unpinned();
+            self.note_forwarding_v6();
             self.sources.ask_about(&self.planner.plan().tunnelled_to);
             self.note_shared_addresses();
             let address = IpAddr::V4(self.settings.address);
@@ -365,11 +367,16 @@ impl EventLoop {
         };
         let desired = &self.planner.plan().desired;
         let mut changes = self.difference.steps(desired, &self.actual, removal);
-        let repairs = self.repairs(&changes, &updated.keys);
-        self.slow_fights(&repairs, &mut changes);
-        self.note_repairs(&repairs, &changes);
+        let circumstances = Circumstances {
+            new: &updated.keys,
+            failures: &self.failures,
+            actual: &self.actual,
+            ours: self.ours,
+            metrics: &self.metrics,
+        };
+        self.repairs.judge(&mut changes, &circumstances);
         if updated.beyond_routes {
-            self.planned_rules.clone_from(&self.planner.plan().desired.rules);
+            self.repairs.plan_rules(&self.planner.plan().desired.rules);
         }
         self.apply(changes).await;
     }
@@ -396,15 +403,22 @@ impl EventLoop {
     }
 
     fn state_needs(&self) {
-        let enabled = || self.cluster.pools().filter(|(_, pool)| !pool.disabled);
-        let block = enabled().next().is_some();
-        let tunnel_address = enabled().any(|(_, pool)| pool.ipip_mode != EncapsulationMode::Never);
+        let pools = || self.cluster.pools().map(|(_, pool)| pool);
+        let enabled = || pools().filter(|pool| !pool.disabled);
+        // A block of IPv6 is of no use to a node that cannot be reached by it.
+        let is_known_by_v6 = self.settings.speaking.address_v6.is_some();
+        let now = Needs {
+            block: enabled().any(|pool| pool.cidr.addr().is_ipv4()),
+            block_v6: is_known_by_v6 && pools().any(IpPoolSpec::gives_ipv6),
+            tunnel_address: enabled().any(IpPoolSpec::may_tunnel),
+            address_is_gone: self.renumbering.is_gone(Family::V4),
+            address_v6_is_gone: self.renumbering.is_gone(Family::V6),
+            generation: 0,
+        };
         self.needs.send_if_modified(|needs| {
             let now = Needs {
-                block,
-                tunnel_address,
-                address_is_gone: self.renumbering.is_gone(),
-                ..*needs
+                generation: needs.generation,
+                ..now
             };
             let changed = *needs != now;
             *needs = now;
@@ -447,6 +461,18 @@ impl EventLoop {
         self.unpinned.clone_from(unpinned);
     }
 
+    /// Says once what it means for the host that IPv6 is forwarded already when that is wanted.
+    fn note_forwarding_v6(&mut self) {
+        let wanted = self.planner.plan().desired.forwarding_v6;
+        if wanted && !self.forwards_v6 && self.actual.forwarding_v6() {
+            info!(
+                "net.ipv6.conf.all.forwarding is 1 already: a link that is to have routes from router advertisements \
+                 needs accept_ra=2"
+            );
+        }
+        self.forwards_v6 = wanted;
+    }
+
     /// Says once of each node that it is left out, since another has its address.
     fn note_shared_addresses(&mut self) {
         let shared = self.cluster.shared_addresses();
@@ -459,77 +485,6 @@ impl EventLoop {
             error!(%address, kept, left_out, "two nodes advertise one address; give one of them another");
         }
         self.shared_addresses = shared;
-    }
-
-    /// What `changes` put back since somebody else changed it: routes that should be as they were before, whose plan is
-    /// not `new`, and that the kernel did not refuse, each with the protocol number of what is there instead.
-    fn repairs(&self, changes: &[Change], new: &BTreeSet<RouteKey>) -> BTreeMap<RouteKey, Option<u8>> {
-        let refused: BTreeSet<&RouteKey> = self
-            .failures
-            .iter()
-            .filter_map(|(change, _)| match change {
-                Change::ReplaceRoute(route) => Some(&route.key),
-                _ => None,
-            })
-            .collect();
-        let repaired = changes.iter().filter_map(|change| match change {
-            Change::ReplaceRoute(route) if !new.contains(&route.key) && !refused.contains(&route.key) => {
-                Some((route.key, taken_over_from(change, &self.actual, &self.ours)))
-            }
-            _ => None,
-        });
-        repaired.collect()
-    }
-
-    /// Takes out of `changes` the repairs that wait, since another program undoes them again and again.
-    fn slow_fights(&mut self, repairs: &BTreeMap<RouteKey, Option<u8>>, changes: &mut Vec<Change>) {
-        let verdict = self.fights.judge(repairs, Instant::now());
-        for (key, what) in self.fights.words().filter(|(key, _)| verdict.begun.contains(key)) {
-            error!(route = %key, "{what}");
-        }
-        for key in &verdict.ended {
-            info!(route = %key, "nobody has undone this route for a minute: repaired at once again");
-        }
-        if !verdict.waiting.is_empty() {
-            changes.retain(|change| !matches!(change, Change::ReplaceRoute(route) | Change::DeleteRoute(route) if verdict.waiting.contains(&route.key)));
-        }
-        self.metrics
-            .route_fights
-            .set(i64::try_from(self.fights.count()).unwrap_or(i64::MAX));
-    }
-
-    /// Counts and tells what is put back and what is taken over.
-    fn note_repairs(&self, repairs: &BTreeMap<RouteKey, Option<u8>>, changes: &[Change]) {
-        for change in changes {
-            if let Change::AddRule(rule) = change
-                && self.planned_rules.contains(rule)
-            {
-                self.metrics.route_repairs.inc();
-                warn!(%rule, "rule repaired");
-            }
-            let Change::ReplaceRoute(route) = change else {
-                continue;
-            };
-            let foreign = taken_over_from(change, &self.actual, &self.ours);
-            if repairs.contains_key(&route.key) {
-                self.metrics.route_repairs.inc();
-                let found = self.actual.route(&route.key).map(|r| self.named(r));
-                let by = foreign.map(protocol_name);
-                warn!(
-                    route = self.named(route),
-                    found,
-                    by = by.as_deref(),
-                    "route repaired"
-                );
-            } else if let Some(foreign) = foreign {
-                info!(route = self.named(route), from = %protocol_name(foreign), "route taken over");
-            }
-        }
-    }
-
-    /// A route as `ip route` prints it.
-    fn named(&self, route: &Route) -> String {
-        report::named(route, &self.actual)
     }
 
     async fn apply(&mut self, changes: Vec<Change>) {
@@ -552,9 +507,7 @@ impl EventLoop {
             match result {
                 Ok(()) => {
                     debug!(?change, "applied");
-                    if change == Change::EnableForwarding {
-                        info!("net.ipv4.ip_forward was 0: switched on, since this node routes for its pods");
-                    }
+                    report::say_switched(&change);
                     self.actual.applied(&change);
                     self.look_at_route_of(&change);
                 }
@@ -607,7 +560,7 @@ impl EventLoop {
             plan: self.planner.plan(),
             difference: &self.difference,
             failures: &self.failures,
-            fights: &self.fights,
+            fights: self.repairs.fights(),
             renumbering: &self.renumbering,
             peers: &self.speaker.peers.borrow(),
             listening: self.speaker.listening.borrow().as_ref(),

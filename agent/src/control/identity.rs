@@ -1,11 +1,9 @@
 //! How this node is known to the others, found once at the start.
 
-use std::net::Ipv6Addr;
-
 use culvert_bgp::id::{Asn, RouterId};
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tokio::time::{Instant, timeout_at};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::AgentError;
 use crate::api::{BgpConfiguration, IpPool, Node, Object, Resource};
@@ -27,8 +25,8 @@ pub(super) struct Identity {
     pub(super) own_asn: Option<Asn>,
     /// The port that the configuration gives it.
     pub(super) port: Option<u16>,
-    /// The IPv6 address that its Node object advertises.
-    pub(super) address_v6: Option<Ipv6Addr>,
+    /// Its IPv6 address, where that is used.
+    pub(super) address_v6: Option<Ipv6Net>,
     /// Where its speaker listens at first.
     pub(super) endpoint: Endpoint,
 }
@@ -108,6 +106,7 @@ impl Identity {
     pub(super) fn announcement(&self) -> Announcement {
         Announcement {
             address: Some(self.address),
+            address_v6: self.address_v6,
             as_number: self.own_asn,
             tunnel_address: None,
         }
@@ -124,14 +123,13 @@ impl Identity {
         let name = config.node_name.as_str();
         let Basis { node, pools, bgp } = Basis::find(store, name, copy, deadline).await?;
         let node = node.unwrap_or_else(|| Node::named(name));
-        let pools: Vec<Ipv4Net> = pools
-            .iter()
-            .filter_map(|pool| match pool.spec.cidr {
-                IpNet::V4(net) => Some(net),
-                IpNet::V6(_) => None,
-            })
-            .collect();
+        let uses_v6 = pools.iter().any(|pool| pool.spec.gives_ipv6());
+        let pools: Vec<IpNet> = pools.iter().map(|pool| pool.spec.cidr).collect();
         let address = node::advertised_address(config.node.address, &node, kernel, &pools)?;
+        // A fault of IPv6 costs IPv6: the loop tells it, and takes the address up as soon as it is known.
+        let address_v6 = node::advertised_address_v6(config.node.address_v6, &node, kernel, &pools, uses_v6)
+            .inspect_err(|error| error!(%error, "this node has no IPv6 address to be known by"))
+            .unwrap_or_default();
         let unicast = !address.addr().is_multicast() && !address.addr().is_broadcast();
         let router_id = RouterId::new(address.addr()).filter(|_| unicast);
         let router_id = router_id.ok_or(AgentError::NotUnicast { address })?;
@@ -148,10 +146,9 @@ impl Identity {
             .bgp
             .listen_port
             .and_then(|port| u16::try_from(port.get()).ok());
-        let address_v6 = node.advertised_address_v6().map(|net| net.addr());
         let speaking = Speaking {
             asn,
-            address_v6,
+            address_v6: address_v6.map(|net| net.addr()),
             port,
             ..Speaking::default()
         };
@@ -161,7 +158,8 @@ impl Identity {
             speaking: &speaking,
         };
         let endpoint = peering::endpoint(local, &cluster);
-        info!(%address, %asn, port = endpoint.port, "this node");
+        let shown_v6 = address_v6.map(tracing::field::display);
+        info!(%address, address_v6 = shown_v6, %asn, port = endpoint.port, "this node");
         Ok(Self {
             address,
             router_id,

@@ -7,7 +7,7 @@ use std::time::Instant;
 use culvert_bgp::id::Asn;
 use culvert_bgp::speaker::PeerStatus as Session;
 use jiff::Timestamp;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::fights::Fights;
 use super::intake::Remarks;
@@ -98,7 +98,7 @@ pub(super) fn status(known: &Observation<'_>) -> AgentStatus {
             .remarks
             .node
             .iter()
-            .chain(known.renumbering.problem())
+            .chain(known.renumbering.problems())
             .chain(known.listening)
             .cloned()
             .chain(known.plan.peering.problems.iter().map(ToString::to_string))
@@ -200,6 +200,20 @@ pub(super) fn say_rejected(new: &[Rejected]) {
     // A peer decides how many there are; the log is not its to fill.
     if let Some(more @ 1..) = lasting.len().checked_sub(TOLD_AT_ONCE) {
         warn!(more, "further destinations not installed");
+    }
+}
+
+/// Says what a switch that was set means for the host.
+pub(super) fn say_switched(change: &Change) {
+    match change {
+        Change::EnableForwarding => {
+            info!("net.ipv4.ip_forward was 0: switched on, since this node routes for its pods");
+        }
+        Change::EnableForwardingV6 => info!(
+            "net.ipv6.conf.all.forwarding was 0: switched on, since this node routes IPv6 for its pods; from now on a link \
+             takes router advertisements only where its accept_ra is 2"
+        ),
+        _ => {}
     }
 }
 

@@ -6,6 +6,7 @@ use super::DataplaneError;
 
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 const FORWARDING_V6: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
+const ROUTES_V6: &str = "/proc/thread-self/net/ipv6_route";
 
 /// Whether IPv4 packets are forwarded.
 pub(super) fn forwarding() -> io::Result<bool> {
@@ -22,9 +23,47 @@ pub(super) fn forwarding_v6() -> bool {
     fs::read_to_string(FORWARDING_V6).is_ok_and(|text| text.trim() != "0")
 }
 
-/// Switches IPv6 forwarding on.
+/// Switches IPv6 forwarding on, unless the host would lose its default route by that.
+///
+/// A kernel that forwards takes router advertisements only on links whose `accept_ra` is 2, and drops the default routes
+/// that it had from others at once (net/ipv6/addrconf.c, addrconf_fixup_forwarding; net/ipv6/route.c, rt6_purge_dflt_routers).
 pub(super) fn enable_forwarding_v6() -> Result<(), DataplaneError> {
+    if forwarding_v6() {
+        return Ok(());
+    }
+    let operation = || format!("write 1 to {FORWARDING_V6}");
+    let routes = fs::read_to_string(ROUTES_V6).map_err(|source| DataplaneError::new(operation(), source))?;
+    let mut would_lose = advertised_defaults(&routes).filter(|link| accept_ra(link) != Some(2));
+    if let Some(link) = would_lose.next() {
+        let words = format!(
+            "{link} has its IPv6 default route from router advertisements, and a kernel that forwards drops that unless \
+             accept_ra is 2: set net.ipv6.conf.{link}.accept_ra=2 first (in /etc/sysctl.d as well, so that it stays), or \
+             give the host a static default route"
+        );
+        return Err(DataplaneError::new(operation(), io::Error::other(words)));
+    }
     set(FORWARDING_V6, "1")
+}
+
+/// The links through which the kernel itself has made a default route, of all routes as `/proc/net/ipv6_route` shows them:
+/// destination, its length, source, its length, gateway, metric, uses, references, flags, link, and numbers in base 16.
+fn advertised_defaults(routes: &str) -> impl Iterator<Item = &str> {
+    // linux/ipv6_route.h: RTF_DEFAULT, RTF_ADDRCONF.
+    const OF_ROUTERS: u32 = 0x0001_0000 | 0x0004_0000;
+    routes.lines().filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, "00", _, _, _, _, _, _, flags, link] = fields.as_slice() else {
+            return None;
+        };
+        let flags = u32::from_str_radix(flags, 16).ok()?;
+        (flags & OF_ROUTERS != 0).then_some(*link)
+    })
+}
+
+/// Whether a link takes router advertisements: 0 never, 1 unless it forwards, 2 always.
+fn accept_ra(link: &str) -> Option<u8> {
+    let text = fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{link}/accept_ra")).ok()?;
+    text.trim().parse().ok()
 }
 
 /// Whether a link's reverse-path filter is strict: the greater of its own value and that of all links counts
@@ -53,4 +92,23 @@ fn set(path: &str, value: &str) -> Result<(), DataplaneError> {
         return Ok(());
     }
     fs::write(path, value).map_err(|source| DataplaneError::new(format!("write {value} to {path}"), source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // As Linux 6.1 shows them: a prefix, a default route of a router advertisement, one by hand, and the one to nowhere.
+    const ROUTES: &str = "\
+20010db8000000000000000000000000 40 00000000000000000000000000000000 00 00000000000000000000000000000000 00000100 00000001 00000000 00000001     eth0
+00000000000000000000000000000000 00 00000000000000000000000000000000 00 fe800000000000000000000000000001 00000400 00000001 00000000 00450003     eth0
+00000000000000000000000000000000 00 00000000000000000000000000000000 00 fe800000000000000000000000000001 00000400 00000001 00000000 00000003     eth1
+00000000000000000000000000000000 00 00000000000000000000000000000000 00 00000000000000000000000000000000 ffffffff 00000001 00000000 00200200       lo
+";
+
+    #[test]
+    fn of_all_routes_the_default_ones_of_router_advertisements_are_found() {
+        assert_eq!(advertised_defaults(ROUTES).collect::<Vec<_>>(), ["eth0"]);
+        assert_eq!(advertised_defaults("").count(), 0);
+    }
 }

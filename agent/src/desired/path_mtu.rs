@@ -13,8 +13,11 @@ use super::underlay::Underlay;
 use super::{IPIP_OVERHEAD, Settings};
 use crate::fib::Link;
 
-/// What every link must take, in bytes (RFC 791 §3.2).
+/// What every link must take of IPv4, in bytes (RFC 791 §3.2).
 const LEAST_MTU: u32 = 68;
+
+/// The same of IPv6 (RFC 8200 §5).
+const LEAST_MTU_V6: u32 = 1280;
 
 /// The `mtu` of routes to the blocks of those nodes whose paths need one, in bytes.
 #[derive(Debug, Default)]
@@ -26,26 +29,33 @@ pub(super) struct PathMtus {
 }
 
 impl PathMtus {
-    /// Those of `nodes`. `own` is the link of the advertised address with its subnet, whose nodes are reached there.
+    /// Those of `nodes`. `own` are the links of the advertised addresses with their subnets, whose nodes are reached there.
     pub(super) fn new(
         settings: &Settings,
         tunnel_mtu: u32,
-        own: Option<(&Link, IpNet)>,
+        own: &[(&Link, IpNet)],
         underlay: &Underlay<'_>,
         nodes: impl IntoIterator<Item = IpAddr>,
     ) -> Self {
         let mut mtus = Self::default();
         for node in nodes {
-            let outer = underlay.tunnelled_mtu_to(node, settings.pin_table.is_some());
-            let inner = outer.map(|mtu| mtu.saturating_sub(IPIP_OVERHEAD).max(LEAST_MTU));
+            // A tunnel goes to no IPv6 address.
+            let outer = node
+                .is_ipv4()
+                .then(|| underlay.tunnelled_mtu_to(node, settings.pin_table.is_some()));
+            let inner = outer
+                .flatten()
+                .map(|mtu| mtu.saturating_sub(IPIP_OVERHEAD).max(LEAST_MTU));
             if let Some(mtu) = inner.filter(|mtu| *mtu < tunnel_mtu) {
                 mtus.tunnelled.insert(node, mtu);
             }
             let own_link = own
-                .filter(|(_, subnet)| subnet.contains(&node))
+                .iter()
+                .find(|(_, subnet)| subnet.contains(&node))
                 .map(|(link, _)| link.index);
             if let Some(mtu) = underlay.direct_mtu_to(node, own_link) {
-                mtus.direct.insert(node, mtu.max(LEAST_MTU));
+                let least = if node.is_ipv4() { LEAST_MTU } else { LEAST_MTU_V6 };
+                mtus.direct.insert(node, mtu.max(least));
             }
         }
         mtus

@@ -16,8 +16,7 @@ use super::external::{External, Outside};
 use super::multipath::equal_shares;
 use super::underlay::{self, Underlay};
 use super::ways::{Way, Ways};
-use super::{IPIP_OVERHEAD, Known, Plan, Rejected, Rejection, Settings, TUNNEL_DEVICE, key_of};
-use crate::api::EncapsulationMode;
+use super::{IPIP_OVERHEAD, Known, Plan, Rejected, Rejection, Settings, TUNNEL_DEVICE};
 use crate::cluster::ClusterChange;
 use crate::fib::{Desired, Link, MAIN_TABLE, Route, RouteKey, RouteKind, SCOPE_UNIVERSE, Tunnel};
 use crate::peering::{OriginKind, exports, is_service_range, peering};
@@ -158,7 +157,7 @@ impl Planner {
         }
         for prefix in prefixes {
             let outcome = self.outcome(known, prefix);
-            let key = key_of(prefix);
+            let key = RouteKey::main(prefix);
             let desired = &self.plan.desired;
             if desired.routes.get(&key) != outcome.route.as_ref()
                 || desired.held.contains(&key) != outcome.is_held
@@ -179,7 +178,7 @@ impl Planner {
     /// What becomes of `prefix`: the way to it that the peers tell, else nothing, in a block of ours by a blackhole.
     fn outcome(&self, known: Known<'_>, prefix: IpNet) -> Outcome {
         let mut outcome = Outcome::default();
-        let key = key_of(prefix);
+        let key = RouteKey::main(prefix);
         let best = self.told(known, prefix);
         let mut ways: Vec<Cow<'_, Way>> = Vec::new();
         let mut source = None;
@@ -292,7 +291,11 @@ impl Planner {
 /// All but the routes.
 fn frame(settings: &Settings, known: Known<'_>) -> Plan {
     let mut pools = known.cluster.pools();
-    let tunnelled = pools.any(|(_, pool)| pool.ipip_mode != EncapsulationMode::Never);
+    let tunnelled = pools.any(|(_, pool)| pool.may_tunnel());
+    let mut pools = known.cluster.pools();
+    // Where IPv6 is not used it stays off: it costs a link its routes from router advertisements, unless accept_ra is 2.
+    let forwarding_v6 =
+        settings.speaking.address_v6.is_some() && pools.any(|(_, pool)| pool.cidr.addr().is_ipv6());
     let tunnel_mtu = tunnel_mtu(settings, known);
     let tunnel = tunnelled.then(|| Tunnel {
         name: TUNNEL_DEVICE.to_owned(),
@@ -308,6 +311,7 @@ fn frame(settings: &Settings, known: Known<'_>) -> Plan {
         desired: Desired {
             tunnel,
             forwarding: true,
+            forwarding_v6,
             ..Desired::default()
         },
         peering: peering(settings.local(), known.cluster),
@@ -318,7 +322,7 @@ fn frame(settings: &Settings, known: Known<'_>) -> Plan {
 }
 
 fn put(plan: &mut Plan, prefix: IpNet, outcome: Outcome) {
-    let key = key_of(prefix);
+    let key = RouteKey::main(prefix);
     match outcome.route {
         Some(route) => drop(plan.desired.routes.insert(key, route)),
         None => drop(plan.desired.routes.remove(&key)),

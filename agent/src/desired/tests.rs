@@ -2,11 +2,12 @@
 
 mod borrowed;
 mod external;
+mod ipv6;
 mod multipath;
 
 use super::*;
 use crate::api::{BlockAffinity, IpPool, Node, Object, annotation};
-use crate::fib::{Address, Link, NextHop, Route, RouteKind, Snapshot};
+use crate::fib::{Address, Link, MAIN_TABLE, NextHop, Route, RouteKey, RouteKind, Snapshot};
 use culvert_ipam::affinity::{Affinity, AffinityState};
 
 const ETH0: u32 = 2;
@@ -96,7 +97,7 @@ fn affinity(node: &str, cidr: &str, state: AffinityState) -> Object {
         ..Affinity::pending(node, cidr)
     };
     Object::BlockAffinity(BlockAffinity::new(
-        format!("{node}-{cidr}").replace(['.', '/'], "-"),
+        format!("{node}-{cidr}").replace(['.', ':', '/'], "-"),
         spec,
     ))
 }

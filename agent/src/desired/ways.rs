@@ -44,7 +44,7 @@ pub(super) struct Ways {
     watched: Watched,
     /// The tunnel device's index.
     tunnel: Option<u32>,
-    own_address: Option<IpAddr>,
+    own_addresses: Vec<IpAddr>,
     pin_table: Option<u32>,
 }
 
@@ -56,13 +56,16 @@ impl Ways {
         underlay: &Underlay<'_>,
     ) -> Self {
         let nodes = known.cluster.nodes_by_address();
-        let address = IpAddr::V4(settings.address);
-        let own = known.actual.link_with_address(address);
+        let own_addresses: Vec<IpAddr> = settings.local().addresses().collect();
+        let own: Vec<(&Link, IpNet)> = own_addresses
+            .iter()
+            .filter_map(|address| known.actual.link_with_address(*address))
+            .collect();
         let tunnel = known.actual.link_named(TUNNEL_DEVICE);
-        let mtus = PathMtus::new(settings, tunnel_mtu, own, underlay, nodes.keys().copied());
+        let mtus = PathMtus::new(settings, tunnel_mtu, &own, underlay, nodes.keys().copied());
         let finder = Finder {
             settings,
-            own,
+            own: &own,
             tunnel: tunnel.filter(|link| link.up).map(|link| link.index),
             underlay,
             mtus: &mtus,
@@ -70,17 +73,19 @@ impl Ways {
         let ways = nodes.iter().map(|(node, name)| {
             let ways = NodeWays {
                 is_own: *name == settings.node,
-                in_own_subnet: finder.own_subnet().map(|(_, subnet)| subnet.contains(node)),
+                in_own_subnet: finder.own_subnet(*node).map(|(_, subnet)| subnet.contains(node)),
                 tunnelled: finder.through_tunnel(*node),
                 direct: finder.direct(*node),
             };
             (*node, ways)
         });
+        let mut watched = underlay.watched(nodes.keys().copied());
+        watched.links.extend(own.iter().map(|(link, _)| link.index));
         Self {
             nodes: ways.collect(),
-            watched: underlay.watched(nodes.keys().copied()),
+            watched,
             tunnel: tunnel.map(|link| link.index),
-            own_address: Some(address),
+            own_addresses,
             pin_table: settings.pin_table,
         }
     }
@@ -92,7 +97,7 @@ impl Ways {
             IpAddr::V4(address) => Some(*address),
             IpAddr::V6(_) => None,
         });
-        addresses.filter(|address| Some(IpAddr::V4(*address)) != self.own_address)
+        addresses.filter(|address| !self.own_addresses.contains(&IpAddr::V4(*address)))
     }
 
     /// The way to `prefix` through `hop`, which must be the advertised address of a node and never a pod's.
@@ -105,6 +110,14 @@ impl Ways {
                 peer,
             });
         }
+        if prefix.addr().is_ipv4() != next_hop.is_ipv4() {
+            return Err(Rejection::OtherFamily { next_hop, peer });
+        }
+        if let IpAddr::V6(next_hop) = next_hop
+            && next_hop.is_unicast_link_local()
+        {
+            return Err(Rejection::NextHopLinkLocal { next_hop, peer });
+        }
         let Some(node) = self.nodes.get(&next_hop) else {
             return Err(Rejection::NextHopUnknown { next_hop, peer });
         };
@@ -113,6 +126,12 @@ impl Ways {
             return Err(Rejection::Vxlan {
                 pool: pool.cidr,
                 mode: pool.vxlan_mode,
+            });
+        }
+        if prefix.addr().is_ipv6() && pool.ipip_mode != EncapsulationMode::Never {
+            return Err(Rejection::TunnelledV6 {
+                pool: pool.cidr,
+                mode: pool.ipip_mode,
             });
         }
         let way = if node.is_tunnelled(pool)? {
@@ -128,7 +147,7 @@ impl Ways {
         let carries_own = |link: u32| {
             actual
                 .addresses_of(link)
-                .any(|address| Some(address.net.addr()) == self.own_address)
+                .any(|address| self.own_addresses.contains(&address.net.addr()))
         };
         let has_gone = self.watched.carriers.is_empty();
         let route = |table: u32, prefix: &IpNet| {
@@ -152,7 +171,7 @@ impl Ways {
             || touched
                 .addresses
                 .iter()
-                .any(|address| Some(*address) == self.own_address)
+                .any(|address| self.own_addresses.contains(address))
     }
 }
 
@@ -170,17 +189,25 @@ impl NodeWays {
 /// What the ways are worked out from.
 struct Finder<'a> {
     settings: &'a Settings,
-    /// The link with the advertised address, and the subnet that this address makes there.
-    own: Option<(&'a Link, IpNet)>,
+    /// The links with the advertised addresses, and the subnets that these make there.
+    own: &'a [(&'a Link, IpNet)],
     tunnel: Option<u32>,
     underlay: &'a Underlay<'a>,
     mtus: &'a PathMtus,
 }
 
 impl Finder<'_> {
-    fn own_subnet(&self) -> Result<(&Link, IpNet), Rejection> {
-        let address = self.settings.address;
-        self.own.ok_or(Rejection::AddressGone { address })
+    /// The address by which a node of the family of `node` knows this one.
+    fn own_address(&self, node: IpAddr) -> Result<IpAddr, Rejection> {
+        let own = self.settings.local().address_for(node);
+        own.ok_or(Rejection::NoOwnAddress { next_hop: node })
+    }
+
+    /// The link with that address, and the subnet that it makes there.
+    fn own_subnet(&self, node: IpAddr) -> Result<(&Link, IpNet), Rejection> {
+        let address = self.own_address(node)?;
+        let own = self.own.iter().find(|(_, subnet)| subnet.addr() == address);
+        own.copied().ok_or(Rejection::AddressGone { address })
     }
 
     fn through_tunnel(&self, node: IpAddr) -> Result<Way, Rejection> {
@@ -200,8 +227,8 @@ impl Finder<'_> {
     /// The way of an unencapsulated packet: straight to a node in this node's own subnet, else as the kernel's own
     /// routes have it. The source is the address this node is known by.
     fn direct(&self, node: IpAddr) -> Result<Way, Rejection> {
-        let (link, subnet) = self.own_subnet()?;
-        let source = Some(IpAddr::V4(self.settings.address));
+        let (link, subnet) = self.own_subnet(node)?;
+        let source = Some(self.own_address(node)?);
         let mtu = self.mtus.direct.get(&node).copied();
         if subnet.contains(&node) {
             if !link.up {

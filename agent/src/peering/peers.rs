@@ -191,7 +191,7 @@ fn neighbours<'a>(
     }
     let node = cluster
         .nodes()
-        .find(|(_, node)| addresses(node).any(|address| address == peer.address));
+        .find(|(_, node)| node.advertised().any(|address| address == peer.address));
     let neighbour = Neighbour {
         address: peer.address,
         port: peer.port,
@@ -214,7 +214,8 @@ fn nodes<'a>(
         if name == local.node || !wanted(name, node) {
             continue;
         }
-        let counts = addresses(node)
+        let counts = node
+            .advertised()
             .filter(|address| local.address_for(*address).is_some_and(|own| own != *address))
             // Of two nodes with one address, the first by name is taken at its word.
             .filter(|address| by_address.get(address).is_none_or(|first| *first == name));
@@ -226,12 +227,6 @@ fn nodes<'a>(
         }));
     }
     out
-}
-
-fn addresses(node: &ClusterNode) -> impl Iterator<Item = IpAddr> {
-    let v4 = node.address.map(|net| IpAddr::V4(net.addr()));
-    v4.into_iter()
-        .chain(node.address_v6.map(|net| IpAddr::V6(net.addr())))
 }
 
 /// What holds for every neighbour, however it came to be one.

@@ -36,6 +36,8 @@ pub struct Touched {
 pub struct Actual {
     links: BTreeMap<u32, Link>,
     addresses: BTreeSet<Address>,
+    // Of the addresses.
+    deprecated: BTreeSet<Address>,
     // In the kernel's order: the first of a key is the one that counts. Never empty.
     routes: BTreeMap<RouteKey, Vec<Route>>,
     rules: BTreeSet<Rule>,
@@ -63,6 +65,7 @@ impl Actual {
                 .map(|link| (link.index, link))
                 .collect(),
             addresses: snapshot.addresses.into_iter().collect(),
+            deprecated: snapshot.deprecated,
             routes,
             rules: snapshot.rules.into_iter().collect(),
             forwarding: snapshot.forwarding,
@@ -87,7 +90,14 @@ impl Actual {
         match event {
             KernelEvent::Link(link) => self.link(link),
             KernelEvent::LinkGone(link) => self.link_gone(*link),
-            KernelEvent::Address(address) => changed(self.insert_address(*address)),
+            KernelEvent::Address(address) => {
+                let preferred_again = self.deprecated.remove(address);
+                changed(self.insert_address(*address) || preferred_again)
+            }
+            KernelEvent::AddressDeprecated(address) => {
+                let new = self.insert_address(*address);
+                changed(self.deprecated.insert(*address) || new)
+            }
             KernelEvent::AddressGone(address) => self.address_gone(address),
             KernelEvent::Route(route) => self.route_added(route),
             KernelEvent::RouteReplaced(route) => self.route_replaced(route),
@@ -191,6 +201,12 @@ impl Actual {
             .iter()
             .filter(move |address| address.link == link)
             .copied()
+    }
+
+    /// Those addresses that nobody should begin to use.
+    #[must_use]
+    pub fn deprecated(&self) -> &BTreeSet<Address> {
+        &self.deprecated
     }
 
     /// The link that carries `address`, and the address with its prefix length.
@@ -297,6 +313,7 @@ impl Actual {
             }
             stays
         });
+        self.deprecated.retain(|address| address.link != index);
         // No index is given twice, so this cannot hit a route newer than the event. A multipath route stays, with a
         // next hop less or a dead one.
         self.routes.retain(|key, routes| {
@@ -376,6 +393,7 @@ impl Actual {
 
     fn remove_address(&mut self, address: &Address) -> bool {
         self.touched.addresses.insert(address.net.addr());
+        self.deprecated.remove(address);
         self.addresses.remove(address)
     }
 

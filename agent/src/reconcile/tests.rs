@@ -32,6 +32,7 @@ impl Kernel {
         let strict = |tunnel: &Link| self.strict.then_some(tunnel.index);
         Snapshot {
             links: self.tunnel.iter().cloned().collect(),
+            deprecated: BTreeSet::new(),
             addresses: self.addresses.clone(),
             routes: self.routes.values().flatten().cloned().collect(),
             rules: self.rules.iter().copied().collect(),

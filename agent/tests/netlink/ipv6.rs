@@ -213,3 +213,106 @@ fn forwarding_of_ipv6_is_switched_on_and_repaired() {
         assert!(!netlink.dump().await.unwrap().forwarding_v6);
     });
 }
+
+#[test]
+fn addresses_that_no_node_can_be_known_by_are_left_out_and_deprecated_ones_are_marked() {
+    in_namespace(async || {
+        underlay();
+        let of_u0 = |key: &str, value: &str| {
+            std::fs::write(format!("/proc/sys/net/ipv6/conf/u0/{key}"), value).unwrap();
+        };
+        let netlink = Netlink::open().unwrap();
+        let mut actual = Actual::new(netlink.dump().await.unwrap());
+        let mut events = netlink.events().unwrap();
+        let of_address = |event: &KernelEvent| {
+            matches!(event, KernelEvent::Address(_) | KernelEvent::AddressDeprecated(_))
+        };
+        // One whose preferred lifetime ends, and that is preferred again.
+        for (lifetime, deprecated) in [("0", true), ("forever", false)] {
+            ip(&format!(
+                "addr change 2001:db8::11/64 dev u0 valid_lft forever preferred_lft {lifetime}"
+            ));
+            let told = event(&mut events, of_address).await;
+            assert_eq!(
+                matches!(told, KernelEvent::AddressDeprecated(_)),
+                deprecated,
+                "{told:?}"
+            );
+            assert_eq!(actual.observe(&told), Observed::Changed);
+            assert_eq!(actual.deprecated().len(), usize::from(deprecated));
+            let snapshot = netlink.dump().await.unwrap();
+            assert_eq!(&snapshot.deprecated, actual.deprecated());
+            assert_eq!(Actual::new(snapshot).links().count(), actual.links().count());
+        }
+        // One that may be another host's too, for as long as the kernel asks; and one that the kernel makes up and changes.
+        of_u0("dad_transmits", "1000");
+        ip("addr add 2001:db8:1::11/64 dev u0");
+        of_u0("use_tempaddr", "2");
+        ip("addr add 2001:db8:2::11/64 dev u0 nodad mngtmpaddr valid_lft 86400 preferred_lft 43200");
+        assert!(ip("-6 addr show dev u0 temporary").contains("2001:db8:2:"));
+        assert!(ip("-6 addr show dev u0 tentative").contains("2001:db8:1::11"));
+        let snapshot = netlink.dump().await.unwrap();
+        let nets = snapshot.addresses.iter().map(|address| address.net);
+        let v6: Vec<String> = nets
+            .filter(|net| net.addr().is_ipv6() && !net.addr().is_loopback())
+            .map(|net| net.to_string())
+            .collect();
+        assert_eq!(v6, ["2001:db8:2::11/64", "2001:db8::11/64"]);
+    });
+}
+
+/// Says to all on the link `from` that there is a router (RFC 4861 §4.2), for half an hour.
+fn advertise_a_router(from: u32) {
+    use std::net::{Ipv6Addr, SocketAddrV6};
+
+    use socket2::{Domain, Protocol, Socket, Type};
+
+    let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)).unwrap();
+    socket.set_multicast_hops_v6(255).unwrap();
+    // Type and code, a checksum that the kernel fills in, hop limit, flags, lifetime in seconds, and two times unsaid.
+    let [high, low] = 1800_u16.to_be_bytes();
+    let advertisement = [134, 0, 0, 0, 64, 0, high, low, 0, 0, 0, 0, 0, 0, 0, 0];
+    let all = SocketAddrV6::new(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1), 0, 0, from);
+    assert_eq!(
+        socket.send_to(&advertisement, &all.into()).unwrap(),
+        advertisement.len()
+    );
+}
+
+#[test]
+fn forwarding_of_ipv6_stays_off_where_the_host_would_lose_its_default_route_by_it() {
+    in_namespace(async || {
+        underlay();
+        std::fs::write(FORWARDING, "0").unwrap();
+        let accept = |value: &str| std::fs::write("/proc/sys/net/ipv6/conf/u0/accept_ra", value).unwrap();
+        accept("1");
+        ip("addr add fe80::1/64 dev u1 nodad");
+        let netlink = Netlink::open().unwrap();
+        let router = link(&netlink, "u1").await.index;
+        let default = || ip("-6 route show default");
+        for _ in 0..1000 {
+            advertise_a_router(router);
+            if default().contains("proto ra") {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        assert!(default().contains("proto ra"), "{}", default());
+
+        let enable = async || {
+            let results = netlink.apply(&[Change::EnableForwardingV6]).await;
+            results.into_iter().next().unwrap()
+        };
+        let refused = enable().await.unwrap_err().to_string();
+        for words in ["u0 has its IPv6 default route", "net.ipv6.conf.u0.accept_ra=2"] {
+            assert!(refused.contains(words), "{refused}");
+        }
+        assert_eq!(std::fs::read_to_string(FORWARDING).unwrap().trim(), "0");
+        assert!(default().contains("proto ra"));
+
+        accept("2");
+        enable().await.unwrap();
+        assert_eq!(std::fs::read_to_string(FORWARDING).unwrap().trim(), "1");
+        assert!(default().contains("proto ra"), "it is still there: {}", default());
+    });
+}

@@ -306,6 +306,15 @@ impl Agent {
         self.culvert(&arguments)
     }
 
+    /// Runs `culvert node accept-withdrawal`, and returns what that printed.
+    ///
+    /// # Errors
+    /// When there is nothing to accept, or it does not answer.
+    pub fn accept_withdrawal(&self) -> Result<String, LabError> {
+        let socket = self.socket();
+        self.culvert(&["node", "accept-withdrawal", "--socket", &socket.to_string_lossy()])
+    }
+
     fn culvert(&self, arguments: &[&str]) -> Result<String, LabError> {
         self.namespace.run(&self.binary.to_string_lossy(), arguments)
     }

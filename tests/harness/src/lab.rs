@@ -145,6 +145,22 @@ impl Lab {
         store::take_node(&self.datastore(), &format!("node{number}"))
     }
 
+    /// Deletes the pool of IPv6.
+    ///
+    /// # Errors
+    /// When the manifests cannot be written.
+    pub fn delete_pool_v6(&self) -> Result<(), LabError> {
+        store::take_pool_v6(&self.datastore())
+    }
+
+    /// Deletes all blocks of IPv6, and the claims of them.
+    ///
+    /// # Errors
+    /// When a manifest cannot be removed.
+    pub fn delete_blocks_v6(&self) -> Result<(), LabError> {
+        store::take_blocks_v6(&self.datastore())
+    }
+
     /// Adds an object to the datastore by its manifest.
     ///
     /// # Errors
@@ -365,7 +381,9 @@ impl Lab {
     /// # Errors
     /// When an agent ends, or it takes too long.
     pub fn wait_for_sessions(&mut self) -> Result<usize, LabError> {
-        let wanted = usize::from(self.layout.nodes) - 1 + usize::from(self.layout.bird);
+        // A session for each family.
+        let of_a_peer = 1 + usize::from(self.layout.dual_stack);
+        let wanted = (usize::from(self.layout.nodes) - 1) * of_a_peer + usize::from(self.layout.bird);
         for node in self.nodes.values_mut() {
             let what = format!(
                 "node{} to be ready with {wanted} sessions Established",

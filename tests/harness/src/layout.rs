@@ -1,7 +1,7 @@
 //! What a laboratory is made of: how many nodes, where they are, and what their names and addresses are.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
@@ -9,6 +9,8 @@ use crate::{LabError, Namespace};
 
 /// The pods' addresses.
 pub const POOL: &str = "10.65.0.0/16";
+/// The pods' IPv6 addresses, where they have some.
+pub const POOL_V6: &str = "fd00:65::/64";
 /// The cluster's AS number.
 pub const AS_NUMBER: u32 = 64512;
 /// The block that a BIRD node has, whose addresses no agent hands out.
@@ -88,6 +90,8 @@ pub struct Layout {
     /// Whether every node has two NICs, on 192.168.0.0/24 and on 192.168.3.0/24, and is known by its address on the second;
     /// but for [`Layout::lone_number`], which has none there and is known by that on the first.
     pub two_networks: bool,
+    /// Whether every node has an IPv6 address as well, and there is a pool of IPv6.
+    pub dual_stack: bool,
     /// Whether the first nodes are known by an address on a VLAN, a bond and a bridge, one each ([`Layout::nic`]).
     pub stacked_nics: bool,
 }
@@ -102,6 +106,7 @@ impl Layout {
             second_nic: Some(2),
             bird: false,
             two_networks: false,
+            dual_stack: false,
             stacked_nics: false,
         }
     }
@@ -218,6 +223,14 @@ impl Layout {
         }
         let subnet = if self.is_far(number) { 19 } else { 18 };
         Ipv4Addr::new(172, subnet, 0, number.saturating_add(10))
+    }
+
+    /// The IPv6 address by which the others know this node.
+    #[must_use]
+    pub fn address_v6(&self, number: u8) -> Option<Ipv6Addr> {
+        let subnet = if self.is_far(number) { 19 } else { 18 };
+        let address = Ipv6Addr::new(0x2001, 0xdb8, subnet, 0, 0, 0, 0, u16::from(number) + 10);
+        self.dual_stack.then_some(address)
     }
 
     /// The router of this node's subnet.

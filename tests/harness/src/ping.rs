@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,7 +16,8 @@ use crate::{LabError, Namespace, wait_for};
 ///
 /// # Errors
 /// When no answer comes.
-pub fn ping(from: &Namespace, to: Ipv4Addr) -> Result<String, LabError> {
+pub fn ping(from: &Namespace, to: impl Into<IpAddr>) -> Result<String, LabError> {
+    let to = to.into();
     let text = from.run("ping", &["-n", "-c", "1", "-W", "5", &to.to_string()])?;
     let time = text
         .split("time=")
@@ -47,7 +48,8 @@ impl PingTrain {
     ///
     /// # Errors
     /// When `ping` cannot be started or nothing answers.
-    pub fn start(from: &Namespace, to: Ipv4Addr, interval: Duration) -> Result<Self, LabError> {
+    pub fn start(from: &Namespace, to: impl Into<IpAddr>, interval: Duration) -> Result<Self, LabError> {
+        let to = to.into();
         let mut command = Command::new("ping");
         command.args([
             "-n",

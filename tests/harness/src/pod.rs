@@ -17,7 +17,7 @@ pub struct Pod {
     pub node: u8,
     /// Where its processes are.
     pub namespace: Namespace,
-    /// Its address.
+    /// Its IPv4 address.
     pub address: Ipv4Addr,
     /// The node's end of its link, `cali…`.
     pub host_interface: String,

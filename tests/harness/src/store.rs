@@ -5,11 +5,13 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-use crate::layout::{AS_NUMBER, BIRD_BLOCK, Layout, POOL};
+use crate::layout::{AS_NUMBER, BIRD_BLOCK, Layout, POOL, POOL_V6};
 use crate::{LabError, Mode};
 
-/// The name of the only IPPool.
+/// The name of the IPPool of IPv4.
 const POOL_NAME: &str = "default-ipv4-ippool";
+/// The name of that of IPv6, where there is one.
+const POOL_V6_NAME: &str = "default-ipv6-ippool";
 
 /// Writes the manifests into one file, as for `kubectl apply`.
 pub(crate) fn prepare(folder: &Path, layout: &Layout) -> Result<(), LabError> {
@@ -100,6 +102,31 @@ pub(crate) fn take_node(folder: &Path, name: &str) -> Result<String, LabError> {
     taken.ok_or_else(|| unknown(folder, &format!("Node {name}")))
 }
 
+/// Takes the pool of IPv6 out.
+pub(crate) fn take_pool_v6(folder: &Path) -> Result<(), LabError> {
+    edit(folder, |mut documents| {
+        documents.retain(|document| !is(document, "IPPool", POOL_V6_NAME));
+        Ok(documents)
+    })
+}
+
+/// Removes the blocks of IPv6 and the claims of them, which the agents have written.
+pub(crate) fn take_blocks_v6(folder: &Path) -> Result<(), LabError> {
+    let remove = || {
+        for kind in ["blockaffinities", "ipamblocks"] {
+            for entry in fs::read_dir(folder.join(kind))? {
+                let entry = entry?;
+                // In names of objects a range has dashes for its colons.
+                if entry.file_name().to_string_lossy().contains("fd00-65--") {
+                    fs::remove_file(entry.path())?;
+                }
+            }
+        }
+        Ok(())
+    };
+    remove().map_err(LabError::io(format!("remove the blocks in {}", folder.display())))
+}
+
 /// Gives a Node the InternalIP `to` in place of `from`.
 pub(crate) fn set_internal_ip(
     folder: &Path,
@@ -152,7 +179,10 @@ pub(crate) fn move_all(from: &Path, to: &Path) -> Result<(), LabError> {
 
 /// The manifests of a layout.
 fn manifests(layout: &Layout) -> String {
-    let mut text = pool(layout.mode) + &configuration();
+    let mut text = pool(POOL_NAME, POOL, 26, layout.mode) + &configuration();
+    if layout.dual_stack {
+        text += &pool(POOL_V6_NAME, POOL_V6, 122, Mode::Direct);
+    }
     for number in layout.numbers() {
         // Whoever has two addresses names both, that by which it is known first.
         let (known_by, first) = (layout.address(number), layout.first_address(number));
@@ -165,16 +195,16 @@ fn manifests(layout: &Layout) -> String {
     text
 }
 
-fn pool(mode: Mode) -> String {
+fn pool(name: &str, cidr: &str, block_size: u8, mode: Mode) -> String {
     format!(
         "---
 apiVersion: crd.projectcalico.org/v1
 kind: IPPool
 metadata:
-  name: {POOL_NAME}
+  name: {name}
 spec:
-  cidr: {POOL}
-  blockSize: 26
+  cidr: {cidr}
+  blockSize: {block_size}
   ipipMode: {}
   vxlanMode: Never
   nodeSelector: all()

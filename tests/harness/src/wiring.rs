@@ -30,6 +30,9 @@ impl Wiring<'_> {
             lines.push(format!("addr add {address} dev {bridge}"));
             lines.push(format!("link set {bridge} up"));
         }
+        if self.layout.dual_stack {
+            lines.push("addr add 2001:db8:18::1/64 dev near nodad".to_owned());
+        }
         if self.layout.bird {
             lines.extend(cable("bird", "near", "eth0", &self.names.bird()));
         }
@@ -129,6 +132,9 @@ impl Wiring<'_> {
             self.layout.first_address(number)
         ));
         lines.push("link set eth0 up".to_owned());
+        if let Some(address) = self.layout.address_v6(number) {
+            lines.push(format!("addr add {address}/64 dev {device} nodad"));
+        }
         if device != "eth0" {
             lines.push(format!("link set {device} up"));
         }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv6Net};
 use netlink_packet_core::{NLM_F_REPLACE, NetlinkBuffer, NlaBuffer, NlasIterator};
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoIpTunnel, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteNextHop, RouteNextHopFlags,
@@ -22,7 +22,10 @@ pub(super) fn event(message: &RouteNetlinkMessage, flags: u16) -> Option<KernelE
         RouteNetlinkMessage::NewLink(message) => link(message).map(KernelEvent::Link),
         // A bridge port that leaves its bridge is told as the deletion of a link of that family.
         RouteNetlinkMessage::DelLink(message) => link(message).map(|link| KernelEvent::LinkGone(link.index)),
-        RouteNetlinkMessage::NewAddress(message) => address(message).map(KernelEvent::Address),
+        RouteNetlinkMessage::NewAddress(message) => match lasting_address(message)? {
+            (address, true) => Some(KernelEvent::AddressDeprecated(address)),
+            (address, false) => Some(KernelEvent::Address(address)),
+        },
         RouteNetlinkMessage::DelAddress(message) => address(message).map(KernelEvent::AddressGone),
         RouteNetlinkMessage::NewRoute(message) if flags & NLM_F_REPLACE != 0 => {
             route(message).map(KernelEvent::RouteReplaced)
@@ -125,8 +128,26 @@ fn path_mtu_discovery(info: &LinkInfo) -> Option<bool> {
     })
 }
 
+/// An address, and whether it is deprecated; None for those of IPv6 that no node can be known by: link-local ones,
+/// temporary ones (RFC 8981), and those that another host may have too (RFC 4862 §5.4).
+pub(super) fn lasting_address(message: &AddressMessage) -> Option<(Address, bool)> {
+    let address = address(message)?;
+    if address.net.addr().is_ipv4() {
+        return Some((address, false));
+    }
+    let flags = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Flags(flags) => Some(*flags),
+        _ => None,
+    });
+    let flags = flags.unwrap_or(AddressFlags::empty());
+    // linux/if_addr.h: IFA_F_TEMPORARY is IFA_F_SECONDARY. An optimistic address is tentative, and used all the same.
+    let is_tentative = flags.contains(AddressFlags::Tentative) && !flags.contains(AddressFlags::Optimistic);
+    let is_passing = flags.intersects(AddressFlags::Secondary | AddressFlags::Dadfailed) || is_tentative;
+    (!is_passing).then(|| (address, flags.contains(AddressFlags::Deprecated)))
+}
+
 /// An address; None for link-local ones of IPv6, which every link has and no node is known by.
-pub(super) fn address(message: &AddressMessage) -> Option<Address> {
+fn address(message: &AddressMessage) -> Option<Address> {
     let find = |pick: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(pick);
     // On a point-to-point link IFA_ADDRESS is the other end's; IFA_LOCAL is always this end's.
     let local = find(|attribute| match attribute {

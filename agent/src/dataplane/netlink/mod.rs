@@ -145,6 +145,9 @@ impl Dataplane for Netlink {
             .dump(&RouteNetlinkMessage::GetRule(message), keep)
             .await
             .map_err(|why| interrupted("dump the rules", why))?;
+        let deprecated = addresses.iter().filter(|(_, is_deprecated)| *is_deprecated);
+        let deprecated = deprecated.map(|(address, _)| *address).collect();
+        let addresses: Vec<Address> = addresses.into_iter().map(|(address, _)| address).collect();
         let links: Vec<Link> = links.iter().filter_map(decode::link).collect();
         // Links of pods have none, and there are many of them.
         let with_ipv4: BTreeSet<u32> = addresses
@@ -167,6 +170,7 @@ impl Dataplane for Netlink {
         Ok(Snapshot {
             links,
             addresses,
+            deprecated,
             routes,
             rules,
             forwarding,
@@ -217,16 +221,16 @@ impl Dataplane for Netlink {
     }
 }
 
-/// The addresses of one family. A kernel that lacks the family answers with those of others, which do not count.
+/// The addresses of one family, each with whether it is deprecated. A kernel that lacks the family answers with those of others, which do not count.
 async fn dump_addresses(
     connection: &mut Connection,
     family: AddressFamily,
-) -> Result<Vec<Address>, DataplaneError> {
+) -> Result<Vec<(Address, bool)>, DataplaneError> {
     let mut message = AddressMessage::default();
     message.header.family = family;
     let keep = |message| match message {
         RouteNetlinkMessage::NewAddress(message) if message.header.family == family => {
-            decode::address(&message)
+            decode::lasting_address(&message)
         }
         _ => None,
     };

@@ -27,15 +27,20 @@ const ADDRESSES: [&str; 5] = [
     "172.19.0.15",
 ];
 
+/// The same of IPv6: this node's, one on its subnet, one behind a router.
+const ADDRESSES_V6: [&str; 3] = ["2001:db8::11", "2001:db8::12", "2001:db8:1::13"];
 /// A router on this node's subnet, and one that is reached through it.
 const ROUTERS: [&str; 2] = ["172.18.0.254", "192.0.2.1"];
 
 /// Blocks, pods, and what lies in no pool.
-const PREFIXES: [&str; 10] = [
+const PREFIXES: [&str; 13] = [
     "10.65.42.0/26",
     "10.65.42.64/26",
     "10.65.42.7/32",
     "10.65.17.64/26",
+    "fd00:65::/122",
+    "fd00:65::47/128",
+    "fd00:65::40/122",
     "10.66.0.0/26",
     "10.65.42.9/32",
     "192.168.7.0/24",
@@ -44,8 +49,15 @@ const PREFIXES: [&str; 10] = [
     "192.0.2.1/32",
 ];
 
+/// So many of them are claimed now and then.
+const CLAIMED: usize = 6;
+
 /// What the host's own routes lead to.
-const UNDERLAY: [&str; 8] = [
+const UNDERLAY: [&str; 12] = [
+    "::/0",
+    "2001:db8::/64",
+    "2001:db8:1::13/128",
+    "fd00:65::47/128",
     "0.0.0.0/0",
     "172.18.0.0/24",
     "172.19.0.0/16",
@@ -67,11 +79,14 @@ enum Event {
     Noise(Prefix),
 }
 
-fn settings(pin_table: Option<u32>) -> Settings {
+fn settings(pin_table: Option<u32>, has_v6: bool) -> Settings {
     Settings {
         node: "node0".to_owned(),
         address: [172, 18, 0, 11].into(),
-        speaking: crate::peering::Speaking::default(),
+        speaking: crate::peering::Speaking {
+            address_v6: has_v6.then(|| ADDRESSES_V6[0].parse().unwrap()),
+            ..crate::peering::Speaking::default()
+        },
         protocol: OURS.protocol,
         tunnel_mtu: None,
         path_mtu_discovery: None,
@@ -79,17 +94,31 @@ fn settings(pin_table: Option<u32>) -> Settings {
     }
 }
 
-fn some_object() -> impl Strategy<Value = Object> {
-    let node = (0usize..5, select(&ADDRESSES[..]), any::<bool>()).prop_map(|(n, address, published)| {
+fn some_node() -> impl Strategy<Value = Object> {
+    let v6 = proptest::option::of(select(&ADDRESSES_V6[..]));
+    (0usize..5, select(&ADDRESSES[..]), any::<bool>(), v6).prop_map(|(n, address, published, v6)| {
         let mut node = Node::named(format!("node{n}"));
         if published {
             let annotations = &mut node.metadata.annotations;
             annotations.insert(annotation::IPV4_ADDRESS.to_owned(), format!("{address}/24"));
         }
+        if let Some(v6) = v6 {
+            let annotations = &mut node.metadata.annotations;
+            annotations.insert(annotation::IPV6_ADDRESS.to_owned(), format!("{v6}/64"));
+        }
         Object::Node(node)
-    });
-    let pool = (
-        select(vec![("a", "10.65.0.0/16"), ("b", "10.65.42.0/24"), ("c", "172.19.0.0/28")]),
+    })
+}
+
+fn some_pool() -> impl Strategy<Value = Object> {
+    (
+        select(vec![
+            ("a", "10.65.0.0/16"),
+            ("b", "10.65.42.0/24"),
+            ("c", "172.19.0.0/28"),
+            ("d", "'fd00:65::/64'"),
+            ("e", "'2001:db8:1::/120'"),
+        ]),
         select(vec!["Always", "Never", "CrossSubnet"]),
         any::<bool>(),
     )
@@ -99,15 +128,19 @@ fn some_object() -> impl Strategy<Value = Object> {
             );
             let pool: IpPool = serde_yaml::from_str(&yaml).unwrap();
             Object::IpPool(pool)
+        })
+}
+
+fn some_object() -> impl Strategy<Value = Object> {
+    let affinity =
+        (0usize..2, select(&PREFIXES[..CLAIMED]), any::<bool>()).prop_map(|(n, block, confirmed)| {
+            let node = format!("node{n}");
+            let mut spec = Affinity::pending(&node, block.parse().unwrap());
+            if confirmed {
+                spec.state = AffinityState::Confirmed;
+            }
+            Object::BlockAffinity(BlockAffinity::new(affinity_name(n, block), spec))
         });
-    let affinity = (0usize..2, select(&PREFIXES[..4]), any::<bool>()).prop_map(|(n, block, confirmed)| {
-        let node = format!("node{n}");
-        let mut spec = Affinity::pending(&node, block.parse().unwrap());
-        if confirmed {
-            spec.state = AffinityState::Confirmed;
-        }
-        Object::BlockAffinity(BlockAffinity::new(affinity_name(n, block), spec))
-    });
     let block = (select(&PREFIXES[..2]), 0usize..3, 0usize..3).prop_map(|(cidr, owner, holder)| {
         let name = block_name(cidr);
         let yaml = format!(
@@ -136,7 +169,7 @@ fn some_object() -> impl Strategy<Value = Object> {
             let peer: BgpPeer = serde_yaml::from_str(&yaml).unwrap();
             Object::BgpPeer(peer)
         });
-    prop_oneof![4 => node, 3 => pool, 3 => affinity, 2 => block, 1 => bgp, 2 => router]
+    prop_oneof![4 => some_node(), 3 => some_pool(), 3 => affinity, 2 => block, 1 => bgp, 2 => router]
 }
 
 fn block_name(cidr: &str) -> String {
@@ -144,16 +177,16 @@ fn block_name(cidr: &str) -> String {
 }
 
 fn affinity_name(node: usize, block: &str) -> String {
-    format!("node{node}-{block}").replace(['.', '/'], "-")
+    format!("node{node}-{block}").replace(['.', ':', '/'], "-")
 }
 
 fn some_key() -> impl Strategy<Value = Key> {
     prop_oneof![
         (0usize..5).prop_map(|n| Key::new(Kind::Node, format!("node{n}"))),
-        select(vec!["a", "b", "c"]).prop_map(|name| Key::new(Kind::IpPool, name)),
+        select(vec!["a", "b", "c", "d", "e"]).prop_map(|name| Key::new(Kind::IpPool, name)),
         select(&PREFIXES[..2]).prop_map(|cidr| Key::new(Kind::IpamBlock, block_name(cidr))),
         select(&ROUTERS[..]).prop_map(|name| Key::new(Kind::BgpPeer, name)),
-        (0usize..2, select(&PREFIXES[..4]))
+        (0usize..2, select(&PREFIXES[..CLAIMED]))
             .prop_map(|(n, block)| Key::new(Kind::BlockAffinity, affinity_name(n, block))),
     ]
 }
@@ -166,7 +199,8 @@ fn some_best() -> impl Strategy<Value = Vec<BgpNextHop>> {
     let addresses: Vec<&str> = ADDRESSES[1..]
         .iter()
         .copied()
-        .chain(["10.65.42.3", "203.0.113.9"])
+        .chain(ADDRESSES_V6)
+        .chain(["10.65.42.3", "203.0.113.9", "fe80::12", "fd00:65::3"])
         .chain(ROUTERS)
         .collect();
     let peers: Vec<&str> = ADDRESSES[1..].iter().chain(&ROUTERS).copied().collect();
@@ -202,6 +236,8 @@ fn some_address() -> impl Strategy<Value = Address> {
         "172.18.0.11/32",
         "172.19.0.11/16",
         "10.65.42.0/32",
+        "2001:db8::11/64",
+        "2001:db8::11/128",
     ];
     (select(vec![2u32, 4, 3, 9]), select(nets)).prop_map(|(link, net)| Address {
         link,
@@ -211,7 +247,13 @@ fn some_address() -> impl Strategy<Value = Address> {
 
 fn some_route() -> impl Strategy<Value = Route> {
     let hop = (
-        select(vec![None, Some("172.18.0.1"), Some("172.19.0.1")]),
+        select(vec![
+            None,
+            Some("172.18.0.1"),
+            Some("172.19.0.1"),
+            Some("fe80::1"),
+            Some("2001:db8::1"),
+        ]),
         select(vec![2u32, 4, 3, 9]),
     )
         .prop_map(|(gateway, link)| NextHop {
@@ -223,23 +265,32 @@ fn some_route() -> impl Strategy<Value = Route> {
     (
         select(&UNDERLAY[..]),
         prop_oneof![4 => Just(MAIN_TABLE), 1 => Just(PIN_TABLE)],
-        select(vec![0u32, 100]),
+        select(vec![0u32, 100, 1024]),
         vec(hop, 1..3),
         select(vec![2u8, 3, 12, OURS.protocol]),
         select(vec![None, Some(1300u32)]),
     )
-        .prop_map(|(prefix, table, metric, next_hops, protocol, mtu)| Route {
-            key: RouteKey {
-                table,
-                prefix: prefix.parse().unwrap(),
-                metric,
-            },
-            kind: RouteKind::Unicast,
-            next_hops,
-            source: None,
-            protocol,
-            scope: 0,
-            mtu,
+        .prop_map(|(prefix, table, metric, mut next_hops, protocol, mtu)| {
+            let prefix: IpNet = prefix.parse().unwrap();
+            // A gateway of the other family is none that a host would have.
+            for hop in &mut next_hops {
+                hop.gateway = hop
+                    .gateway
+                    .filter(|gateway| gateway.is_ipv4() == prefix.addr().is_ipv4());
+            }
+            Route {
+                key: RouteKey {
+                    table,
+                    prefix,
+                    metric,
+                },
+                kind: RouteKind::Unicast,
+                next_hops,
+                source: None,
+                protocol,
+                scope: 0,
+                mtu,
+            }
         })
 }
 
@@ -303,10 +354,12 @@ impl World {
         };
         let actual = Actual::new(Snapshot {
             links: vec![link(2, "eth0"), link(3, "tunl0"), link(4, "eth1")],
-            addresses: vec![Address {
-                link: 2,
-                net: "172.18.0.11/24".parse().unwrap(),
-            }],
+            addresses: ["172.18.0.11/24", "2001:db8::11/64"]
+                .map(|net| Address {
+                    link: 2,
+                    net: net.parse().unwrap(),
+                })
+                .to_vec(),
             ..Snapshot::default()
         });
         let mut cluster = Cluster::default();
@@ -314,11 +367,21 @@ impl World {
             let mut node = Node::named(format!("node{n}"));
             let annotations = &mut node.metadata.annotations;
             annotations.insert(annotation::IPV4_ADDRESS.to_owned(), format!("{address}/24"));
+            annotations.insert(
+                annotation::IPV6_ADDRESS.to_owned(),
+                format!("{}/64", ADDRESSES_V6[n]),
+            );
             cluster.upsert(&Object::Node(node));
         }
-        let yaml = "metadata: {name: a}\nspec: {cidr: 10.65.0.0/16, ipipMode: CrossSubnet}";
-        let pool: IpPool = serde_yaml::from_str(yaml).unwrap();
-        cluster.upsert(&Object::IpPool(pool));
+        for spec in [
+            "cidr: 10.65.0.0/16, ipipMode: CrossSubnet",
+            "cidr: 'fd00:65::/64'",
+        ] {
+            let name = if spec.contains('\'') { "d" } else { "a" };
+            let yaml = format!("metadata: {{name: {name}}}\nspec: {{{spec}}}");
+            let pool: IpPool = serde_yaml::from_str(&yaml).unwrap();
+            cluster.upsert(&Object::IpPool(pool));
+        }
         Self {
             cluster,
             learned: Learned::new(),
@@ -393,8 +456,9 @@ proptest! {
     fn a_plan_kept_up_to_date_is_the_one_that_would_be_made_anew(
         turns in vec(vec(some_event(), 1..4), 1..24),
         pinned in any::<bool>(),
+        has_v6 in any::<bool>(),
     ) {
-        let settings = settings(pinned.then_some(PIN_TABLE));
+        let settings = settings(pinned.then_some(PIN_TABLE), has_v6);
         let mut world = World::usual();
         let mut planner = Planner::new(settings.clone());
         let mut difference = Difference::none(OURS);
@@ -436,7 +500,7 @@ proptest! {
 #[test]
 fn what_cannot_move_a_way_leaves_the_ways_alone() {
     let mut world = World::usual();
-    let mut planner = Planner::new(settings(Some(PIN_TABLE)));
+    let mut planner = Planner::new(settings(Some(PIN_TABLE), true));
     let first = world.take_changed();
     assert!(planner.update(world.known(), &first).beyond_routes);
     let pod = Route {
@@ -448,7 +512,7 @@ fn what_cannot_move_a_way_leaves_the_ways_alone() {
         }],
         protocol: 3,
         scope: 253,
-        ..Route::blackhole(key_of("10.65.42.7/32".parse().unwrap()), 3)
+        ..Route::blackhole(RouteKey::main("10.65.42.7/32".parse().unwrap()), 3)
     };
     let veth = Link {
         index: 9,
