@@ -90,7 +90,7 @@ enum Needs {
 
 /// All trials that need no packet filter; those on the same layout one after the other.
 #[rustfmt::skip]
-const TRIALS: [(Layout, &str, Act); 44] = [
+const TRIALS: [(Layout, &str, Act); 48] = [
     (DIRECT, "direct_mode_carries_pod_traffic_without_tunnels", encapsulation::carries),
     (CROSS_SUBNET, "crosssubnet_mode_tunnels_between_subnets_only", encapsulation::carries),
     (CROSS_SUBNET, "a_pool_whose_ipip_mode_changes_loses_no_packet_across_subnets", pools::modes_across_subnets),
