@@ -4,7 +4,6 @@
 mod bird;
 mod borrowed;
 mod cluster;
-mod confined;
 mod continuity;
 mod dual_stack;
 mod encapsulation;
@@ -90,7 +89,7 @@ enum Needs {
 
 /// All trials that need no packet filter; those on the same layout one after the other.
 #[rustfmt::skip]
-const TRIALS: [(Layout, &str, Act); 48] = [
+const TRIALS: [(Layout, &str, Act); 47] = [
     (DIRECT, "direct_mode_carries_pod_traffic_without_tunnels", encapsulation::carries),
     (CROSS_SUBNET, "crosssubnet_mode_tunnels_between_subnets_only", encapsulation::carries),
     (CROSS_SUBNET, "a_pool_whose_ipip_mode_changes_loses_no_packet_across_subnets", pools::modes_across_subnets),
@@ -111,7 +110,6 @@ const TRIALS: [(Layout, &str, Act); 48] = [
     (IPIP, "an_agent_ends_within_a_second_and_its_routes_stay", restart::terminate),
     (IPIP, "what_went_wrong_while_the_agent_was_down_is_repaired_at_its_start", restart::wrong_at_start),
     (IPIP, "cleanup_removes_all_that_is_ours_and_nothing_else", restart::clean_up),
-    (IPIP, "the_capabilities_that_the_chart_gives_are_enough", confined::as_in_a_container),
     (IPIP, "beside_bird_a_shadow_names_every_difference_and_writes_nothing", shadow::beside_bird),
     (IPIP, "a_pool_whose_ipip_mode_changes_loses_no_packet", pools::modes),
     (IPIP, "a_pool_that_is_disabled_keeps_its_routes", pools::disabled),

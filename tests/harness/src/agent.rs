@@ -23,8 +23,6 @@ pub struct Agent {
     namespace: Namespace,
     binary: PathBuf,
     folder: PathBuf,
-    /// The capabilities that it is started with, where it is not to have all of root's.
-    capabilities: Option<Vec<String>>,
     child: Option<Child>,
 }
 
@@ -41,7 +39,6 @@ impl Agent {
             namespace,
             binary: binary.to_owned(),
             folder,
-            capabilities: None,
             child: None,
         };
         let text = format!(
@@ -90,7 +87,7 @@ impl Agent {
         let twin = log
             .try_clone()
             .map_err(LabError::io(format!("open {}", path.display())))?;
-        let mut command = self.program();
+        let mut command = Command::new(&self.binary);
         command.arg("agent").arg("--config").arg(self.config());
         command.stdin(Stdio::null()).stdout(log).stderr(twin);
         // The agent takes its settings from the environment as well: what is set for others is not meant for it.
@@ -103,36 +100,6 @@ impl Agent {
         record.process(child.id())?;
         self.child = Some(child);
         Ok(())
-    }
-
-    /// Gives it these capabilities alone (`NET_ADMIN`, …) from the next start on, and `/proc/sys` read-only: as a container
-    /// without privileges has it. None for all of root's.
-    pub fn confine(&mut self, capabilities: Option<Vec<String>>) {
-        self.capabilities = capabilities;
-    }
-
-    /// The beginning of the command that starts it.
-    fn program(&self) -> Command {
-        let Some(capabilities) = &self.capabilities else {
-            return Command::new(&self.binary);
-        };
-        let bounds: String = capabilities
-            .iter()
-            .map(|name| format!(",+{}", name.to_lowercase()))
-            .collect();
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "sh", "-c"]);
-        command.arg(
-            "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec setpriv \"$@\"",
-        );
-        command.args([
-            "sh",
-            "--no-new-privs",
-            &format!("--bounding-set=-all{bounds}"),
-            "--",
-        ]);
-        command.arg(&self.binary);
-        command
     }
 
     /// Ends it as a crash would: at once, with no chance to do anything.
