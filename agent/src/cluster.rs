@@ -4,6 +4,7 @@
 //! the memory of a node grows with the number of others, not with the number of their pods.
 
 mod bgp;
+mod labels;
 mod services;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +19,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use crate::api::{IpPoolSpec, Key, Kind, Node, Object};
 
 pub use bgp::BgpResources;
+pub use labels::Labels;
 pub use services::{ServiceAddresses, Services};
 
 /// The AS number of a cluster that names none, as Calico has it.
@@ -71,7 +73,7 @@ pub struct ClusterNode {
     /// The IPv4 addresses that its status names, advertised or not.
     pub addresses: Vec<Ipv4Addr>,
     /// Its labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// The IPv6 address it advertises; none until it has published one.
     pub address_v6: Option<Ipv6Net>,
     /// The cluster that it is a route reflector of (RFC 4456 §7).
@@ -85,7 +87,7 @@ impl From<&Node> for ClusterNode {
             as_number: node.as_number(),
             tunnel_address: node.tunnel_address(),
             addresses: node.ipv4_addresses().collect(),
-            labels: node.metadata.labels.clone(),
+            labels: Labels::from(&node.metadata.labels),
             address_v6: node.advertised_address_v6(),
             reflector_cluster: node.reflector_cluster(),
         }

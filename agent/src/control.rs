@@ -236,7 +236,7 @@ impl Agent<'_> {
 
         let terms = terms_of(config, &settings, (deadline, patience));
         let deferred = Arc::clone(&self.store);
-        let (intake, outlets) = Intake::new(terms, deferred, self.file.clone(), copy, confirmed);
+        let (intake, outlets) = Intake::new(terms, deferred, self.file.clone(), copy.as_ref(), confirmed);
         let stop_intake = self.stop.child_token();
         let intake = tokio::spawn(intake.run(stop_intake.clone()));
         let firewall = firewall::start(config.filter.unknown_tunnel_peers, self.metrics.clone());
@@ -321,14 +321,15 @@ fn terms_of(config: &Config, settings: &Settings, patience: (Instant, Duration))
 /// Where the resources live. With a last good copy at hand a folder that is gone is not made anew: it may yet come back.
 fn datastore_of(config: &Config, has_copy: bool) -> Deferred {
     let (location, node) = (config.datastore.location(), config.node_name.as_str().to_owned());
+    let secrets = config.bgp.secret_namespace.clone();
     let missing = if has_copy {
         MissingFolder::Refuse
     } else {
         MissingFolder::Make
     };
     Deferred::new(move || {
-        let (location, node) = (location.clone(), node.clone());
-        Box::pin(async move { datastore::open(&location, &node, missing).await })
+        let (location, node, secrets) = (location.clone(), node.clone(), secrets.clone());
+        Box::pin(async move { datastore::open(&location, &node, &secrets, missing).await })
     })
 }
 

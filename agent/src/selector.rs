@@ -19,6 +19,18 @@ use std::fmt;
 
 pub use parse::SelectorError;
 
+/// What has labels.
+pub trait Labelled {
+    /// The value of a label.
+    fn label(&self, key: &str) -> Option<&str>;
+}
+
+impl Labelled for BTreeMap<String, String> {
+    fn label(&self, key: &str) -> Option<&str> {
+        self.get(key).map(String::as_str)
+    }
+}
+
 /// A selector that was understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selector {
@@ -49,7 +61,7 @@ impl Selector {
 
     /// Whether an object with these labels is meant.
     #[must_use]
-    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+    pub fn matches(&self, labels: &impl Labelled) -> bool {
         self.expression.matches(labels)
     }
 }
@@ -95,11 +107,11 @@ enum Comparison {
 }
 
 impl Expression {
-    fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+    fn matches(&self, labels: &impl Labelled) -> bool {
         match self {
             Self::All | Self::Global => true,
-            Self::Has(label) => labels.contains_key(label),
-            Self::Compare(label, comparison) => comparison.holds(labels.get(label).map(String::as_str)),
+            Self::Has(label) => labels.label(label).is_some(),
+            Self::Compare(label, comparison) => comparison.holds(labels.label(label)),
             Self::Not(inner) => !inner.matches(labels),
             Self::And(all) => all.iter().all(|inner| inner.matches(labels)),
             Self::Or(any) => any.iter().any(|inner| inner.matches(labels)),

@@ -8,12 +8,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use culvert_ipam::affinity::{Affinity, AffinityState};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::api::{Key, Kind, Node, Object};
+use crate::api::{Key, Kind, Object, Record};
 
 /// How long a deletion waits for others that belong to it.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -33,14 +35,57 @@ const NAMED: usize = 3;
 pub struct Withdrawals {
     /// Percent of a kind that may vanish at once; 100 for all.
     share: u32,
-    objects: BTreeMap<Key, Object>,
+    objects: BTreeMap<Key, Kept>,
     /// Deleted in the datastore, and still in `objects`.
     missing: BTreeSet<Key>,
     /// Deleted lately.
-    gone: BTreeMap<Key, (Instant, Object)>,
+    gone: BTreeMap<Key, (Instant, Bearing)>,
     /// When `missing` is judged.
     due: Option<Instant>,
     held: Option<Reason>,
+}
+
+/// An object that is gone by.
+#[derive(Debug)]
+struct Kept {
+    record: Record,
+    bearing: Bearing,
+}
+
+/// What of an object a judgement looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bearing {
+    /// A node, by the address that it advertises.
+    Node(Option<Ipv4Addr>),
+    /// A pool, by its range.
+    Pool(IpNet),
+    /// A confirmed claim, by its block.
+    Claim(IpNet),
+    /// Anything else.
+    None,
+}
+
+impl From<&Object> for Bearing {
+    fn from(object: &Object) -> Self {
+        match object {
+            Object::Node(node) => Self::Node(node.advertised_address().map(|net| net.addr())),
+            Object::IpPool(pool) => Self::Pool(pool.spec.cidr),
+            Object::BlockAffinity(affinity) if is_confirmed(&affinity.spec) => {
+                Self::Claim(affinity.spec.cidr)
+            }
+            _ => Self::None,
+        }
+    }
+}
+
+impl Kept {
+    /// None of what cannot be written down.
+    fn of(object: &Object) -> Option<Self> {
+        Some(Self {
+            record: Record::of(object).ok()?,
+            bearing: Bearing::from(object),
+        })
+    }
 }
 
 /// Why deletions are held.
@@ -117,10 +162,13 @@ impl Withdrawals {
     /// Begins with `objects` (those of a copy, or none). `share` is how many percent of the nodes, or of the confirmed
     /// affinities, may vanish at once; 100 holds nothing.
     #[must_use]
-    pub fn new(share: u32, objects: BTreeMap<Key, Object>) -> Self {
+    pub fn new(share: u32, objects: impl IntoIterator<Item = Object>) -> Self {
+        let objects = objects.into_iter();
         Self {
             share,
-            objects,
+            objects: objects
+                .filter_map(|object| Some((object.key(), Kept::of(&object)?)))
+                .collect(),
             missing: BTreeSet::new(),
             gone: BTreeMap::new(),
             due: None,
@@ -129,27 +177,42 @@ impl Withdrawals {
     }
 
     /// The objects that the agent goes by.
+    pub fn records(&self) -> impl Iterator<Item = (&Key, &Record)> {
+        self.objects.iter().map(|(key, kept)| (key, &kept.record))
+    }
+
+    /// Whether the agent goes by this object.
     #[must_use]
-    pub fn objects(&self) -> &BTreeMap<Key, Object> {
-        &self.objects
+    pub fn contains(&self, key: &Key) -> bool {
+        self.objects.contains_key(key)
     }
 
     /// Takes in an object that is there; whether that changed anything. What it supersedes passes at the next
     /// [`Self::judge`], which is due then.
-    pub fn upsert(&mut self, object: Object, now: Instant) -> bool {
+    pub fn upsert(&mut self, object: &Object, now: Instant) -> bool {
         let key = object.key();
+        let Some(kept) = Kept::of(object) else {
+            return false;
+        };
         self.gone.remove(&key);
         let returned = self.missing.remove(&key);
         if self.missing.is_empty() {
             (self.due, self.held) = (None, None);
-        } else if self.missing.iter().any(|gone| self.supersedes(&object, gone)) {
+        } else if self
+            .missing
+            .iter()
+            .any(|gone| self.supersedes(kept.bearing, gone))
+        {
             self.due = Some(now);
         } else if returned && self.held.is_some() {
             self.due = Some(now + WINDOW);
         }
-        let changed = self.objects.get(&key) != Some(&object);
+        let changed = self
+            .objects
+            .get(&key)
+            .is_none_or(|known| known.record != kept.record);
         if changed {
-            self.objects.insert(key, object);
+            self.objects.insert(key, kept);
         }
         changed
     }
@@ -188,8 +251,8 @@ impl Withdrawals {
         self.held = self.verdict();
         if self.held.is_none() {
             for key in std::mem::take(&mut self.missing) {
-                if let Some(object) = self.let_go(&key) {
-                    self.gone.insert(key.clone(), (now, object));
+                if let Some(kept) = self.let_go(&key) {
+                    self.gone.insert(key.clone(), (now, kept.bearing));
                 }
                 passed.push(key);
             }
@@ -219,7 +282,7 @@ impl Withdrawals {
         Some(Held { reason, missing })
     }
 
-    fn let_go(&mut self, key: &Key) -> Option<Object> {
+    fn let_go(&mut self, key: &Key) -> Option<Kept> {
         self.missing.remove(key);
         self.objects.remove(key)
     }
@@ -235,12 +298,12 @@ impl Withdrawals {
     }
 
     fn too_many(&self, kind: Kind) -> Option<Reason> {
-        let counts = |object: &Object| match object {
-            Object::BlockAffinity(affinity) => is_confirmed(&affinity.spec),
-            other => other.key().kind == kind,
-        };
-        let of_kind = |key: &Key, object: &Object| key.kind == kind && counts(object);
-        let here = self.objects.iter().filter(|(key, object)| of_kind(key, object));
+        // Of the claims only those that are confirmed.
+        let of_kind = |key: &Key, bearing: Bearing| key.kind == kind && bearing != Bearing::None;
+        let here = self
+            .objects
+            .iter()
+            .filter(|(key, kept)| of_kind(key, kept.bearing));
         let missing = here
             .clone()
             .filter(|(key, _)| self.missing.contains(*key))
@@ -248,7 +311,7 @@ impl Withdrawals {
         let gone = self
             .gone
             .iter()
-            .filter(|(key, (_, object))| of_kind(key, object))
+            .filter(|(key, (_, bearing))| of_kind(key, *bearing))
             .count();
         let (lost, total, share) = (missing + gone, here.count() + gone, self.share);
         let percent = u32::try_from(lost.saturating_mul(100) / total.max(1)).unwrap_or(u32::MAX);
@@ -263,16 +326,17 @@ impl Withdrawals {
     }
 
     fn pool_in_use(&self) -> Option<Reason> {
-        let lately = self.gone.values().map(|(_, object)| object);
-        let blocks: Vec<_> = self
-            .objects
-            .values()
+        let lately = self.gone.values().map(|(_, bearing)| *bearing);
+        let blocks: Vec<IpNet> = self
+            .bearings()
             .chain(lately)
-            .filter_map(confirmed)
-            .map(|affinity| affinity.cidr)
+            .filter_map(|bearing| match bearing {
+                Bearing::Claim(block) => Some(block),
+                Bearing::Node(_) | Bearing::Pool(_) | Bearing::None => None,
+            })
             .collect();
-        self.missing.iter().find_map(|key| match self.objects.get(key) {
-            Some(Object::IpPool(pool)) if blocks.iter().any(|block| pool.spec.cidr.contains(block)) => {
+        self.missing.iter().find_map(|key| match self.bearing(key)? {
+            Bearing::Pool(cidr) if blocks.iter().any(|block| cidr.contains(block)) => {
                 Some(Reason::PoolInUse {
                     pool: key.name.clone(),
                 })
@@ -289,34 +353,29 @@ impl Withdrawals {
                 .objects
                 .iter()
                 .filter(|(key, _)| !self.missing.contains(*key));
-            there.map(|(_, object)| object)
+            there.map(|(_, kept)| kept.bearing)
         };
         let missing = self.missing.iter();
         missing
-            .filter(|key| there().any(|object| self.supersedes(object, key)))
+            .filter(|key| there().any(|bearing| self.supersedes(bearing, key)))
             .cloned()
             .collect()
     }
 
-    fn supersedes(&self, there: &Object, missing: &Key) -> bool {
-        match (there, self.objects.get(missing)) {
-            (Object::Node(there), Some(Object::Node(missing))) => {
-                let address = |node: &Node| node.advertised_address().map(|net| net.addr());
-                address(there).is_some() && address(there) == address(missing)
-            }
-            (there, Some(missing)) => match (confirmed(there), confirmed(missing)) {
-                (Some(a), Some(b)) => a.cidr.contains(&b.cidr) || b.cidr.contains(&a.cidr),
-                _ => false,
-            },
-            (_, None) => false,
+    fn supersedes(&self, there: Bearing, missing: &Key) -> bool {
+        match (there, self.bearing(missing)) {
+            (Bearing::Node(Some(there)), Some(Bearing::Node(missing))) => Some(there) == missing,
+            (Bearing::Claim(a), Some(Bearing::Claim(b))) => a.contains(&b) || b.contains(&a),
+            _ => false,
         }
     }
-}
 
-fn confirmed(object: &Object) -> Option<&Affinity> {
-    match object {
-        Object::BlockAffinity(affinity) if is_confirmed(&affinity.spec) => Some(&affinity.spec),
-        _ => None,
+    fn bearing(&self, key: &Key) -> Option<Bearing> {
+        self.objects.get(key).map(|kept| kept.bearing)
+    }
+
+    fn bearings(&self) -> impl Iterator<Item = Bearing> {
+        self.objects.values().map(|kept| kept.bearing)
     }
 }
 

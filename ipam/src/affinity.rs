@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// The spec of a BlockAffinity.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,7 +19,7 @@ pub struct Affinity {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub r#type: Option<String>,
     /// Soft delete, as the string that Calico writes: `"true"` or `"false"`.
-    #[serde(default = "not_deleted")]
+    #[serde(default = "not_deleted", deserialize_with = "null_is_not_deleted")]
     pub deleted: String,
     /// Fields that this version does not know, kept for the next write.
     #[serde(flatten)]
@@ -41,6 +41,10 @@ pub enum AffinityState {
 /// The field is required of what is written; rows of older versions may lack it.
 fn not_deleted() -> String {
     "false".to_owned()
+}
+
+fn null_is_not_deleted<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_else(not_deleted))
 }
 
 impl Affinity {

@@ -6,11 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::pool::{Family, number};
+use crate::sequence::SequenceNumbers;
 use crate::timestamp::Timestamp;
 
 /// The handle of addresses that Windows keeps for itself; they do not make a block one that is in use.
@@ -35,16 +37,17 @@ pub struct Block {
     /// is not used again soon.
     #[serde(default, deserialize_with = "null_is_default")]
     pub unallocated: Vec<i64>,
-    /// Who has addresses. Ordinals refer to these by index.
+    /// Who has addresses. Ordinals refer to these by index. A copy of the block shares them: each write is made on a copy, and
+    /// changes one or two.
     #[serde(default, deserialize_with = "null_is_default")]
-    pub attributes: Vec<Attribute>,
+    pub attributes: Vec<Arc<Attribute>>,
     /// Nanoseconds since 1970 when the block was made, plus one for each write since: no two lives of a block, and no two
     /// lives of an address in it, have the same. Above 2^53, so that no floating point number can hold it.
     #[serde(default, deserialize_with = "null_is_default")]
     pub sequence_number: u64,
     /// The block's sequence number when an ordinal was taken, by ordinal. Objects of older versions have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sequence_number_for_allocation: Option<BTreeMap<String, u64>>,
+    pub sequence_number_for_allocation: Option<SequenceNumbers>,
     /// Soft delete.
     #[serde(default, deserialize_with = "null_is_default")]
     pub deleted: bool,
@@ -98,7 +101,7 @@ impl Block {
             unallocated: (0_i64..).take(size).collect(),
             attributes: Vec::new(),
             sequence_number: now.unix_nanos(),
-            sequence_number_for_allocation: Some(BTreeMap::new()),
+            sequence_number_for_allocation: Some(SequenceNumbers::default()),
             deleted: false,
             strict_affinity: false,
             unknown: BTreeMap::new(),
@@ -139,7 +142,7 @@ impl Block {
     /// Attributes by their index.
     #[must_use]
     pub fn attribute(&self, index: i64) -> Option<&Attribute> {
-        self.attributes.get(usize::try_from(index).ok()?)
+        self.attributes.get(usize::try_from(index).ok()?).map(Arc::as_ref)
     }
 
     /// Who has the address of an ordinal, and what else is known of that; `None` for one that is free.
@@ -164,8 +167,7 @@ impl Block {
     pub fn sequence_number_of(&self, ordinal: usize) -> u64 {
         self.sequence_number_for_allocation
             .as_ref()
-            .and_then(|numbers| numbers.get(&ordinal.to_string()))
-            .copied()
+            .and_then(|numbers| numbers.get(ordinal))
             .unwrap_or(0)
     }
 
@@ -198,6 +200,16 @@ impl Attribute {
     #[must_use]
     pub fn handle(&self) -> Option<&str> {
         self.handle_id.as_deref().and_then(|h| h.split('\r').next())
+    }
+
+    /// Whether it is of this handle; see [`Attribute::handle`].
+    #[must_use]
+    pub fn is_of_handle(&self, handle: &str) -> bool {
+        // Compared with each of a block's attributes: the length alone tells nearly all apart.
+        self.handle_id.as_deref().is_some_and(|id| {
+            id.strip_prefix(handle)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('\r'))
+        }) && !handle.contains('\r')
     }
 
     /// A value of `secondary`.
@@ -237,7 +249,7 @@ pub(crate) fn size_of(cidr: IpNet) -> Option<usize> {
 }
 
 /// Reads null as the default.
-fn null_is_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+pub(crate) fn null_is_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())

@@ -173,12 +173,11 @@ fn unallocated(block: &Block) -> Result<(), BlockFault> {
                 last: block.allocations.len().saturating_sub(1),
             });
         };
-        let address = address_of(block.cidr, ordinal);
         if let Some(index) = *allocation {
             return Err(BlockFault::AllocatedAndUnallocated {
                 block: block.cidr,
                 ordinal,
-                address,
+                address: address_of(block.cidr, ordinal),
                 index,
             });
         }
@@ -186,7 +185,7 @@ fn unallocated(block: &Block) -> Result<(), BlockFault> {
             return Err(BlockFault::UnallocatedTwice {
                 block: block.cidr,
                 ordinal,
-                address,
+                address: address_of(block.cidr, ordinal),
             });
         }
     }

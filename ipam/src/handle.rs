@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::block::null_is_default;
+
 /// The spec of an IPAMHandle.
 ///
 /// It says in which blocks to look for the owner's addresses. A count is raised before an address is taken in a block and
@@ -16,9 +18,10 @@ pub struct Handle {
     #[serde(rename = "handleID")]
     pub handle_id: String,
     /// How many addresses it has in each block.
+    #[serde(default, deserialize_with = "null_is_default")]
     pub block: BTreeMap<IpNet, u32>,
     /// Soft delete.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_default")]
     pub deleted: bool,
     /// Fields that this version does not know, kept for the next write.
     #[serde(flatten)]

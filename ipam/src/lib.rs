@@ -22,5 +22,6 @@ pub mod name;
 pub mod ordinals;
 pub mod pool;
 pub mod ranges;
+pub mod sequence;
 pub mod snapshot;
 pub mod timestamp;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::block::{Attribute, Block, address_of};
 use crate::check::{self, BlockFault};
@@ -18,9 +19,14 @@ impl Ordinals {
     /// When the block is not sound.
     pub fn of(block: &Block) -> Result<Self, BlockFault> {
         check::block(block)?;
+        Ok(Self::of_sound(block))
+    }
+
+    /// The same for a block that was found to be sound.
+    pub(crate) fn of_sound(block: &Block) -> Self {
         let mut block = block.clone();
         block.unallocated.extend(lost(&block));
-        Ok(Self(block))
+        Self(block)
     }
 
     /// The block as it is now.
@@ -43,7 +49,7 @@ impl Ordinals {
     }
 
     /// The addresses of a handle, ascending, each with its attributes.
-    pub fn of_handle<'a>(&'a self, handle: &'a str) -> impl Iterator<Item = (IpAddr, &'a Attribute)> + 'a {
+    pub fn of_handle<'a>(&'a self, handle: &str) -> impl Iterator<Item = (IpAddr, &'a Attribute)> + use<'a> {
         of_handle(&self.0, handle)
     }
 
@@ -66,26 +72,29 @@ impl Ordinals {
         secondary: &BTreeMap<String, String>,
     ) -> Vec<IpAddr> {
         let block = &mut self.0;
-        let free = |ordinal: &&usize| block.allocations.get(**ordinal).is_some_and(Option::is_none);
-        let taken: BTreeSet<i64> = ordinals
-            .iter()
-            .filter(free)
-            .filter_map(|o| i64::try_from(*o).ok())
-            .collect();
-        if taken.is_empty() {
+        let mut takes = vec![false; block.allocations.len()];
+        let mut any = false;
+        for ordinal in ordinals {
+            if let (Some(None), Some(takes)) = (block.allocations.get(*ordinal), takes.get_mut(*ordinal)) {
+                *takes = true;
+                any = true;
+            }
+        }
+        if !any {
             return Vec::new();
         }
         // FIFO reuse: what is taken leaves its place in the queue, the others keep theirs.
-        block.unallocated.retain(|ordinal| !taken.contains(ordinal));
+        let is_taken = |free: &i64| usize::try_from(*free).is_ok_and(|o| takes.get(o) == Some(&true));
+        block.unallocated.retain(|free| !is_taken(free));
         let index = attribute_index(block, handle, secondary);
         let sequence_number = block.sequence_number;
         let numbers = block.sequence_number_for_allocation.get_or_insert_default();
-        let mut addresses = Vec::with_capacity(taken.len());
+        let mut addresses = Vec::with_capacity(ordinals.len());
         for ordinal in ordinals.iter().copied() {
             let allocation = block.allocations.get_mut(ordinal);
             if let Some(allocation) = allocation.filter(|a| a.is_none()) {
                 *allocation = i64::try_from(index).ok();
-                numbers.insert(ordinal.to_string(), sequence_number);
+                numbers.insert(ordinal, sequence_number);
                 addresses.push(address_of(block.cidr, ordinal));
             }
         }
@@ -94,11 +103,8 @@ impl Ordinals {
 
     /// Gives back all addresses of a handle, and returns them; see [`Ordinals::give_back`].
     pub fn release(&mut self, handle: &str, rest: Option<Timestamp>) -> Vec<IpAddr> {
-        let ordinals: BTreeSet<usize> = self
-            .0
-            .taken()
-            .filter(|t| t.attribute.handle() == Some(handle))
-            .map(|t| t.ordinal)
+        let ordinals: BTreeSet<usize> = ordinals_of_handle(&self.0, handle)
+            .map(|(ordinal, _)| ordinal)
             .collect();
         self.give_back(&ordinals, rest);
         ordinals.into_iter().map(|o| address_of(self.0.cidr, o)).collect()
@@ -132,9 +138,10 @@ impl Ordinals {
             else {
                 continue;
             };
-            let mut resting = attribute.clone();
+            let mut resting = Attribute::clone(attribute);
             resting.handle_id = None;
             resting.released_at = Some(now.to_string());
+            let resting = Arc::new(resting);
             if going.len() == sharers.len() {
                 block.attributes.splice(slot..=slot, [resting]);
                 continue;
@@ -158,21 +165,21 @@ impl Ordinals {
     /// move up, as in Calico.
     fn free_where(&mut self, condition: impl Fn(usize, &Attribute) -> bool) {
         let block = &mut self.0;
-        let frees: Vec<usize> = block
-            .taken()
-            .filter(|t| condition(t.ordinal, t.attribute))
-            .map(|t| t.ordinal)
-            .collect();
+        let mut frees = Vec::new();
+        for (ordinal, allocation) in block.allocations.iter_mut().enumerate() {
+            let attribute = allocation.and_then(|index| block.attributes.get(usize::try_from(index).ok()?));
+            if attribute.is_some_and(|attribute| condition(ordinal, attribute)) {
+                *allocation = None;
+                frees.push(ordinal);
+            }
+        }
         if frees.is_empty() {
             return;
         }
         for ordinal in frees {
-            if let Some(allocation) = block.allocations.get_mut(ordinal) {
-                *allocation = None;
-            }
             block.unallocated.extend(i64::try_from(ordinal));
             if let Some(numbers) = &mut block.sequence_number_for_allocation {
-                numbers.remove(&ordinal.to_string());
+                numbers.remove(ordinal);
             }
         }
         self.drop_unused_attributes();
@@ -181,15 +188,26 @@ impl Ordinals {
     /// Drops the attributes to which no ordinal refers.
     pub(crate) fn drop_unused_attributes(&mut self) {
         let block = &mut self.0;
-        let used: BTreeSet<i64> = block.allocations.iter().flatten().copied().collect();
-        let renumbered: BTreeMap<i64, i64> = used.iter().copied().zip(0_i64..).collect();
-        for allocation in &mut block.allocations {
-            *allocation = allocation.and_then(|index| renumbered.get(&index).copied());
+        let mut used = vec![false; block.attributes.len()];
+        for index in block.allocations.iter().flatten() {
+            if let Some(used) = usize::try_from(*index).ok().and_then(|i| used.get_mut(i)) {
+                *used = true;
+            }
         }
-        let mut index = 0_i64..;
-        block
-            .attributes
-            .retain(|_| index.next().is_some_and(|i| used.contains(&i)));
+        if used.iter().all(|used| *used) {
+            return;
+        }
+        // Where the attributes at each index go: those before it that stay.
+        let mut next = 0_i64..;
+        let places: Vec<Option<i64>> = used
+            .iter()
+            .map(|used| if *used { next.next() } else { None })
+            .collect();
+        for allocation in &mut block.allocations {
+            *allocation = allocation.and_then(|index| *places.get(usize::try_from(index).ok()?)?);
+        }
+        let mut used = used.into_iter();
+        block.attributes.retain(|_| used.next().unwrap_or(false));
     }
 }
 
@@ -202,11 +220,11 @@ fn attribute_index(block: &mut Block, handle: &str, secondary: &BTreeMap<String,
             && a.unknown.is_empty()
     });
     same.unwrap_or_else(|| {
-        block.attributes.push(Attribute {
+        block.attributes.push(Arc::new(Attribute {
             handle_id: Some(handle.to_owned()),
             secondary: Some(secondary.clone()),
             ..Attribute::default()
-        });
+        }));
         block.attributes.len() - 1
     })
 }
@@ -214,27 +232,34 @@ fn attribute_index(block: &mut Block, handle: &str, secondary: &BTreeMap<String,
 /// The addresses of a handle in a block, ascending, each with its attributes.
 pub(crate) fn of_handle<'a>(
     block: &'a Block,
-    handle: &'a str,
-) -> impl Iterator<Item = (IpAddr, &'a Attribute)> + 'a {
-    // Attributes are compared once each, not once for each address.
-    let matching: Vec<bool> = block
-        .attributes
-        .iter()
-        .map(|a| a.handle() == Some(handle))
+    handle: &str,
+) -> impl Iterator<Item = (IpAddr, &'a Attribute)> + use<'a> {
+    ordinals_of_handle(block, handle).map(|(ordinal, attribute)| (address_of(block.cidr, ordinal), attribute))
+}
+
+/// The ordinals of a handle in a block, ascending, each with its attributes.
+pub(crate) fn ordinals_of_handle<'a>(
+    block: &'a Block,
+    handle: &str,
+) -> impl Iterator<Item = (usize, &'a Attribute)> + use<'a> {
+    // Attributes are compared once each, not once for each address; and nearly always there are none, or one.
+    let matching: Vec<(i64, &Attribute)> = (0_i64..)
+        .zip(&block.attributes)
+        .filter(|(_, attribute)| attribute.is_of_handle(handle))
+        .map(|(index, attribute)| (index, attribute.as_ref()))
         .collect();
-    let any = matching.contains(&true);
-    block
-        .allocations
+    let allocations = if matching.is_empty() {
+        &[][..]
+    } else {
+        &block.allocations
+    };
+    allocations
         .iter()
         .enumerate()
-        .filter(move |_| any)
         .filter_map(move |(ordinal, index)| {
-            let index = usize::try_from((*index)?).ok()?;
-            let attribute = block
-                .attributes
-                .get(index)
-                .filter(|_| matching.get(index) == Some(&true))?;
-            Some((address_of(block.cidr, ordinal), attribute))
+            let index = (*index)?;
+            let place = matching.binary_search_by_key(&index, |(i, _)| *i).ok()?;
+            Some((ordinal, matching.get(place)?.1))
         })
 }
 

@@ -82,7 +82,7 @@ fn sequence_numbers_tell_two_lives_of_an_address_apart() {
     run(&mut store, &pools(), assign("n1", "h")).0.unwrap();
     let first = store.block("10.0.0.0/30").clone();
     assert_eq!(first.sequence_number, NOW + 1);
-    assert_eq!(first.sequence_number_for_allocation.as_ref().unwrap()["0"], NOW);
+    assert_eq!(first.sequence_number_of(0), NOW);
     run(&mut store, &pools(), release("n1", "h")).0.unwrap();
     for n in 0..4 {
         run(&mut store, &pools(), assign("n1", &format!("h{n}")))
@@ -90,7 +90,7 @@ fn sequence_numbers_tell_two_lives_of_an_address_apart() {
             .unwrap();
     }
     let second = store.block("10.0.0.0/30");
-    assert!(second.sequence_number_for_allocation.as_ref().unwrap()["0"] > NOW);
+    assert!(second.sequence_number_of(0) > NOW);
 }
 
 #[test]

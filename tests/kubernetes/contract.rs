@@ -13,7 +13,7 @@ use crate::{Outcome, ensure};
 type Act = fn(Stores) -> LocalBoxFuture<'static, Outcome>;
 
 #[rustfmt::skip]
-pub(crate) const TRIALS: [(&str, Act); 9] = [
+pub(crate) const TRIALS: [(&str, Act); 10] = [
     ("an_object_is_read_as_it_was_written", |stores| written_and_read(stores).boxed_local()),
     ("a_write_over_an_old_revision_is_a_conflict", |stores| conflict(stores).boxed_local()),
     ("what_exists_is_not_created_and_what_does_not_is_not_written", |stores| existence(stores).boxed_local()),
@@ -23,6 +23,7 @@ pub(crate) const TRIALS: [(&str, Act); 9] = [
     ("a_watch_tells_all_then_in_sync_then_changes", |stores| watch(stores).boxed_local()),
     ("a_receiver_that_lags_gets_the_latest_state", |stores| lagging(stores).boxed_local()),
     ("a_watch_tells_of_this_nodes_own_blocks", |stores| own_blocks(stores).boxed_local()),
+    ("what_calico_wrote_is_worked_on_without_loss", |stores| crate::allocating::worked_on(stores).boxed_local()),
 ];
 
 /// A pool; its range makes no difference.

@@ -2,17 +2,21 @@
 //! the directory datastore as well, by the same code.
 
 mod agents;
+mod allocating;
 mod annotations;
 mod chart;
 mod collection;
 mod contract;
 mod helm;
 mod image;
+mod in_cluster;
+mod interest;
 mod outage;
 mod release;
 mod scale;
 mod servers;
 mod storm;
+mod validation;
 mod watching;
 
 use std::process::ExitCode;
@@ -27,7 +31,7 @@ use crate::servers::{Server, Stores};
 type Outcome = Result<(), Failed>;
 
 fn main() -> ExitCode {
-    if let Some(outcome) = scale::child() {
+    if let Some(outcome) = scale::child().or_else(in_cluster::child) {
         return outcome.map_or_else(
             |why| {
                 eprintln!("{why:?}");
@@ -55,7 +59,11 @@ fn main() -> ExitCode {
     }
     for (name, act) in watching::TRIALS
         .into_iter()
+        .chain(interest::TRIALS)
+        .chain(validation::TRIALS)
+        .chain(allocating::TRIALS)
         .chain(outage::TRIALS)
+        .chain(in_cluster::TRIALS)
         .chain(chart::TRIALS)
         .chain(agents::TRIALS)
         .chain(annotations::TRIALS)

@@ -8,6 +8,7 @@ use culvert_agent::api::{BlockAffinity, Kind, Node, Object, Resource as _};
 use culvert_agent::cluster::Cluster;
 use culvert_agent::datastore::kubernetes::{Access, KubernetesStore};
 use culvert_agent::datastore::{Datastore as _, Update, last_good};
+use culvert_agent::withdrawal::Withdrawals;
 use futures_util::{FutureExt as _, StreamExt as _};
 use harness::api_server::ADMIN;
 use libtest_mimic::Failed;
@@ -153,14 +154,16 @@ pub(crate) fn child() -> Option<Outcome> {
             let store = KubernetesStore::open(&Access::Kubeconfig(kubeconfig.into()), NODE).await?;
             let mut updates = store.watch()?;
             let mut cluster = Cluster::default();
-            let mut copy = BTreeMap::new();
+            let mut copy = Withdrawals::new(50, []);
             let mut counts = BTreeMap::new();
             loop {
                 match updates.recv().await {
                     Some(Update::Upsert(object)) => {
                         *counts.entry(object.key().kind).or_insert(0_usize) += 1;
                         cluster.upsert(&object);
-                        copy.extend(last_good::kept(&object, NODE).map(|kept| (kept.key(), kept)));
+                        if let Some(kept) = last_good::kept(&object, NODE) {
+                            copy.upsert(&kept, Instant::now());
+                        }
                     }
                     Some(Update::InSync) => break,
                     Some(_) => {}
@@ -176,7 +179,7 @@ pub(crate) fn child() -> Option<Outcome> {
                 memory("VmRSS:")?
             );
             // Held until here.
-            ensure(cluster.nodes().count() <= copy.len(), || {
+            ensure(cluster.nodes().count() <= copy.records().count(), || {
                 "the copy is not whole".to_owned()
             })
         }

@@ -42,6 +42,21 @@ impl Known {
         }
     }
 
+    /// The node's affinities, from a memory. Their whole objects are not known: who writes one reads it first.
+    pub(super) fn recall(&mut self, node: &str, affinities: Vec<BlockAffinity>) {
+        let specs = affinities.into_iter().map(|affinity| {
+            let revision = affinity.metadata.resource_version.unwrap_or_default();
+            (affinity.metadata.name, revision, affinity.spec)
+        });
+        self.view.recalled(node, specs);
+    }
+
+    /// Goes by what is read from now on, and by this policy.
+    pub(super) fn recall_no_more(&mut self, policy: Policy) {
+        self.view.recalled_no_more();
+        self.view.set_policy(policy);
+    }
+
     pub(super) fn view(&self) -> &View {
         &self.view
     }
@@ -78,17 +93,21 @@ impl Known {
     /// Writes, and tells the view: the addresses that were given back, and the objects that somebody else wrote first.
     pub(super) async fn write(&mut self, changes: Vec<Change>) -> Result<(Vec<Freed>, Vec<Key>), Refused> {
         let store = Arc::clone(&self.store);
-        let writes: Vec<_> = changes
-            .into_iter()
-            .map(|change| {
-                let read = self.objects.get(&api_key(&change.write.key())).cloned();
-                (to_do(&change.write, read), change)
-            })
-            .collect();
+        let (mut freed, mut refused, mut failed) = (Vec::new(), Vec::new(), None);
+        let mut writes = Vec::new();
+        for change in changes {
+            let key = change.write.key();
+            let read = self.objects.get(&api_key(&key)).cloned();
+            // What a plan does not see would be lost with an object that is only remembered.
+            if read.is_none() && matches!(change.write, Write::Update { .. }) {
+                self.view.forget(key);
+                continue;
+            }
+            writes.push((to_do(&change.write, read), change));
+        }
         let mut results = stream::iter(writes)
             .map(async |(to_do, change)| (do_write(&*store, to_do).await, change))
             .buffer_unordered(AT_ONCE);
-        let (mut freed, mut refused, mut failed) = (Vec::new(), Vec::new(), None);
         while let Some((result, change)) = results.next().await {
             let key = change.write.key();
             match result {

@@ -9,7 +9,7 @@ use culvert_ipam::ranges::Ranges;
 use tracing::warn;
 
 use crate::api::{IpPool, IpReservation, IpamConfig, IpamConfigSpec, Node};
-use crate::datastore::{self, Datastore, DatastoreError};
+use crate::datastore::{self, Datastore, DatastoreError, Recollection};
 use crate::selector::Selector;
 
 /// The name of the only IPAMConfig that counts.
@@ -35,16 +35,28 @@ impl PoolChoice {
             datastore::get::<IpamConfig>(store, CONFIG),
             datastore::get::<Node>(store, node),
         )?;
-        let limits = limits(&config.map(|c| c.spec).unwrap_or_default());
+        Ok(Self::of(Recollection {
+            pools,
+            reservations,
+            config,
+            node,
+            affinities: Vec::new(),
+        }))
+    }
+
+    /// As it was read, or is remembered.
+    pub(super) fn of(found: Recollection) -> Self {
+        let limits = limits(&found.config.map(|c| c.spec).unwrap_or_default());
         if let Err(error) = limits.check() {
             warn!(%error, "IPAMConfig {CONFIG} contradicts itself");
         }
-        Ok(Self {
-            pools,
-            labels: node.map(|node| node.metadata.labels).unwrap_or_default(),
-            reserved: reservations.iter().flat_map(|r| r.spec.ranges()).collect(),
+        let reserved = found.reservations.iter().flat_map(|r| r.spec.ranges());
+        Self {
+            pools: found.pools,
+            labels: found.node.map(|node| node.metadata.labels).unwrap_or_default(),
+            reserved: reserved.collect(),
             limits,
-        })
+        }
     }
 
     /// As a plan has it.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use culvert_ipam::allocator::{Outcome, Plan, Request, Step, plan};
+use culvert_ipam::allocator::{Outcome, Plan, Read, Request, Step, plan};
 use culvert_ipam::error::Error;
 use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
@@ -125,14 +125,19 @@ impl Queue {
     /// What ends all requests that are under way.
     async fn serve(&mut self) -> Result<(), Failure> {
         let began = Instant::now();
-        let choice = PoolChoice::read(&*self.store, &self.node).await?;
-        let mut known = Known::new(Arc::clone(&self.store), choice.policy());
+        let (mut choice, mut known, mut is_recalled) = self.basis().await?;
         let mut conflicts = BTreeMap::new();
         while began.elapsed() < MAX_AGE {
             self.take_in();
             let batch = self.batch(&choice);
             // With nobody left there may still be counts of handles to lower after what was given back.
             let Plan { outcomes, step } = plan(known.view(), &batch, now());
+            if is_recalled && needs_reading(&outcomes, &step) {
+                choice = PoolChoice::read(&*self.store, &self.node).await?;
+                known.recall_no_more(choice.policy());
+                is_recalled = false;
+                continue;
+            }
             let progress = self.answer(outcomes);
             match step {
                 Step::Read(reads) => known.read(reads).await?,
@@ -152,6 +157,20 @@ impl Queue {
             self.forget_answered();
         }
         Ok(())
+    }
+
+    /// What is gone by at first: what the watch has told, or else what is read; and whether it is the former.
+    async fn basis(&self) -> Result<(PoolChoice, Known, bool), DatastoreError> {
+        let Some(mut recalled) = self.store.recall(&self.node) else {
+            let choice = PoolChoice::read(&*self.store, &self.node).await?;
+            let known = Known::new(Arc::clone(&self.store), choice.policy());
+            return Ok((choice, known, false));
+        };
+        let affinities = std::mem::take(&mut recalled.affinities);
+        let choice = PoolChoice::of(recalled);
+        let mut known = Known::new(Arc::clone(&self.store), choice.policy());
+        known.recall(&self.node, affinities);
+        Ok((choice, known, true))
     }
 
     /// Takes in those who asked meanwhile.
@@ -234,6 +253,14 @@ impl Queue {
         }
         self.forget_answered();
     }
+}
+
+/// Whether a plan made by a memory has to be made anew by what is read: a memory is no reason to refuse anybody, nor to look
+/// for a block to claim.
+fn needs_reading(outcomes: &[Option<Result<Outcome, Error>>], step: &Step) -> bool {
+    let refuses = outcomes.iter().flatten().any(Result::is_err);
+    let lists = |read: &Read| matches!(read, Read::List(_));
+    refuses || matches!(step, Step::Read(reads) if reads.iter().any(lists))
 }
 
 /// What ends all requests that are under way.

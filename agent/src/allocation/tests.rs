@@ -1,5 +1,7 @@
 //! The driver on a datastore in memory that refuses, delays and fails at will.
 
+mod recalled;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;

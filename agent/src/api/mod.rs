@@ -18,6 +18,7 @@ mod metadata;
 mod namespace;
 mod node;
 mod pod;
+mod record;
 mod secret;
 mod service;
 mod text;
@@ -54,6 +55,7 @@ pub use metadata::Metadata;
 pub use namespace::Namespace;
 pub use node::{AdvertisedAddress, Node, NodeAddress, NodeSpec, NodeStatus, annotation};
 pub use pod::{Pod, PodIp, PodSpec, PodStatus};
+pub use record::{Record, RecordError};
 pub use secret::Secret;
 pub use service::{
     ExternalTrafficPolicy, LoadBalancerIngress, LoadBalancerStatus, Service, ServiceSpec, ServiceStatus,

@@ -10,6 +10,8 @@ use super::{Metadata, UnknownFields};
 
 /// The annotations in which Calico keeps what it knows of a node.
 pub mod annotation {
+    /// What all of them begin with.
+    pub const PREFIX: &str = "projectcalico.org/";
     /// The advertised IPv4 address, with its prefix length (`172.18.0.11/24`).
     pub const IPV4_ADDRESS: &str = "projectcalico.org/IPv4Address";
     /// The node's AS number, where it has one of its own.

@@ -34,7 +34,8 @@ impl StoreArguments {
             .map_err(CliError::Runtime)?;
         runtime.block_on(async {
             let location = config.datastore.location();
-            let opened = datastore::open(&location, config.node_name.as_str(), MissingFolder::Refuse).await;
+            let (node, secrets) = (config.node_name.as_str(), &config.bgp.secret_namespace);
+            let opened = datastore::open(&location, node, secrets, MissingFolder::Refuse).await;
             let store = opened.map_err(|error| match error {
                 DatastoreError::Io { operation, source } => DatastoreError::Io {
                     operation: format!(

@@ -53,11 +53,11 @@ impl Basis {
             pools: Vec::new(),
             bgp: Vec::new(),
         };
-        for object in copy.objects.values() {
+        for object in copy.objects() {
             match object {
-                Object::Node(node) if node.metadata.name == name => basis.node = Some(node.clone()),
-                Object::IpPool(pool) => basis.pools.push(pool.clone()),
-                Object::BgpConfiguration(bgp) => basis.bgp.push(bgp.clone()),
+                Object::Node(node) if node.metadata.name == name => basis.node = Some(node),
+                Object::IpPool(pool) => basis.pools.push(pool),
+                Object::BgpConfiguration(bgp) => basis.bgp.push(bgp),
                 _ => {}
             }
         }

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::api::{Key, Node, Object};
+use crate::api::{Key, Node, Object, Record};
 use crate::datastore::deferred::Deferred;
 use crate::datastore::last_good::{LastGood, LastGoodCopy, kept};
 use crate::datastore::{DatastoreError, Update};
@@ -98,12 +98,13 @@ impl Intake {
         terms: Terms,
         store: Arc<Deferred>,
         file: LastGood,
-        copy: Option<LastGoodCopy>,
+        copy: Option<&LastGoodCopy>,
         confirmations: mpsc::Receiver<oneshot::Sender<usize>>,
     ) -> (Self, Outlets) {
         let (updates, told) = mpsc::channel(CAPACITY);
         let (remarks, remarked) = watch::channel(Remarks::default());
-        let (copied, objects) = copy.map_or((None, <_>::default()), |copy| (Some(copy.saved), copy.objects));
+        let copied = copy.map(|copy| copy.saved);
+        let objects = copy.into_iter().flat_map(LastGoodCopy::objects);
         let intake = Self {
             withdrawals: Withdrawals::new(terms.max_vanish_share, objects),
             terms,
@@ -192,9 +193,11 @@ impl Intake {
 
     /// Tells what only the copy holds.
     async fn tell_unseen(&self) {
-        let objects = self.withdrawals.objects().iter();
-        for (_, object) in objects.filter(|(key, _)| !self.seen.contains(*key)) {
-            self.tell(Update::Upsert(Box::new(object.clone()))).await;
+        let records = self.withdrawals.records();
+        for (_, record) in records.filter(|(key, _)| !self.seen.contains(*key)) {
+            if let Ok(object) = record.object() {
+                self.tell(Update::Upsert(Box::new(object))).await;
+            }
         }
     }
 
@@ -204,7 +207,7 @@ impl Intake {
             Update::Delete(key) => {
                 if self.source != Source::Datastore {
                     self.seen.remove(&key);
-                } else if self.withdrawals.objects().contains_key(&key) {
+                } else if self.withdrawals.contains(&key) {
                     self.withdrawals.delete(&key, Instant::now().into_std());
                 } else {
                     self.tell(Update::Delete(key)).await;
@@ -233,7 +236,7 @@ impl Intake {
                 {
                     self.compare_with(node);
                 }
-                if self.withdrawals.upsert(short, Instant::now().into_std()) {
+                if self.withdrawals.upsert(&short, Instant::now().into_std()) {
                     self.save_soon();
                 }
             }
@@ -252,11 +255,8 @@ impl Intake {
         }
         let now = Instant::now().into_std();
         let seen = std::mem::take(&mut self.seen);
-        let lacking = self
-            .withdrawals
-            .objects()
-            .keys()
-            .filter(|key| !seen.contains(*key));
+        let known = self.withdrawals.records().map(|(key, _)| key);
+        let lacking = known.filter(|key| !seen.contains(*key));
         for key in lacking.cloned().collect::<Vec<_>>() {
             self.withdrawals.delete(&key, now);
         }
@@ -324,8 +324,13 @@ impl Intake {
         if self.source != Source::Datastore {
             return;
         }
-        let (file, objects) = (self.file.clone(), self.withdrawals.objects().clone());
-        let written = tokio::task::spawn_blocking(move || file.write(&objects, Timestamp::now())).await;
+        let file = self.file.clone();
+        let records: Vec<Record> = self
+            .withdrawals
+            .records()
+            .map(|(_, record)| record.clone())
+            .collect();
+        let written = tokio::task::spawn_blocking(move || file.write(&records, Timestamp::now())).await;
         if let Ok(Err(error)) = written {
             warn!(%error, "the last good copy of the datastore cannot be kept: set state.directory to a folder that can be written");
         }

@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use std::sync::Arc;
 use tokio::sync::{OnceCell, mpsc};
 
-use super::{Datastore, DatastoreError, NodeEvent, Update};
+use super::{Datastore, DatastoreError, NodeEvent, Recollection, Update};
 use crate::api::{Key, Kind, Object};
 
 type Open = dyn Fn() -> BoxFuture<'static, Result<Arc<dyn Datastore>, DatastoreError>> + Send + Sync;
@@ -89,6 +89,10 @@ impl Datastore for Deferred {
 
     fn knows_pods(&self) -> bool {
         self.store.get().is_some_and(|store| store.knows_pods())
+    }
+
+    fn recall(&self, node: &str) -> Option<Recollection> {
+        self.store.get()?.recall(node)
     }
 
     fn watch(&self) -> Result<mpsc::Receiver<Update>, DatastoreError> {

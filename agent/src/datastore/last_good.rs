@@ -12,20 +12,17 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use tracing::warn;
 
-use crate::api::{ExternalTrafficPolicy, Key, Kind, Node, Object, UnknownFields};
+use crate::api::{ExternalTrafficPolicy, Key, Node, Object, Record, RecordError, annotation};
 
 /// What the first line begins with, so that nobody takes another file for this one.
 const FORMAT: &str = "culvert-last-good";
 
 /// The version of the format.
 const VERSION: u32 = 1;
-
-/// Annotations that say something of the network begin so.
-const NETWORK_ANNOTATIONS: &str = "projectcalico.org/";
 
 /// The largest file that is read, in bytes.
 const MAX_SIZE: u64 = 256 << 20;
@@ -44,7 +41,15 @@ pub struct LastGoodCopy {
     /// When it was written.
     pub saved: Timestamp,
     /// The objects.
-    pub objects: BTreeMap<Key, Object>,
+    pub records: BTreeMap<Key, Record>,
+}
+
+impl LastGoodCopy {
+    /// The objects, one at a time.
+    pub fn objects(&self) -> impl Iterator<Item = Object> {
+        // Each was read when the copy was.
+        self.records.values().filter_map(|record| record.object().ok())
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -104,14 +109,9 @@ pub enum LastGoodError {
         /// What they should hash to.
         expected: String,
     },
-    /// It holds something that this version does not know.
-    #[error("holds a {kind} of {api_version}, which is not known here")]
-    UnknownKind {
-        /// The `kind`.
-        kind: String,
-        /// The `apiVersion`.
-        api_version: String,
-    },
+    /// It holds something that is no object.
+    #[error(transparent)]
+    Object(#[from] RecordError),
 }
 
 impl LastGood {
@@ -129,7 +129,7 @@ impl LastGood {
     #[must_use]
     pub fn read(&self) -> Option<LastGoodCopy> {
         match self.try_read() {
-            Ok(copy) => Some(copy).filter(|copy| !copy.objects.is_empty()),
+            Ok(copy) => Some(copy).filter(|copy| !copy.records.is_empty()),
             Err(LastGoodError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
             Err(error) => {
                 warn!(file = %self.path.display(), %error, "the last good copy of the datastore is not used");
@@ -181,28 +181,37 @@ impl LastGood {
                 expected: header.sha256,
             });
         }
-        let manifests: Vec<UnknownFields> = serde_json::from_slice(body)?;
-        let objects = manifests.into_iter().map(object);
-        let objects = objects.map(|object| object.map(|object| (object.key(), object)));
+        // One after the other: as values all of them would take many times what they do as text.
+        let manifests: Vec<&RawValue> = serde_json::from_slice(body)?;
+        let mut records = BTreeMap::new();
+        for manifest in manifests {
+            let object = Record::read(manifest.get())?;
+            records.insert(object.key(), Record::of(&object)?);
+        }
         Ok(LastGoodCopy {
             saved: header.saved,
-            objects: objects.collect::<Result<_, _>>()?,
+            records,
         })
     }
 
-    /// Writes `objects` in the place of the former copy; the file is the old or the new one, whole, at any moment.
+    /// Writes `records` in the place of the former copy; the file is the old or the new one, whole, at any moment.
     ///
     /// # Errors
     /// When the folder cannot be made or written.
-    pub fn write(&self, objects: &BTreeMap<Key, Object>, now: Timestamp) -> Result<(), LastGoodError> {
-        let body = serde_json::to_vec(&objects.values().collect::<Vec<_>>())?;
+    pub fn write(&self, records: &[Record], now: Timestamp) -> Result<(), LastGoodError> {
+        let separators = std::iter::once("[").chain(std::iter::repeat(","));
+        let parts = records.iter().zip(separators);
+        let parts = parts.flat_map(|(record, separator)| [separator, record.text()]);
+        let parts = parts.chain([if records.is_empty() { "[]" } else { "]" }]);
+        let mut digest = Sha256::new();
+        parts.clone().for_each(|part| digest.update(part));
         let header = serde_json::to_vec(&Header {
             format: FORMAT.to_owned(),
             version: VERSION,
             node: self.node.clone(),
             datastore: self.datastore.clone(),
             saved: now,
-            sha256: sha256(&body),
+            sha256: hexadecimal(&digest.finalize()),
         })?;
         let folder = self.path.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(folder).map_err(self.failed("cannot make the folder of"))?;
@@ -210,11 +219,17 @@ impl LastGood {
             .prefix(".last-good-")
             .tempfile_in(folder)
             .map_err(self.failed("cannot make a file beside"))?;
-        let file = unfinished.as_file_mut();
-        for part in [header.as_slice(), b"\n", body.as_slice()] {
+        let mut file = io::BufWriter::new(unfinished.as_file_mut());
+        let parts = parts.map(str::as_bytes);
+        for part in [header.as_slice(), b"\n"].into_iter().chain(parts) {
             file.write_all(part).map_err(self.failed("cannot write"))?;
         }
-        file.sync_all().map_err(self.failed("cannot sync"))?;
+        file.flush().map_err(self.failed("cannot write"))?;
+        drop(file);
+        unfinished
+            .as_file()
+            .sync_all()
+            .map_err(self.failed("cannot sync"))?;
         unfinished
             .persist(&self.path)
             .map_err(|error| self.failed("cannot replace")(error.error))?;
@@ -223,26 +238,15 @@ impl LastGood {
     }
 }
 
-fn object(mut manifest: UnknownFields) -> Result<Object, LastGoodError> {
-    let mut text = |field: &str| match manifest.remove(field) {
-        Some(Value::String(text)) => text,
-        _ => String::new(),
-    };
-    let (api_version, kind) = (text("apiVersion"), text("kind"));
-    let Some(kind) = Kind::of_manifest(&api_version, &kind) else {
-        return Err(LastGoodError::UnknownKind { kind, api_version });
-    };
-    let body = Value::Object(manifest.into_iter().collect());
-    Ok(Object::deserialize(kind, body)?)
+fn sha256(bytes: &[u8]) -> String {
+    hexadecimal(&Sha256::digest(bytes))
 }
 
-fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .fold(String::new(), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// What of an object is needed to forward for `node`, and so is kept: none of it for objects of no use there.
@@ -308,7 +312,7 @@ pub fn kept(object: &Object, node: &str) -> Option<Object> {
     metadata.unknown.clear();
     metadata
         .annotations
-        .retain(|name, _| name.starts_with(NETWORK_ANNOTATIONS));
+        .retain(|name, _| name.starts_with(annotation::PREFIX));
     Some(kept)
 }
 

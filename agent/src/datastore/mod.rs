@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
-use crate::api::{Key, Kind, Object, Resource};
+use crate::api::{BlockAffinity, IpPool, IpReservation, IpamConfig, Key, Kind, Node, Object, Resource};
 
 use self::directory::DirectoryStore;
 pub use self::kubernetes::Access;
@@ -50,17 +50,21 @@ pub enum MissingFolder {
     Refuse,
 }
 
-/// Opens the datastore at `location`, for the agent of `node`.
+/// Opens the datastore at `location`, for the agent of `node`, which reads passwords from Secrets of the namespace `secrets`.
 ///
 /// # Errors
 /// When the folder cannot be used, or the credentials for the API server cannot. The server itself is not asked yet.
 pub async fn open(
     location: &Location,
     node: &str,
+    secrets: &str,
     missing: MissingFolder,
 ) -> Result<Arc<dyn Datastore>, DatastoreError> {
     let directory = match location {
-        Location::Kubernetes(access) => return Ok(Arc::new(KubernetesStore::open(access, node).await?)),
+        Location::Kubernetes(access) => {
+            let store = KubernetesStore::open(access, node).await?;
+            return Ok(Arc::new(store.reading_secrets_of(secrets)));
+        }
         Location::Directory(directory) => directory.clone(),
     };
     let open = move || -> Result<Arc<dyn Datastore>, DatastoreError> {
@@ -178,6 +182,12 @@ pub trait Datastore: Send + Sync {
         false
     }
 
+    /// What the watch last told of what allocation on this node goes by; none while it has not told all of it, and where reading
+    /// costs no more than remembering.
+    fn recall(&self, _node: &str) -> Option<Recollection> {
+        None
+    }
+
     /// All objects that a node needs, then [`Update::InSync`], then every change, until the receiver is dropped. A
     /// receiver that lags gets the latest state of each object, not each step. A store that goes away does not end its watch: it says so
     /// ([`Update::Problem`]), and goes on when it is back.
@@ -185,6 +195,23 @@ pub trait Datastore: Send + Sync {
     /// # Errors
     /// When the store cannot be watched.
     fn watch(&self) -> Result<mpsc::Receiver<Update>, DatastoreError>;
+}
+
+/// What allocation on a node goes by, as it was when the watch last told it: a moment ago, or longer where the store is away.
+/// It is enough to try a write, which the store refuses where it is too old; what is refused for good, and what is claimed,
+/// has to be read. Of the affinities only what they say is there, not their whole metadata.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Recollection {
+    /// All pools, by name.
+    pub pools: Vec<IpPool>,
+    /// All reservations, by name.
+    pub reservations: Vec<IpReservation>,
+    /// The settings of allocation.
+    pub config: Option<IpamConfig>,
+    /// The node's own object.
+    pub node: Option<Node>,
+    /// The node's own affinities, by name; all of them confirmed.
+    pub affinities: Vec<BlockAffinity>,
 }
 
 /// What happened to a node, and how often.

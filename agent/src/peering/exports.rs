@@ -27,7 +27,7 @@ pub fn exports(local: Local<'_>, cluster: &Cluster) -> BTreeSet<Prefix> {
     let all = blocks.iter().copied().chain(borrowed.map(IpNet::from));
     let mut exports: BTreeSet<Prefix> = all.filter(exported).map(Prefix::new).collect();
     let own = cluster.node(local.node);
-    if !own.is_some_and(|node| node.labels.contains_key(EXCLUDE_LABEL)) {
+    if own.is_none_or(|node| node.labels.get(EXCLUDE_LABEL).is_none()) {
         exports.extend(services(local, cluster).map(Prefix::new));
     }
     exports

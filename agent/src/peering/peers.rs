@@ -12,7 +12,7 @@ use super::passwords::password;
 use super::policies::Policies;
 use super::{BGP_PORT, Fault, Local, Origin, OriginKind, PathTerms, Peering, Problem};
 use crate::api::{AsNumber, BgpPeerSpec, GoDuration, NextHopMode, ReversePeering, SourceAddress};
-use crate::cluster::{Cluster, ClusterNode};
+use crate::cluster::{Cluster, ClusterNode, Labels};
 use crate::selector::Selector;
 
 /// Somebody to speak with.
@@ -149,7 +149,7 @@ fn neighbours<'a>(
     spec: &BgpPeerSpec,
     local: Local<'_>,
     cluster: &'a Cluster,
-    own_labels: &BTreeMap<String, String>,
+    own_labels: &Labels,
 ) -> Result<BTreeMap<IpAddr, Neighbour<'a>>, Fault> {
     let selector = |field: &'static str, text: Option<&String>| {
         Selector::parse(text.map_or("", String::as_str)).map_err(|error| Fault::Selector {
@@ -160,7 +160,7 @@ fn neighbours<'a>(
     let node_selector = selector("nodeSelector", spec.node_selector.as_ref())?;
     let peer_selector = selector("peerSelector", spec.peer_selector.as_ref())?;
     let node = given(spec.node.as_ref());
-    let has = |name: &str, labels: &BTreeMap<String, String>| match node {
+    let has = |name: &str, labels: &Labels| match node {
         Some(node) => node == name,
         None => node_selector.matches(labels),
     };

@@ -217,7 +217,7 @@ fn calico(
     rules.extend(open.into_iter().map(|(range, _)| rule(inside(range), accept())));
     let node = cluster.node(local.node);
     let reflects = node.is_some_and(|node| node.reflector_cluster.is_some());
-    let excluded = node.is_some_and(|node| node.labels.contains_key(EXCLUDE_LABEL));
+    let excluded = node.is_some_and(|node| node.labels.get(EXCLUDE_LABEL).is_some());
     let bgp = cluster.bgp().configuration();
     let mut services = Vec::new();
     if reflects {

@@ -6,7 +6,6 @@ use ipnet::IpNet;
 
 use crate::affinity::{Affinity, AffinityState};
 use crate::block::Block;
-use crate::check;
 use crate::error::{Error, PoolSize};
 use crate::name;
 use crate::pool::{Excluded, Family, Pool};
@@ -29,6 +28,8 @@ pub(super) struct Settled<'a> {
 impl<'a> Round<'a> {
     /// The node's confirmed blocks, at least one of them in a pool for this use.
     pub(super) fn claim(&mut self, request: &'a Claim) -> Progress<Outcome> {
+        // Not from a memory: what stands now.
+        self.view.affinities()?;
         self.settle(&request.node)?;
         self.adopt(&request.node)?;
         let node = &request.node;
@@ -97,7 +98,7 @@ impl<'a> Round<'a> {
             BlockSeen::Present { block, .. } if self.is_unwanted(block) => {
                 Err(with_state(claim, AffinityState::PendingDeletion))
             }
-            BlockSeen::Present { block, .. } => Ok(check::block(block).is_ok()),
+            BlockSeen::Present { fault, .. } => Ok(fault.is_none()),
         }
     }
 
@@ -128,7 +129,7 @@ impl<'a> Round<'a> {
             {
                 Err(with_state(claim, AffinityState::Confirmed))
             }
-            BlockSeen::Present { block, revision } if block.is_of_node(node) => {
+            BlockSeen::Present { block, revision, .. } if block.is_of_node(node) => {
                 Err(self.touched(block, revision))
             }
             BlockSeen::Present { .. } => Err(withdrawn(claim)),
@@ -206,6 +207,7 @@ impl<'a> Round<'a> {
         if self.settle(node)?.is_unsettled {
             return Ok(Halt::Wait);
         }
+        self.view.affinities()?;
         self.adopt(node)?;
         self.within_limits(node, family, pools)?;
         // Blocks that others have announced a claim to are left to them; but if nothing else is there, they may have died.

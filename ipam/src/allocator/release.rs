@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::block::Block;
-use crate::check;
 use crate::error::Error;
 use crate::name;
+use crate::ordinals::ordinals_of_handle;
 
 use super::object::{Key, Kind, Object};
 use super::request::{Held, HeldAddress, Outcome, Release};
@@ -84,8 +84,8 @@ impl<'a> Round<'a> {
         let Some(block) = self.present(cidr)? else {
             return Ok(false);
         };
-        let of_handle = block.taken().filter(|t| t.attribute.handle() == Some(handle));
-        let ordinals: BTreeSet<usize> = of_handle.map(|t| t.ordinal).collect();
+        let of_handle = ordinals_of_handle(block, handle);
+        let ordinals: BTreeSet<usize> = of_handle.map(|(ordinal, _)| ordinal).collect();
         if ordinals.is_empty() {
             return Ok(false);
         }
@@ -96,10 +96,10 @@ impl<'a> Round<'a> {
     /// A sound block; `None` where there is none.
     pub(super) fn present(&self, cidr: IpNet) -> Progress<Option<&'a Block>> {
         match self.view.block(cidr)? {
-            BlockSeen::Present { block, .. } => {
-                check::block(block).map_err(Error::from)?;
-                Ok(Some(block))
-            }
+            BlockSeen::Present {
+                fault: Some(fault), ..
+            } => Err(Error::from(fault.clone()).into()),
+            BlockSeen::Present { block, .. } => Ok(Some(block)),
             BlockSeen::Absent | BlockSeen::Deleted { .. } => Ok(None),
             BlockSeen::Unreadable { reason } => {
                 let key = Key::new(Kind::Block, name::block(cidr));

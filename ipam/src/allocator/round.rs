@@ -6,7 +6,6 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::block::{Block, address_of};
-use crate::check;
 use crate::name;
 use crate::ordinals::{Ordinals, available, of_handle};
 use crate::timestamp::Timestamp;
@@ -120,12 +119,14 @@ impl<'a> Round<'a> {
     /// The block to work on; `None` where there is none, or none that can be worked on.
     pub(super) fn draft(&mut self, cidr: IpNet) -> Progress<Option<&mut Draft<'a>>> {
         if !self.drafts.contains_key(&cidr) {
-            let BlockSeen::Present { block, revision } = self.view.block(cidr)? else {
+            let BlockSeen::Present {
+                block,
+                revision,
+                fault: None,
+            } = self.view.block(cidr)?
+            else {
                 return Ok(None);
             };
-            if check::block(block).is_err() {
-                return Ok(None);
-            }
             let policy = self.view.policy();
             let mut available = available(block, self.now, policy.limits.cooldown_seconds);
             if policy.reserved.overlaps(cidr) {
@@ -194,9 +195,7 @@ impl<'a> Round<'a> {
             return Ok(None);
         };
         if draft.changed.is_none() {
-            let Ok(mut ordinals) = Ordinals::of(draft.block) else {
-                return Ok(None);
-            };
+            let mut ordinals = Ordinals::of_sound(draft.block);
             ordinals.collect(now, cooldown);
             draft.changed = Some(ordinals);
         }

@@ -26,7 +26,7 @@ impl<'a> Round<'a> {
         let claim = self.view.affinity(node, cidr)?;
         let claim = claim.filter(|c| c.affinity.is_of_node(node));
         let block = match self.view.block(cidr)? {
-            BlockSeen::Present { block, revision } => Some((block, revision)),
+            BlockSeen::Present { block, revision, .. } => Some((block, revision)),
             BlockSeen::Unreadable { reason } => {
                 let key = Key::new(Kind::Block, name::block(cidr));
                 let reason = reason.to_owned();
@@ -60,7 +60,7 @@ impl<'a> Round<'a> {
     pub(super) fn take_away(&self, node: &str, claim: AffinitySeen<'_>) -> Progress<()> {
         let cidr = claim.affinity.cidr;
         match self.view.block(cidr)? {
-            BlockSeen::Present { block, revision } if block.is_of_node(node) => {
+            BlockSeen::Present { block, revision, .. } if block.is_of_node(node) => {
                 // The claim may have been made anew between reading it and reading the block.
                 if !self.view.saw_affinity_after(claim.name, cidr) {
                     let key = Key::new(Kind::Affinity, claim.name);
@@ -111,7 +111,7 @@ impl<'a> Round<'a> {
     fn freeing(&self, request: &Unclaim) -> Progress<Halt> {
         if request.node.is_empty() {
             return Ok(match self.view.block(request.block)? {
-                BlockSeen::Present { block, revision } => orphaned(block, revision),
+                BlockSeen::Present { block, revision, .. } => orphaned(block, revision),
                 _ => Halt::Wait,
             });
         }

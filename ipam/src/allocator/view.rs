@@ -6,6 +6,7 @@ use ipnet::IpNet;
 
 use crate::affinity::Affinity;
 use crate::block::Block;
+use crate::check::{self, BlockFault};
 use crate::handle::Handle;
 use crate::limits::Limits;
 use crate::name;
@@ -44,6 +45,8 @@ enum Seen {
         revision: String,
         object: Object,
         since: Since,
+        /// Of a block: what is wrong with it. It is looked at by every plan, and changes with the object only.
+        fault: Option<Box<BlockFault>>,
     },
     Unreadable(String),
 }
@@ -66,7 +69,12 @@ pub(super) enum BlockSeen<'a> {
     /// It is deleted, but still in the way of a new one.
     Deleted { revision: &'a str },
     /// It is there.
-    Present { revision: &'a str, block: &'a Block },
+    Present {
+        revision: &'a str,
+        block: &'a Block,
+        /// What is wrong with it.
+        fault: Option<&'a BlockFault>,
+    },
     /// It is there, whatever it is.
     Unreadable { reason: &'a str },
 }
@@ -106,6 +114,8 @@ pub struct View {
     policy: Policy,
     /// When all objects of a kind were last read.
     listed: BTreeMap<Kind, u64>,
+    /// Nodes whose affinities are known from a memory, where not all affinities were read.
+    recalled: BTreeSet<String>,
     /// Counts reads and writes.
     turn: u64,
     seen: BTreeMap<Key, Seen>,
@@ -159,6 +169,25 @@ impl View {
             self.insert(key, seen);
         }
         self.listed.insert(kind, self.turn);
+    }
+
+    /// Takes in all affinities of a node (name, revision, spec) as they were some time ago, where to read those of all nodes
+    /// costs too much. That is enough to try a write, which is refused where they are too old. It is not enough for a claim,
+    /// which asks for all of them still, nor for the driver to refuse a request: [`View::recalled_no_more`].
+    ///
+    /// Nothing else may have been taken in before.
+    pub fn recalled(&mut self, node: &str, affinities: impl IntoIterator<Item = (String, String, Affinity)>) {
+        self.turn += 1;
+        for (name, revision, affinity) in affinities {
+            let seen = self.present(None, revision, Object::Affinity(affinity), false);
+            self.insert(Key::new(Kind::Affinity, name), seen);
+        }
+        self.recalled.insert(node.to_owned());
+    }
+
+    /// Goes by memories no longer: what comes of the next plan comes of what was read.
+    pub fn recalled_no_more(&mut self) {
+        self.recalled.clear();
     }
 
     /// Takes in one object: its revision and spec, or that there is none.
@@ -254,10 +283,15 @@ impl View {
             since.first = before.first;
             since.written = before.written;
         }
+        let fault = match &object {
+            Object::Block(block) => check::block(block).err().map(Box::new),
+            Object::Affinity(_) | Object::Handle(_) => None,
+        };
         Seen::Present {
             revision,
             object,
             since,
+            fault,
         }
     }
 
@@ -368,8 +402,13 @@ impl View {
             Seen::Present {
                 revision,
                 object: Object::Block(block),
+                fault,
                 ..
-            } => BlockSeen::Present { revision, block },
+            } => BlockSeen::Present {
+                revision,
+                block,
+                fault: fault.as_deref(),
+            },
             Seen::Unreadable(reason) => BlockSeen::Unreadable { reason },
             Seen::Absent { .. } | Seen::Forgotten | Seen::Present { .. } => BlockSeen::Absent,
         })
@@ -425,7 +464,10 @@ impl View {
 
     /// All affinities of a host that can be read, deleted ones too.
     pub(super) fn affinities_of(&self, node: &str) -> Progress<Vec<AffinitySeen<'_>>> {
-        self.all(Kind::Affinity)?;
+        if !self.recalled.contains(node) {
+            self.all(Kind::Affinity)?;
+        }
+        self.none_forgotten(Kind::Affinity)?;
         let names = self.of_node.get(node).into_iter().flatten();
         let seen = names.filter_map(|name| self.seen.get_key_value(&Key::new(Kind::Affinity, name.as_str())));
         Ok(seen
@@ -457,6 +499,10 @@ impl View {
         if !self.listed.contains_key(&kind) {
             return Err(Halt::Read(Read::List(kind)));
         }
+        self.none_forgotten(kind)
+    }
+
+    fn none_forgotten(&self, kind: Kind) -> Progress<()> {
         let forgotten = self.forgotten.range(Key::new(kind, "")..).next();
         let forgotten = forgotten.filter(|key| key.kind == kind);
         forgotten.map_or(Ok(()), |key| Err(Halt::Read(Read::Get(key.clone()))))

@@ -103,7 +103,7 @@ fn marks(snapshot: &Snapshot, memory: &Memory, now: Timestamp, collection: &mut 
 
 /// Addresses that have rested long enough. Any write of their block frees them; here nobody writes it.
 fn rested(snapshot: &Snapshot, stored: &Stored<Block>, now: Timestamp, collection: &mut Collection) {
-    if !stored.spec.attributes.iter().any(crate::block::Attribute::rests) {
+    if !stored.spec.attributes.iter().any(|attribute| attribute.rests()) {
         return;
     }
     let Ok(mut ordinals) = Ordinals::of(&stored.spec) else {

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use culvert_ipam::affinity::{Affinity, AffinityState};
 use culvert_ipam::allocator::{Key, Kind, Object, Write};
@@ -395,17 +396,17 @@ impl Run<'_> {
                 return Ok(None);
             }
             let ordinal = block.unallocated.remove(0);
-            block.attributes.push(Attribute {
+            block.attributes.push(Arc::new(Attribute {
                 handle_id: Some(handle.to_owned()),
                 secondary: Some(secondary(&self.calico.node, pod)),
                 ..Attribute::default()
-            });
+            }));
             let index = i64::try_from(block.attributes.len()).unwrap() - 1;
             let slot = usize::try_from(ordinal).unwrap();
             block.allocations[slot] = Some(index);
             let number = block.sequence_number;
             let numbers = block.sequence_number_for_allocation.get_or_insert_default();
-            numbers.insert(ordinal.to_string(), number);
+            numbers.insert(slot, number);
             self.count(handle, cidr, 1)?;
             if self.update_block(&revision, &mut block)?.is_some() {
                 return Ok(cidr.hosts().next().map(|_| address(cidr, slot)));
@@ -508,7 +509,7 @@ fn free(block: &mut Block, handle: &str) -> i64 {
             block.allocations[slot] = None;
             block.unallocated.push(i64::try_from(slot).unwrap());
             if let Some(numbers) = &mut block.sequence_number_for_allocation {
-                numbers.remove(&slot.to_string());
+                numbers.remove(slot);
             }
             freed += 1;
         }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use culvert_ipam::affinity::AffinityState;
+use culvert_ipam::affinity::{Affinity, AffinityState};
 use culvert_ipam::allocator::{Assign, Held, Object, Outcome, Policy, Release, Request, View, Wanted, Write};
 use culvert_ipam::check;
 use culvert_ipam::collect::{Collection, Memory, Reclaim, Settings, collect};
@@ -54,6 +54,8 @@ pub(crate) struct World {
     /// Who was told that an address is his, and has not begun to release it since.
     told: BTreeMap<IpAddr, String>,
     memory: Memory,
+    /// All affinities as they were some time ago: name, revision, and what they said.
+    memory_of_affinities: Vec<(String, String, Affinity)>,
     /// What the collector decided on some time ago, and its driver.
     due: Vec<Reclaim>,
     collector: Option<Box<Driver>>,
@@ -123,6 +125,7 @@ impl World {
             pods: BTreeMap::new(),
             told: BTreeMap::new(),
             memory: Memory::default(),
+            memory_of_affinities: Vec::new(),
             due: Vec::new(),
             collector: None,
             ahead: 0,
@@ -144,6 +147,7 @@ impl World {
             0 => self.crash(),
             1 => self.ahead += 10 + self.dice.next() % 60,
             2 => self.look(true),
+            7 => self.remember_affinities(),
             3..6 => self.take_back(),
             // The API forgets a pod whose process died, or that is at work still.
             6 if self.dice.one_in(2) => self.lose_a_pod(),
@@ -274,9 +278,32 @@ impl World {
             requests.push(claim_of(&node, self.families[0]));
         }
         let kept = self.processes[index].kept.take();
-        let view = kept.unwrap_or_else(|| View::new(self.policy()));
+        let view = kept.unwrap_or_else(|| self.new_view(&node));
         let driver = Box::new(Driver::on(view, requests.clone()));
         self.processes[index].work = Work::Ours(requests, driver);
+    }
+
+    /// A view of which nothing was read yet; perhaps with the node's affinities from a memory of some time ago.
+    fn new_view(&mut self, node: &str) -> View {
+        let mut view = View::new(self.policy());
+        if self.dice.one_in(2) {
+            let of_node = self
+                .memory_of_affinities
+                .iter()
+                .filter(|(_, _, a)| a.node == node);
+            view.recalled(node, of_node.cloned());
+        }
+        view
+    }
+
+    /// What a watch has told by now.
+    fn remember_affinities(&mut self) {
+        let objects = self.store.objects.iter();
+        let affinities = objects.filter_map(|(key, (revision, object))| match object {
+            Object::Affinity(affinity) => Some((key.name.clone(), revision.to_string(), affinity.clone())),
+            Object::Block(_) | Object::Handle(_) => None,
+        });
+        self.memory_of_affinities = affinities.collect();
     }
 
     fn is_busy(&self, handle: &str) -> bool {

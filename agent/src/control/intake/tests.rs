@@ -59,6 +59,13 @@ fn node(name: &str, address: &str) -> Object {
     Object::Node(node)
 }
 
+fn records(objects: &[Object]) -> BTreeMap<Key, Record> {
+    let records = objects
+        .iter()
+        .map(|object| (object.key(), Record::of(object).unwrap()));
+    records.collect()
+}
+
 fn upsert(object: &Object) -> Update {
     Update::Upsert(Box::new(object.clone()))
 }
@@ -79,7 +86,7 @@ impl Running {
         let file = LastGood::new(folder.path(), "a", "here");
         let copy = (!copy.is_empty()).then(|| LastGoodCopy {
             saved: "2026-11-21T10:00:00Z".parse().unwrap(),
-            objects: copy.iter().map(|object| (object.key(), object.clone())).collect(),
+            records: records(copy),
         });
         let (tell, told) = mpsc::channel(8);
         let store: Arc<dyn Datastore> = Arc::new(Told(Mutex::new(Some(told))));
@@ -96,7 +103,7 @@ impl Running {
             patience: (Instant::now() + limit, limit),
         };
         let (_, confirmations) = mpsc::channel(1);
-        let (intake, outlets) = Intake::new(terms, store, file.clone(), copy, confirmations);
+        let (intake, outlets) = Intake::new(terms, store, file.clone(), copy.as_ref(), confirmations);
         let stop = CancellationToken::new();
         let task = tokio::spawn(intake.run(stop.clone()));
         Self {
@@ -146,9 +153,8 @@ async fn a_datastore_that_is_silent_for_too_long_is_stood_in_for_and_takes_over_
 
     intake.stop.cancel();
     intake.task.await.unwrap();
-    let saved = intake.file.read().unwrap().objects;
-    let expected: BTreeMap<Key, Object> = [a, c].map(|object| (object.key(), object)).into();
-    assert_eq!(saved, expected);
+    let saved = intake.file.read().unwrap().records;
+    assert_eq!(saved, records(&[a, c]));
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::api::{Key, Kind, Object};
+use crate::api::{Key, Kind, Object, annotation};
 use crate::datastore::DatastoreError;
 
 /// What `kubectl apply` leaves on each object: as long as the object, and of no use to anybody else.
@@ -100,7 +100,15 @@ fn trim(kind: Kind, value: &mut Value, extent: Extent) {
                 )
             });
             if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
-                annotations.remove(LAST_APPLIED);
+                match kind {
+                    // There are many of both, and of all that people write beside them only this is about the network.
+                    Kind::Node => annotations.retain(|name, _| name.starts_with(annotation::PREFIX)),
+                    _ => drop(annotations.remove(LAST_APPLIED)),
+                }
+            }
+            if kind == Kind::BlockAffinity {
+                metadata.remove("labels");
+                metadata.remove("annotations");
             }
         }
     }

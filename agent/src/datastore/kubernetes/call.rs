@@ -113,6 +113,12 @@ impl Call {
         }
     }
 
+    /// Of one namespace only.
+    pub(super) fn of(mut self, namespace: Option<String>) -> Self {
+        self.namespace = namespace;
+        self
+    }
+
     pub(super) fn about(mut self, part: Part) -> Self {
         self.part = part;
         self

@@ -15,6 +15,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 
 use super::call::{Call, Verb};
+use crate::api::{DEFAULT_NAMESPACE, Kind};
 use crate::datastore::DatastoreError;
 
 /// How long one request may take, from its first byte to the last of the answer. A list is one request a page.
@@ -265,6 +266,12 @@ impl Connection {
             StatusCode::UNAUTHORIZED => refused(format!(
                 "{} is not accepted: renew it, or look whether it is of this cluster",
                 self.credentials
+            ))
+            .into(),
+            StatusCode::FORBIDDEN if call.kind == Kind::Secret => refused(format!(
+                "add its name to bgp.passwordSecrets of the chart: its Role in the namespace {} must allow to get, list and watch \
+                 this Secret by its name",
+                call.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE)
             ))
             .into(),
             StatusCode::FORBIDDEN => {

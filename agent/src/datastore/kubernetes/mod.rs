@@ -5,8 +5,8 @@
 //! decides anew. Nothing is tried again below this module.
 //!
 //! **The watch** is a list, page by page, and then a watch from its revision, for each kind that a node needs: nodes,
-//! pools, the BGP and IPAM settings, the affinities of all blocks; but of the blocks themselves only this node's own,
-//! each by its name, and no handles. A connection that breaks is taken up again where it was, by the last revision
+//! pools, the BGP and IPAM settings, the affinities of all blocks; but of the blocks themselves only this node's own and
+//! those in which it has an address, each by its name ([`interest`]), likewise the Secrets with passwords; and no handles. A connection that breaks is taken up again where it was, by the last revision
 //! or bookmark; when the server no longer knows that (410), all is listed again and the difference told. While the server
 //! is away nothing is told but that it is. Of an object only what is read is kept, of those that were told only the name
 //! and a hash of the revision.
@@ -14,33 +14,40 @@
 mod body;
 mod call;
 mod connection;
+mod interest;
+mod memory;
 mod pending;
 mod rollout;
 mod watch;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use async_trait::async_trait;
 use hyper::body::Bytes;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 use tracing::error;
 
 use self::body::{Extent, Page};
 use self::call::{Call, Content, Part, Verb};
 pub use self::connection::Access;
 use self::connection::{Connection, Refusal};
+use self::interest::Borrowed;
+use self::memory::Memory;
 pub use self::rollout::{Progress, Rollout};
-use super::{Datastore, DatastoreError, NodeEvent, Update};
+use super::{Datastore, DatastoreError, NodeEvent, Recollection, Update};
 use crate::api::{Key, Kind, Object};
 
 /// The Node condition that keeps pods away.
 const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
 /// Why it does not.
 const AVAILABLE: &str = "CulvertIsUp";
+
+/// Addresses taken in blocks of others that the watch may be behind with.
+const BORROWED: usize = 256;
 
 /// Who our writes are by, in `metadata.managedFields`.
 const FIELD_MANAGER: &str = "culvert";
@@ -50,6 +57,12 @@ const FIELD_MANAGER: &str = "culvert";
 pub struct KubernetesStore {
     connection: Connection,
     node: Arc<str>,
+    /// The namespace of the Secrets that are read; none where none are.
+    secrets: Option<Arc<str>>,
+    /// Tells the watch of addresses that are taken in blocks of others.
+    borrowed: broadcast::Sender<Borrowed>,
+    /// What the watch that is under way has told.
+    memory: Arc<Mutex<Weak<Memory>>>,
 }
 
 impl KubernetesStore {
@@ -61,7 +74,22 @@ impl KubernetesStore {
         Ok(Self {
             connection: Connection::open(access).await?,
             node: Arc::from(node),
+            secrets: None,
+            borrowed: broadcast::Sender::new(BORROWED),
+            memory: Arc::default(),
         })
+    }
+
+    /// The same, whose watch also tells of the Secrets of this namespace that are named as passwords, each by its name.
+    #[must_use]
+    pub fn reading_secrets_of(mut self, namespace: &str) -> Self {
+        self.secrets = Some(Arc::from(namespace));
+        self
+    }
+
+    /// From now on this is what the watch has told.
+    fn remember(&self, memory: &Arc<Memory>) {
+        *self.memory.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(memory);
     }
 
     /// The URL of the API server.
@@ -104,7 +132,14 @@ impl KubernetesStore {
         let call = Call::one(verb, &key)
             .with_body(Content::Json, body)
             .with("fieldManager", FIELD_MANAGER);
-        self.read(&call, &self.ask(&call).await?)
+        let written = self.read(&call, &self.ask(&call).await?)?;
+        if let Object::IpamBlock(block) = &written
+            && let Some(borrowed) = Borrowed::of(&block.spec, &self.node)
+        {
+            // Without a watch nobody wants to know.
+            let _ = self.borrowed.send(borrowed);
+        }
+        Ok(written)
     }
 
     /// All objects of a kind by name, and what is wrong with those that cannot be read.
@@ -301,6 +336,15 @@ impl Datastore for KubernetesStore {
             Err(DatastoreError::AlreadyExists { .. }) => Ok(()),
             other => other.map(drop),
         }
+    }
+
+    fn recall(&self, node: &str) -> Option<Recollection> {
+        let memory = self
+            .memory
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .upgrade();
+        memory?.recall(node)
     }
 
     fn makes_nodes(&self) -> bool {

@@ -2,6 +2,7 @@
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::hash::{Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use http_body_util::BodyExt as _;
 use hyper::StatusCode;
 use kube::client::Body;
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
@@ -17,6 +18,8 @@ use tracing::{debug, info, warn};
 use super::body::{self, Extent, Page, WatchLine};
 use super::call::{Call, Verb};
 use super::connection::{Connection, REQUEST_TIMEOUT, Refusal, Status, in_full};
+use super::interest::{Borrowed, Interest};
+use super::memory::Memory;
 use super::pending::{Pending, Receiver};
 use super::{KubernetesStore, page_size, tell};
 use crate::api::{Key, Kind, Object};
@@ -72,10 +75,15 @@ pub(super) fn start(store: &KubernetesStore) -> Result<mpsc::Receiver<Update>, D
         connection: store.connection.clone(),
         node: Arc::clone(&store.node),
         pending: Arc::default(),
+        memory: Arc::new(Memory::new(&store.node)),
         sources: JoinSet::new(),
-        blocks: BTreeMap::new(),
+        interest: Interest::new(&store.node, store.secrets.as_deref()),
+        borrowed: store.borrowed.subscribe(),
+        single: BTreeMap::new(),
+        dropped: BTreeSet::new(),
         asked_for: BTreeSet::new(),
     };
+    store.remember(&teller.memory);
     runtime.spawn(teller.run(sender));
     Ok(receiver)
 }
@@ -84,28 +92,40 @@ struct Teller {
     connection: Connection,
     node: Arc<str>,
     pending: Arc<Pending>,
+    memory: Arc<Memory>,
     /// They end with this.
     sources: JoinSet<()>,
-    /// The sources of this node's own blocks, by the affinity that makes them so.
-    blocks: BTreeMap<Key, OwnBlock>,
+    /// What makes single objects worth watching.
+    interest: Interest,
+    /// Blocks of others in which addresses are taken.
+    borrowed: broadcast::Receiver<Borrowed>,
+    /// The sources of single objects.
+    single: BTreeMap<Key, AbortHandle>,
+    /// Those that are told to be gone because nobody wants to know of them any more.
+    dropped: BTreeSet<Key>,
     /// Kinds that are watched because something asks for them.
     asked_for: BTreeSet<Kind>,
-}
-
-struct OwnBlock {
-    name: String,
-    source: AbortHandle,
 }
 
 impl Teller {
     async fn run(mut self, sender: mpsc::Sender<Update>) {
         for kind in KINDS {
-            self.add(kind, None);
+            self.add(Scope::all(kind));
         }
-        self.add(Kind::Pod, Some(format!("spec.nodeName={}", self.node)));
+        self.add(Scope {
+            selector: Some(format!("spec.nodeName={}", self.node)),
+            ..Scope::all(Kind::Pod)
+        });
         loop {
             tokio::select! {
                 () = self.pending.news() => {}
+                borrowed = self.borrowed.recv() => {
+                    // Should some have been missed, the pods' addresses tell the same a moment later.
+                    if borrowed.is_ok_and(|borrowed| self.interest.borrow(borrowed)) {
+                        self.watch_single();
+                    }
+                    continue;
+                }
                 () = sender.closed() => return,
             }
             let Ok(permit) = sender.reserve().await else {
@@ -119,22 +139,29 @@ impl Teller {
         }
     }
 
-    fn add(&mut self, kind: Kind, selector: Option<String>) -> AbortHandle {
-        let source = Source::new(self.connection.clone(), Arc::clone(&self.pending), kind, selector);
+    fn add(&mut self, scope: Scope) -> AbortHandle {
+        let (pending, memory) = (Arc::clone(&self.pending), Arc::clone(&self.memory));
+        let source = Source::new(self.connection.clone(), pending, memory, scope);
         self.pending.begin(&source.name);
         self.sources.spawn(source.run())
     }
 
-    /// Watches what others ask for: the blocks that are this node's, and those no longer that are not; services, once some of
-    /// their addresses are to be advertised; namespaces, once a pool is for some of them.
+    /// Watches what others ask for: single objects, as long as they do; services, once some of their addresses are to be
+    /// advertised; namespaces, once a pool is for some of them.
     fn follow(&mut self, update: &Update) {
+        let is_dropped = match update {
+            Update::Upsert(object) => {
+                self.dropped.remove(&object.key());
+                false
+            }
+            Update::Delete(key) => self.dropped.remove(key),
+            Update::InSync | Update::Problem(_) => false,
+        };
+        if !is_dropped && self.interest.follow(update) {
+            self.watch_single();
+        }
         match update {
             Update::Upsert(object) => match &**object {
-                Object::BlockAffinity(affinity) => {
-                    let ours = affinity.spec.is_of_node(&self.node) && !affinity.spec.is_deleted();
-                    let name = ours.then(|| culvert_ipam::name::block(affinity.spec.cidr));
-                    self.own(object.key(), name);
-                }
                 Object::BgpConfiguration(bgp) => {
                     let spec = &bgp.spec;
                     let ranges = [
@@ -151,7 +178,6 @@ impl Teller {
                 }
                 _ => {}
             },
-            Update::Delete(key) if key.kind == Kind::BlockAffinity => self.own(key.clone(), None),
             Update::Delete(_) | Update::InSync | Update::Problem(_) => {}
         }
     }
@@ -160,47 +186,79 @@ impl Teller {
     fn also(&mut self, kinds: impl IntoIterator<Item = Kind>) {
         for kind in kinds {
             if self.asked_for.insert(kind) {
-                self.add(kind, None);
+                self.add(Scope::all(kind));
             }
         }
     }
 
-    fn own(&mut self, affinity: Key, block: Option<String>) {
-        let before = self.blocks.get(&affinity).map(|own| &own.name);
-        if before == block.as_ref() {
-            return;
+    /// Watches the single objects that are of interest, and no others.
+    fn watch_single(&mut self) {
+        let wanted = self.interest.objects();
+        let former = self.single.keys().filter(|key| !wanted.contains(*key));
+        for key in former.cloned().collect::<Vec<_>>() {
+            if let Some(source) = self.single.remove(&key) {
+                source.abort();
+            }
+            self.pending.forget(&Scope::one(&key).to_string());
+            self.dropped.insert(key.clone());
+            self.pending.delete(key);
         }
-        if let Some(former) = self.blocks.remove(&affinity) {
-            former.source.abort();
-            self.pending
-                .forget(&source_name(Kind::IpamBlock, Some(&by_name(&former.name))));
-            self.pending.delete(Key::new(Kind::IpamBlock, former.name));
-        }
-        if let Some(name) = block {
-            let source = self.add(Kind::IpamBlock, Some(by_name(&name)));
-            self.blocks.insert(affinity, OwnBlock { name, source });
+        for key in wanted {
+            if !self.single.contains_key(&key) {
+                let source = self.add(Scope::one(&key));
+                self.single.insert(key, source);
+            }
         }
     }
 }
 
-fn by_name(name: &str) -> String {
-    format!("metadata.name={name}")
+/// What a source watches: a kind, or of it what a field selector selects.
+#[derive(Clone, Debug)]
+struct Scope {
+    kind: Kind,
+    namespace: Option<String>,
+    selector: Option<String>,
 }
 
-fn source_name(kind: Kind, selector: Option<&str>) -> String {
-    match selector {
-        Some(selector) => format!("{} ({selector})", kind.plural()),
-        None => kind.plural().to_owned(),
+impl Scope {
+    fn all(kind: Kind) -> Self {
+        Self {
+            kind,
+            namespace: None,
+            selector: None,
+        }
+    }
+
+    /// A single object. RBAC lets in who may list and watch this name only.
+    fn one(key: &Key) -> Self {
+        Self {
+            kind: key.kind,
+            namespace: key.namespace.clone(),
+            selector: Some(format!("metadata.name={}", key.name)),
+        }
     }
 }
 
-/// One kind, or one object of it.
+/// `nodes`, `ipamblocks (metadata.name=10-65-0-0-26)`.
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind.plural())?;
+        if let Some(namespace) = &self.namespace {
+            write!(f, " of {namespace}")?;
+        }
+        self.selector
+            .as_ref()
+            .map_or(Ok(()), |selector| write!(f, " ({selector})"))
+    }
+}
+
+/// One scope, listed and then watched.
 struct Source {
     name: String,
     connection: Connection,
     pending: Arc<Pending>,
-    kind: Kind,
-    selector: Option<String>,
+    memory: Arc<Memory>,
+    scope: Scope,
     /// Where to go on; none to list anew.
     revision: Option<String>,
     /// The objects that were found, and a hash of the revision of each.
@@ -209,13 +267,13 @@ struct Source {
 }
 
 impl Source {
-    fn new(connection: Connection, pending: Arc<Pending>, kind: Kind, selector: Option<String>) -> Self {
+    fn new(connection: Connection, pending: Arc<Pending>, memory: Arc<Memory>, scope: Scope) -> Self {
         Self {
-            name: source_name(kind, selector.as_deref()),
+            name: scope.to_string(),
             connection,
             pending,
-            kind,
-            selector,
+            memory,
+            scope,
             revision: None,
             known: BTreeMap::new(),
             wait: BACKOFF.0,
@@ -239,15 +297,21 @@ impl Source {
                     );
                     self.revision = None;
                 }
-                Err(Refusal::Unknown(error)) if OPTIONAL.contains(&self.kind) && self.known.is_empty() => {
+                Err(Refusal::Unknown(error))
+                    if OPTIONAL.contains(&self.scope.kind) && self.known.is_empty() =>
+                {
                     info!(source = self.name, %error, "nobody has any of these");
-                    self.pending.synced(&self.name);
+                    self.synced();
                     sleep(jittered(UNKNOWN)).await;
                     continue;
                 }
                 Err(Refusal::Error(error) | Refusal::Unknown(error)) => {
                     warn!(source = self.name, %error, "the watch is interrupted: what was told stands");
                     self.pending.problem(&self.name, Some(error.to_string()));
+                    // A password that may not be read costs its session, and holds back nothing else.
+                    if self.scope.kind == Kind::Secret && matches!(error, DatastoreError::Refused { .. }) {
+                        self.synced();
+                    }
                 }
             }
             sleep(jittered(self.wait)).await;
@@ -260,7 +324,7 @@ impl Source {
             Some(revision) => revision,
             None => {
                 let revision = self.list().await?;
-                self.pending.synced(&self.name);
+                self.synced();
                 self.revision = Some(revision.clone());
                 revision
             }
@@ -268,9 +332,17 @@ impl Source {
         self.follow(revision).await
     }
 
+    /// All that there was at the beginning was told.
+    fn synced(&self) {
+        if self.scope.selector.is_none() {
+            self.memory.whole(self.scope.kind);
+        }
+        self.pending.synced(&self.name);
+    }
+
     fn call(&self, verb: Verb) -> Call {
-        let call = Call::all(verb, self.kind);
-        match &self.selector {
+        let call = Call::all(verb, self.scope.kind).of(self.scope.namespace.clone());
+        match &self.scope.selector {
             Some(selector) => call.with("fieldSelector", selector),
             None => call,
         }
@@ -284,7 +356,7 @@ impl Source {
             self.pending.room(WAITING_MAX).await;
             let mut call = self
                 .call(Verb::List)
-                .with("limit", page_size(self.kind).to_string());
+                .with("limit", page_size(self.scope.kind).to_string());
             if !after.is_empty() {
                 call = call.with("continue", after);
             }
@@ -309,7 +381,7 @@ impl Source {
 
     /// Takes in an object as it is now, and returns its key.
     fn take(&mut self, text: &str) -> Key {
-        let object = match body::object(self.kind, text, Extent::Told) {
+        let object = match body::object(self.scope.kind, text, Extent::Told) {
             Ok(object) => object,
             Err(unreadable) => {
                 // What was told of it stands: it is broken, not gone.
@@ -327,12 +399,14 @@ impl Source {
             Some(_) => Receiver::Knows,
             None => Receiver::IsNew,
         };
+        self.memory.upsert(&object);
         self.pending.upsert(object, receiver);
         key
     }
 
     fn remove(&mut self, key: Key) {
         if self.known.remove(&key).is_some() {
+            self.memory.remove(&key);
             self.pending.delete(key);
         }
     }
@@ -392,7 +466,7 @@ impl Source {
         match line.r#type {
             "ADDED" | "MODIFIED" => drop(self.take(text)),
             "DELETED" => {
-                if let Some(key) = body::key(self.kind, text) {
+                if let Some(key) = body::key(self.scope.kind, text) {
                     self.remove(key);
                 }
             }

@@ -1,4 +1,4 @@
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::api::{BgpConfiguration, BlockAffinity, IpPool, IpamBlock, annotation};
@@ -38,6 +38,13 @@ fn objects() -> BTreeMap<Key, Object> {
     all.map(|object| (object.key(), object)).collect()
 }
 
+fn records() -> Vec<Record> {
+    objects()
+        .values()
+        .map(|object| Record::of(object).unwrap())
+        .collect()
+}
+
 fn file(folder: &Path) -> LastGood {
     LastGood::new(folder, "a", "directory /d")
 }
@@ -48,11 +55,14 @@ fn what_is_written_is_read_and_nothing_else_is_left_in_the_folder() {
     let state = folder.path().join("lib/state");
     let now = Timestamp::now();
     for _ in 0..2 {
-        file(&state).write(&objects(), now).unwrap();
+        file(&state).write(&records(), now).unwrap();
     }
     let copy = LastGoodCopy {
         saved: now,
-        objects: objects(),
+        records: objects()
+            .iter()
+            .map(|(key, object)| (key.clone(), Record::of(object).unwrap()))
+            .collect(),
     };
     assert_eq!(file(&state).read(), Some(copy));
     assert_eq!(fs::read_dir(&state).unwrap().count(), 1);
@@ -61,7 +71,7 @@ fn what_is_written_is_read_and_nothing_else_is_left_in_the_folder() {
 #[test]
 fn nothing_that_may_be_secret_or_changes_all_the_time_is_kept() {
     let folder = tempfile::tempdir().unwrap();
-    file(folder.path()).write(&objects(), Timestamp::now()).unwrap();
+    file(folder.path()).write(&records(), Timestamp::now()).unwrap();
     let text = fs::read_to_string(folder.path().join("a.last-good")).unwrap();
     for gone in ["hidden", "token", "resourceVersion", "uid"] {
         assert!(!text.contains(gone), "{gone} is in {text}");
@@ -95,7 +105,7 @@ fn of_the_blocks_the_nodes_own_are_kept_and_those_in_which_it_has_an_address() {
 fn a_copy_that_is_cut_or_changed_anywhere_is_not_used() {
     let folder = tempfile::tempdir().unwrap();
     let file = file(folder.path());
-    file.write(&objects(), Timestamp::now()).unwrap();
+    file.write(&records(), Timestamp::now()).unwrap();
     let path = folder.path().join("a.last-good");
     let good = fs::read(&path).unwrap();
     for length in 0..good.len() {
@@ -114,7 +124,7 @@ fn a_copy_that_is_cut_or_changed_anywhere_is_not_used() {
 #[test]
 fn a_copy_of_another_node_datastore_or_version_is_not_used_and_named() {
     let folder = tempfile::tempdir().unwrap();
-    file(folder.path()).write(&objects(), Timestamp::now()).unwrap();
+    file(folder.path()).write(&records(), Timestamp::now()).unwrap();
     let text = fs::read_to_string(folder.path().join("a.last-good")).unwrap();
     let error = |file: LastGood, text: &str| file.parse(text.as_bytes()).unwrap_err().to_string();
     let other = |node, datastore| LastGood::new(folder.path(), node, datastore);
@@ -140,14 +150,14 @@ fn an_empty_copy_or_none_is_no_copy() {
     let folder = tempfile::tempdir().unwrap();
     let file = file(folder.path());
     assert_eq!(file.read(), None);
-    file.write(&BTreeMap::new(), Timestamp::now()).unwrap();
+    file.write(&[], Timestamp::now()).unwrap();
     assert_eq!(file.read(), None);
 }
 
 #[test]
 fn a_folder_that_cannot_be_written_is_named() {
     let error = LastGood::new(Path::new("/proc/none"), "a", "directory /d");
-    let error = error.write(&objects(), Timestamp::now()).unwrap_err().to_string();
+    let error = error.write(&records(), Timestamp::now()).unwrap_err().to_string();
     assert!(
         error.starts_with("cannot make the folder of /proc/none/a.last-good: "),
         "{error}"

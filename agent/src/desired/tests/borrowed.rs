@@ -96,8 +96,9 @@ fn an_address_that_rests_after_its_release_is_nobodys() {
     let Object::IpamBlock(mut released) = block("10.65.17.64/26", Some("node2"), Some("node1")) else {
         unreachable!("it is a block");
     };
-    released.spec.attributes[0].handle_id = None;
-    released.spec.attributes[0].released_at = Some("2026-11-21T10:00:00Z".to_owned());
+    let attribute = std::sync::Arc::make_mut(&mut released.spec.attributes[0]);
+    attribute.handle_id = None;
+    attribute.released_at = Some("2026-11-21T10:00:00Z".to_owned());
     cluster.upsert(&Object::IpamBlock(released));
     assert_eq!(exported(&cluster), ["10.65.42.0/26"]);
 }
