@@ -35,6 +35,9 @@ use pools::Outlook;
 /// The lease of the one who collects.
 pub const LEASE: &str = "culvert-ipam-gc";
 
+/// How soon after a look that came to nothing the next is taken, at the latest.
+const RETRY: Duration = Duration::from_secs(30);
+
 /// So many reclaims are done on one reading of the cluster, at once: those that wait for the same block share its write.
 const AT_ONCE: usize = 64;
 
@@ -145,18 +148,10 @@ impl Collector {
                 },
             }
             self.begin();
-            while *leads.borrow() {
+            while *leads.borrow() && !stop.is_cancelled() {
                 tokio::select! {
-                    () = stop.cancelled() => break,
-                    () = self.turn(&leads) => {}
-                }
-                tokio::select! {
-                    () = stop.cancelled() => break,
-                    _ = leads.wait_for(|leads| !*leads) => {}
-                    () = sleep(self.terms.interval) => {}
-                }
-                if stop.is_cancelled() {
-                    break;
+                    () = stop.cancelled() => {}
+                    () = self.look_and_rest(leads.clone()) => {}
                 }
             }
             self.end();
@@ -200,13 +195,28 @@ impl Collector {
         Timestamp::from_unix_nanos(then.unix_nanos().saturating_add(passed))
     }
 
-    async fn turn(&mut self, leads: &watch::Receiver<bool>) {
-        match self.look(self.now(), leads).await {
-            Ok(()) => self.metrics.ipam_gc_looks.inc(),
+    /// Looks as soon as the agent itself has read all of the datastore, and waits for the time of the next look; not for
+    /// longer than it leads.
+    async fn look_and_rest(&mut self, mut leads: watch::Receiver<bool>) {
+        tokio::select! {
+            // Where nobody tells the status any more, the agent is about to end.
+            _ = self.status.wait_for(|status| status.datastore.in_sync) => {}
+            _ = leads.wait_for(|leads| !*leads) => return,
+        }
+        let rest = match self.look(self.now(), &leads).await {
+            Ok(()) => {
+                self.metrics.ipam_gc_looks.inc();
+                self.terms.interval
+            }
             Err(error) => {
                 self.metrics.ipam_gc_failures.inc();
                 warn!(%error, "nothing is collected this time: what is left over was not to be seen for sure");
+                self.terms.interval.min(RETRY)
             }
+        };
+        tokio::select! {
+            () = sleep(rest) => {}
+            _ = leads.wait_for(|leads| !*leads) => {}
         }
     }
 

@@ -428,6 +428,43 @@ async fn of_two_agents_one_collects_and_the_other_takes_over_from_it() {
     assert_eq!(reclaims(&metrics), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_starts_looks_once_it_has_read_the_datastore_and_soon_again_after_a_failure() {
+    let (status, reader) = watch::channel(Arc::new(AgentStatus::default()));
+    let terms = Terms {
+        mode: CollectionMode::Enabled,
+        interval: Duration::from_secs(450),
+        grace_seconds: GRACE,
+    };
+    let (metrics, stop) = (Metrics::register().unwrap(), CancellationToken::new());
+    let store = cluster().await;
+    let task = start(
+        store,
+        "n1".to_owned(),
+        terms,
+        reader,
+        metrics.clone(),
+        stop.clone(),
+    );
+    let seen = || (metrics.ipam_gc_looks.get(), metrics.ipam_gc_failures.get());
+    sleep(Duration::from_secs(3600)).await;
+    assert_eq!((metrics.ipam_gc_leader.get(), seen()), (1, (0, 0)));
+    status.send_replace(Arc::new(in_sync()));
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(seen(), (1, 0));
+    let mut away = in_sync();
+    away.datastore.problem = Some("away".to_owned());
+    status.send_replace(Arc::new(away));
+    sleep(Duration::from_secs(450)).await;
+    assert_eq!(seen(), (1, 1));
+    status.send_replace(Arc::new(in_sync()));
+    sleep(RETRY).await;
+    assert_eq!(seen(), (2, 1));
+    stop.cancel();
+    task.await.unwrap();
+    assert_eq!(metrics.ipam_gc_leader.get(), 0);
+}
+
 #[tokio::test]
 async fn pools_are_measured_and_those_that_fill_are_told_how_long_they_last() {
     let store = cluster().await;
