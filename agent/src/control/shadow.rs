@@ -41,7 +41,8 @@ const KINDS: [Kind; 8] = [
 /// When one of the two cannot be read, or it is not clear which address this node would be known by.
 pub async fn look(config: &Config) -> Result<Shadow, AgentError> {
     let location = config.datastore.location();
-    let store = datastore::open(&location, config.node_name.as_str(), MissingFolder::Refuse).await?;
+    let (node, secrets) = (config.node_name.as_str(), &config.bgp.secret_namespace);
+    let store = datastore::open(&location, node, secrets, MissingFolder::Refuse).await?;
     of(config, store.as_ref()).await
 }
 
