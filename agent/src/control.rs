@@ -15,10 +15,11 @@ mod pool_modes;
 mod renumbering;
 mod repairs;
 mod report;
+pub mod shadow;
 mod sources;
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,6 +63,12 @@ use renumbering::Renumbering;
 /// How long the last good copy may take to be written when the agent stops.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long a removal waits for the agent of the node to end.
+const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How often it looks whether the agent has ended.
+const AGENT_INTERVAL: Duration = Duration::from_millis(200);
+
 /// How long the lease of garbage collection may take to be given back when the agent stops.
 const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -83,6 +90,12 @@ pub enum AgentError {
     /// The unix socket.
     #[error("{0}")]
     Socket(#[from] http::SocketError),
+    /// An agent runs, which would put back what is removed.
+    #[error("the agent that listens on {} still runs after {} s, and would put everything back: stop it first", socket.display(), AGENT_TIMEOUT.as_secs())]
+    StillRuns {
+        /// Its socket.
+        socket: PathBuf,
+    },
     /// The metrics' port.
     #[error("cannot listen for HTTP on {address}: {source}; set http.listen to a free address and port")]
     Http {
@@ -329,11 +342,21 @@ fn last_good_of(config: &Config) -> LastGood {
 }
 
 /// Removes all that the agent ever put into the kernel: routes with its protocol number, what it gave to the tunnel
-/// device, and its nftables table. Addresses stay assigned in the datastore: pods may still have them.
+/// device, and its nftables table. Addresses stay assigned in the datastore: pods may still have them. An agent that is
+/// about to end is waited for.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// When the agent goes on, or the kernel refuses.
 pub async fn cleanup(config: &Config) -> Result<(), AgentError> {
+    let deadline = Instant::now() + AGENT_TIMEOUT;
+    while http::somebody_listens(&config.socket) {
+        if Instant::now() >= deadline {
+            return Err(AgentError::StillRuns {
+                socket: config.socket.clone(),
+            });
+        }
+        tokio::time::sleep(AGENT_INTERVAL).await;
+    }
     let dataplane = Netlink::open()?;
     let actual = Actual::new(dataplane.dump().await?);
     let ours = Ours {

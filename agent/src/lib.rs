@@ -29,6 +29,7 @@ pub mod peering;
 pub mod reconcile;
 pub mod ribs;
 pub mod selector;
+pub mod shadow;
 pub mod speaker;
 pub mod status;
 mod table;

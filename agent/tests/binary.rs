@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it is wrong")]
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::process::CommandExt;
@@ -16,6 +17,7 @@ use culvert_agent::dataplane::Namespace;
 use culvert_agent::datastore::directory::DirectoryStore;
 use culvert_agent::http::{Confirmations, SocketApi, bind_socket, serve_socket};
 use culvert_agent::status::{AgentStatus, DatastoreStatus, PeerStatus, PeerType, RouteStatus};
+use ipnet::IpNet;
 use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -52,6 +54,10 @@ impl AddressSource for OneAddress {
         } else {
             vec![]
         })
+    }
+
+    async fn handles(&self, _: &[IpNet]) -> Result<BTreeSet<String>, Problem> {
+        Ok(self.0.lock().unwrap().iter().cloned().collect())
     }
 }
 

@@ -23,6 +23,7 @@ const PURE_MODULES: &[&str] = &[
     "agent/src/peering",
     "agent/src/reconcile",
     "agent/src/selector",
+    "agent/src/shadow",
 ];
 
 /// Who may import whom.

@@ -14,11 +14,13 @@ mod filter;
 mod hands;
 mod multipath;
 mod nics;
+mod plugins;
 mod pods;
 mod pools;
 mod reboot;
 mod renumbering;
 mod restart;
+mod shadow;
 mod two_networks;
 
 use std::process::ExitCode;
@@ -99,6 +101,8 @@ const TRIALS: [(Layout, &str, Act); 47] = [
     (IPIP, "routes_look_as_an_operator_of_calico_expects", encapsulation::looks_like_calico),
     (IPIP, "path_mtu_discovery_of_the_tunnel_is_as_configured", encapsulation::path_mtu_discovery),
     (IPIP, "a_new_pod_is_reachable_and_a_deleted_one_leaves_nothing", pods::come_and_go),
+    (IPIP, "a_plugin_killed_between_any_two_steps_leaves_nothing_after_the_next_del", plugins::killed),
+    (IPIP, "a_host_port_leads_to_its_pod_through_the_chained_plugin", plugins::host_port),
     (IPIP, "a_wrong_next_hop_put_in_by_hand_is_repaired", hands::wrong_next_hop),
     (IPIP, "deleted_routes_come_back", hands::deleted_routes),
     (IPIP, "a_tunnel_set_down_by_hand_comes_back_with_its_routes", hands::tunnel_down),
@@ -111,6 +115,7 @@ const TRIALS: [(Layout, &str, Act); 47] = [
     (IPIP, "an_agent_ends_within_a_second_and_its_routes_stay", restart::terminate),
     (IPIP, "what_went_wrong_while_the_agent_was_down_is_repaired_at_its_start", restart::wrong_at_start),
     (IPIP, "cleanup_removes_all_that_is_ours_and_nothing_else", restart::clean_up),
+    (IPIP, "beside_bird_a_shadow_names_every_difference_and_writes_nothing", shadow::beside_bird),
     (IPIP, "a_pool_whose_ipip_mode_changes_loses_no_packet", pools::modes),
     (IPIP, "a_pool_that_is_disabled_keeps_its_routes", pools::disabled),
     (IPIP, "a_pool_that_is_not_exported_is_withdrawn_and_comes_back", pools::not_exported),

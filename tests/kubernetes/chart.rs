@@ -42,7 +42,7 @@ pub(crate) fn permit(server: &ApiServer) -> Outcome {
     let text = std::fs::read_to_string(template)?;
     let rendered: String = text
         .lines()
-        .filter(|line| !line.starts_with("{{-"))
+        .filter(|line| !line.starts_with("{{-") && !line.contains("culvert.labels"))
         .map(|line| {
             let line = line.replace("{{ .Release.Namespace }}", "kube-system");
             let line = line.replace("{{ $.Release.Namespace }}", "kube-system");

@@ -7,9 +7,12 @@ mod annotations;
 mod chart;
 mod collection;
 mod contract;
+mod helm;
+mod image;
 mod in_cluster;
 mod interest;
 mod outage;
+mod release;
 mod scale;
 mod servers;
 mod storm;
@@ -70,6 +73,16 @@ fn main() -> ExitCode {
     {
         let server = server.clone();
         trials.push(trial(name, missing.clone(), move || act(&server)));
+    }
+    let no_helm = missing.clone().or_else(helm::no_helm);
+    for (name, act) in helm::TRIALS.into_iter().chain(release::TRIALS) {
+        let name = format!("helm::{name}");
+        let server = server.clone();
+        trials.push(trial(&name, no_helm.clone(), move || act(&server)));
+    }
+    for (name, act) in image::TRIALS.map(|(name, act)| (format!("image::{name}"), act)) {
+        let server = server.clone();
+        trials.push(trial(&name, image::no_image(), move || act(&server)));
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
     server.stop();

@@ -21,6 +21,8 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 pub(crate) const NODE: &str = "node1";
 /// The service account that the chart's ClusterRole is bound to.
 pub(crate) const SERVICE_ACCOUNT: &str = "system:serviceaccount:kube-system:culvert";
+/// The service account of the chart's hook that waits for an uninstallation.
+pub(crate) const UNINSTALL_ACCOUNT: &str = "system:serviceaccount:kube-system:culvert-uninstall";
 /// Somebody whom nothing is allowed.
 pub(crate) const NOBODY: &str = "nobody";
 
@@ -52,7 +54,9 @@ impl Server {
 /// A server with our CRDs, and these arguments more.
 pub(crate) fn start(arguments: &[&str]) -> Result<ApiServer, Failed> {
     let server = ApiServer::start(Setup {
-        users: vec![SERVICE_ACCOUNT.to_owned(), NOBODY.to_owned()],
+        users: [SERVICE_ACCOUNT, UNINSTALL_ACCOUNT, NOBODY]
+            .map(str::to_owned)
+            .to_vec(),
         arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
         ..Setup::default()
     })?;

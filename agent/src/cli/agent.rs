@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::CliError;
-use crate::config::Config;
+use crate::config::{Config, Mode};
 use crate::{control, logging};
 
 /// One for the control loop and one for the speaker: each keeps a core busy at most, and only in a storm.
@@ -32,10 +32,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
         .enable_all()
         .build()
         .map_err(CliError::Runtime)?;
-    let ended = if arguments.cleanup {
-        runtime.block_on(control::cleanup(&config))
-    } else {
-        runtime.block_on(control::run(&config, arguments.config.as_deref()))
+    let ended = match config.mode {
+        _ if arguments.cleanup => runtime.block_on(control::cleanup(&config)),
+        Mode::Active => runtime.block_on(control::run(&config, arguments.config.as_deref())),
+        Mode::Shadow => runtime.block_on(control::shadow::run(&config)),
     };
     // Nothing that still runs is worth waiting for: the loop has closed what must be closed.
     runtime.shutdown_background();

@@ -30,10 +30,7 @@ impl AgentArguments {
         &self,
         question: impl FnOnce(Client) -> F,
     ) -> Result<T, CliError> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(CliError::Runtime)?;
+        let runtime = super::runtime()?;
         Ok(runtime.block_on(question(Client::new(&self.socket, PATIENCE)))?)
     }
 }

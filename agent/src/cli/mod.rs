@@ -3,12 +3,15 @@
 mod agent;
 mod asked;
 mod bgp;
+mod cni;
 mod doctor;
 mod generated;
 mod get;
 mod ipam;
 mod node;
+mod rollout;
 mod route;
+mod shadow;
 mod store;
 
 use std::io::{self, Write};
@@ -21,6 +24,7 @@ use tracing_subscriber::util::TryInitError;
 use self::ipam::SplitError;
 use crate::allocation::AllocationError;
 use crate::api::Key;
+use crate::cni::InstallError;
 use crate::config::ConfigError;
 use crate::control::AgentError;
 use crate::datastore::DatastoreError;
@@ -58,6 +62,13 @@ enum Command {
     Completions(generated::CompletionArguments),
     /// Write the manual pages into a folder, a page a command.
     Manual(generated::ManualArguments),
+    /// Show what an agent would change in the kernel of this node, and write nothing.
+    Shadow(shadow::Arguments),
+    /// Put the CNI plugin on a host, or take it off.
+    #[command(subcommand)]
+    Cni(cni::Command),
+    /// Wait until the pods of a DaemonSet are ready on every node.
+    Rollout(rollout::Arguments),
 }
 
 /// Why a command failed.
@@ -129,6 +140,32 @@ pub enum CliError {
         /// What is wrong with it.
         source: serde_json::Error,
     },
+    /// The plugin cannot be installed, or not be removed.
+    #[error(transparent)]
+    Install(#[from] InstallError),
+    /// A shadow that was to agree does not.
+    #[error("packets would go other ways than they go now, as said above")]
+    Differs,
+    /// A rollout took too long.
+    #[error("{name} was not ready within {seconds} s: {state}; look at its pods (kubectl describe)")]
+    Unfinished {
+        /// The DaemonSet.
+        name: String,
+        /// How long was waited, in seconds.
+        seconds: u64,
+        /// How far it was.
+        state: String,
+    },
+    /// The kernel's modules were not loaded.
+    #[error("modprobe -a {modules} under {} failed: {reason}; load them on the host, or switch modules.enabled off", root.display())]
+    Modules {
+        /// Which.
+        modules: String,
+        /// Where the host's files are.
+        root: PathBuf,
+        /// What was said.
+        reason: String,
+    },
     /// There is no such object.
     #[error("there is no {key} in the datastore; `culvert get {}` lists what there is", key.kind.plural())]
     NoObject {
@@ -173,7 +210,18 @@ pub fn run() -> Result<(), CliError> {
         Command::Get(arguments) => get::run(&arguments),
         Command::Completions(arguments) => generated::completions(&arguments, Arguments::command()),
         Command::Manual(arguments) => generated::manual(&arguments, Arguments::command()),
+        Command::Shadow(arguments) => shadow::run(&arguments),
+        Command::Cni(command) => cni::run(&command),
+        Command::Rollout(arguments) => rollout::run(&arguments),
     }
+}
+
+/// A runtime for a command that waits for one thing after the other.
+fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(CliError::Runtime)
 }
 
 /// Prints; a reader that has gone away, as `head` does, has all it wanted.

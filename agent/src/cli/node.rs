@@ -1,7 +1,11 @@
 //! `culvert node`: what the agent of this node says, and asks.
 
+use std::io;
+use std::path::{Path, PathBuf};
+
 use clap::{Args, Subcommand, ValueEnum};
 use jiff::Zoned;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::CliError;
 use super::asked::{self, AgentArguments};
@@ -12,6 +16,20 @@ pub(super) enum Command {
     Status(StatusArguments),
     /// Confirm that what has vanished from the datastore is to be withdrawn, where the agent holds it.
     AcceptWithdrawal(AgentArguments),
+    /// Have the host's own modprobe load modules of the kernel: for a container that has the host's files.
+    LoadModules(ModuleArguments),
+    /// Do nothing until told to end: what keeps a pod in place whose work its init containers have done.
+    Pause,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ModuleArguments {
+    /// Where the host's files are.
+    #[arg(long, value_name = "FOLDER", default_value = "/")]
+    root: PathBuf,
+    /// The modules.
+    #[arg(required = true, value_name = "MODULE")]
+    modules: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -36,6 +54,49 @@ enum Output {
     Yaml,
 }
 
+/// Loads what is not loaded yet. The host's modprobe knows where its modules are, how they are packed, what they need, and
+/// what its operator does not want.
+fn load_modules(arguments: &ModuleArguments) -> Result<String, CliError> {
+    let loaded = |module: &&String| Path::new("/sys/module").join(module.replace('-', "_")).is_dir();
+    let missing: Vec<_> = arguments
+        .modules
+        .iter()
+        .filter(|module| !loaded(module))
+        .collect();
+    if missing.is_empty() {
+        return Ok("Nothing to load: the modules are there.\n".to_owned());
+    }
+    let failed = |reason: String| CliError::Modules {
+        modules: arguments.modules.join(" "),
+        root: arguments.root.clone(),
+        reason,
+    };
+    std::os::unix::fs::chroot(&arguments.root)
+        .and_then(|()| std::env::set_current_dir("/"))
+        .map_err(|error| failed(error.to_string()))?;
+    let output = std::process::Command::new("modprobe")
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .args(["-a", "--"])
+        .args(&missing)
+        .output()
+        .map_err(|error| failed(error.to_string()))?;
+    if !output.status.success() {
+        return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+    }
+    Ok(format!("Loaded: {}.\n", arguments.modules.join(", ")))
+}
+
+/// Waits for SIGTERM or SIGINT.
+async fn pause() -> io::Result<String> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(String::new())
+}
+
 pub(super) fn run(command: &Command) -> Result<(), CliError> {
     let text = match command {
         Command::Status(arguments) => {
@@ -53,6 +114,11 @@ pub(super) fn run(command: &Command) -> Result<(), CliError> {
                 "Confirmed: {} vanished objects are withdrawn.\n",
                 accepted.objects
             )
+        }
+        Command::LoadModules(arguments) => load_modules(arguments)?,
+        Command::Pause => {
+            let runtime = super::runtime()?;
+            runtime.block_on(pause()).map_err(CliError::Runtime)?
         }
     };
     super::print(&text)

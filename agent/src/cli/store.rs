@@ -28,10 +28,7 @@ impl StoreArguments {
         work: impl FnOnce(Arc<dyn Datastore>) -> F,
     ) -> Result<T, CliError> {
         let config = Config::load(self.config.as_deref(), None)?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(CliError::Runtime)?;
+        let runtime = super::runtime()?;
         runtime.block_on(async {
             let location = config.datastore.location();
             let (node, secrets) = (config.node_name.as_str(), &config.bgp.secret_namespace);

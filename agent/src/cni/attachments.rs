@@ -1,6 +1,6 @@
 //! The agent's side of the plugin: addresses for containers, and what is known of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use culvert_ipam::allocator::Wanted;
 use culvert_ipam::pool::Use;
+use ipnet::IpNet;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
@@ -15,7 +16,9 @@ use tracing::info;
 
 use super::annotations::{self, AnnotationError, FAMILIES};
 use super::protocol::Pod;
-use super::request::{AddAnswer, AddRequest, Addresses, CheckRequest, Container, Problem};
+use super::request::{
+    AddAnswer, AddRequest, Addresses, CheckRequest, Container, Containers, NetworkRequest, Problem,
+};
 use crate::allocation::{AllocationError, Allocator, Assignment};
 use crate::api::{IpPool, Key, Kind};
 use crate::datastore::{self, Datastore, DatastoreError};
@@ -42,6 +45,12 @@ pub trait AddressSource: Send + Sync {
     /// # Errors
     /// When the datastore fails.
     async fn addresses(&self, handle: &str) -> Result<Vec<IpAddr>, Problem>;
+
+    /// The handles under which this node has addresses in these blocks.
+    ///
+    /// # Errors
+    /// When the datastore fails.
+    async fn handles(&self, blocks: &[IpNet]) -> Result<BTreeSet<String>, Problem>;
 }
 
 #[async_trait]
@@ -56,6 +65,10 @@ impl AddressSource for Allocator {
 
     async fn addresses(&self, handle: &str) -> Result<Vec<IpAddr>, Problem> {
         in_time(Allocator::addresses(self, handle)).await
+    }
+
+    async fn handles(&self, blocks: &[IpNet]) -> Result<BTreeSet<String>, Problem> {
+        in_time(self.handles_in(blocks)).await
     }
 }
 
@@ -274,6 +287,26 @@ impl Attachments {
         let _guard = turn.lock().await;
         Ok(Addresses {
             addresses: self.source.addresses(&handle).await?,
+        })
+    }
+
+    /// The containers of a network that have addresses in this node's blocks. What it has in the blocks of others is left to
+    /// the collection of garbage.
+    ///
+    /// # Errors
+    /// While the agent does not know the datastore yet (to be tried again), and those of the source.
+    pub async fn containers(&self, request: NetworkRequest) -> Result<Containers, Problem> {
+        self.node_and_mtu()?;
+        let blocks = self.status.borrow().blocks.clone();
+        let handles = self.source.handles(&blocks).await?;
+        let prefix = format!("{}.", request.network);
+        // A runtime's ids have no dot: with one it would not be clear where the network's name ends.
+        let of_network = handles
+            .iter()
+            .filter_map(|handle| handle.strip_prefix(&prefix))
+            .filter(|id| !id.contains('.'));
+        Ok(Containers {
+            containers: of_network.filter_map(|id| id.parse().ok()).collect(),
         })
     }
 

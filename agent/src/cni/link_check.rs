@@ -40,23 +40,37 @@ pub(super) fn of_another(netns: &Path) -> Result<(), CniError> {
 /// # Errors
 /// When the table cannot be read.
 pub(super) fn addresses_behind(interface: &str) -> Result<Vec<Ipv4Addr>, CniError> {
-    let table = fs::read_to_string("/proc/self/net/route")
-        .map_err(|error| CniError::new(Code::Io, format!("/proc/self/net/route: {error}")))?;
-    Ok(host_routes(&table, interface))
+    let table = main_table()?;
+    let behind = host_routes(&table).filter(|(link, _)| *link == interface);
+    Ok(behind.map(|(_, address)| address).collect())
 }
 
-/// The columns are those of net/ipv4/fib_trie.c `fib_route_seq_show`; addresses are in the byte order of the network,
+/// The host's ends of pods through which the main table leads to any of these addresses.
+///
+/// # Errors
+/// When the table cannot be read.
+pub(super) fn links_to(addresses: &[IpAddr]) -> Result<Vec<String>, CniError> {
+    let table = main_table()?;
+    let leading = host_routes(&table)
+        .filter(|(link, address)| link.starts_with("cali") && addresses.contains(&IpAddr::V4(*address)));
+    Ok(leading.map(|(link, _)| link.to_owned()).collect())
+}
+
+fn main_table() -> Result<String, CniError> {
+    fs::read_to_string("/proc/self/net/route")
+        .map_err(|error| CniError::new(Code::Io, format!("/proc/self/net/route: {error}")))
+}
+
+/// The links and addresses of all host routes. The columns are those of net/ipv4/fib_trie.c `fib_route_seq_show`; addresses are in the byte order of the network,
 /// printed as a number of this machine.
-fn host_routes(table: &str, interface: &str) -> Vec<Ipv4Addr> {
-    let host_route = |line: &str| {
+fn host_routes(table: &str) -> impl Iterator<Item = (&str, Ipv4Addr)> {
+    table.lines().skip(1).filter_map(|line| {
         let mut columns = line.split_ascii_whitespace();
-        let destination = columns.by_ref().nth(1)?;
+        let (link, destination) = (columns.next()?, columns.next()?);
         let mask = columns.nth(5)?;
-        let is_its_own = line.split_ascii_whitespace().next()? == interface && mask == "FFFFFFFF";
         let number = u32::from_str_radix(destination, 16).ok()?;
-        is_its_own.then(|| Ipv4Addr::from(number.to_ne_bytes()))
-    };
-    table.lines().skip(1).filter_map(host_route).collect()
+        (mask == "FFFFFFFF").then(|| (link, Ipv4Addr::from(number.to_ne_bytes())))
+    })
 }
 
 /// The IPv4 addresses of an interface in another network namespace.
@@ -94,14 +108,17 @@ cali00000000000\t022A410A\t00000000\t0005\t0\t0\t0\tFFFFFFFF\t0\t0\t0
 
     #[test]
     #[cfg(target_endian = "little")]
-    fn the_host_routes_of_one_interface_are_told_and_no_others() {
+    fn the_host_routes_are_told_with_their_links_and_no_others() {
+        let routes: Vec<_> = host_routes(TABLE).collect();
         assert_eq!(
-            host_routes(TABLE, "cali19f6ea143e3"),
-            [Ipv4Addr::new(10, 65, 42, 1)]
+            routes,
+            [
+                ("cali19f6ea143e3", Ipv4Addr::new(10, 65, 42, 1)),
+                ("cali00000000000", Ipv4Addr::new(10, 65, 42, 2)),
+            ]
         );
-        assert_eq!(host_routes(TABLE, "eth0"), Vec::<Ipv4Addr>::new());
-        assert_eq!(host_routes("", "eth0"), Vec::<Ipv4Addr>::new());
-        assert_eq!(host_routes("head\nshort\nx y z", "x"), Vec::<Ipv4Addr>::new());
+        assert_eq!(host_routes("").count(), 0);
+        assert_eq!(host_routes("head\nshort\nx y z").count(), 0);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 mod annotations;
 mod attachments;
+mod install;
 mod link_check;
 mod plugin;
 pub mod protocol;
@@ -15,9 +16,12 @@ use std::path::Path;
 use sha1::{Digest, Sha1};
 
 pub use attachments::{AddressSource, Attachments};
+pub use install::{Host, InstallError};
 pub use plugin::main;
 pub use protocol::{CniError, Name, Pod};
-pub use request::{AddAnswer, AddRequest, Addresses, CheckRequest, Container, Problem};
+pub use request::{
+    AddAnswer, AddRequest, Addresses, CheckRequest, Container, Containers, NetworkRequest, Problem,
+};
 
 /// The name under which the binary is the CNI plugin.
 pub const PLUGIN_NAME: &str = "culvert-cni";

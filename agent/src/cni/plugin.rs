@@ -14,7 +14,7 @@ use super::protocol::{
     Attached, CniError, Code, Command, Environment, LinkEnd, Name, NetworkConfig, Pod, VERSIONS,
     asked_version,
 };
-use super::request::{AddRequest, CheckRequest, Container};
+use super::request::{AddRequest, CheckRequest, Container, NetworkRequest};
 use crate::dataplane::{DataplaneError, PodAttached, PodLink, attach_pod, detach_pod};
 use crate::http::{Client, ClientError};
 
@@ -38,6 +38,9 @@ pub(super) trait PodNetwork: Sync {
 
     /// The addresses that the host routes through its end of a pair.
     fn addresses_behind(&self, host: &str) -> Result<Vec<Ipv4Addr>, CniError>;
+
+    /// The host's ends through which it routes any of these addresses.
+    fn links_to(&self, addresses: &[IpAddr]) -> Result<Vec<String>, CniError>;
 }
 
 /// Answers the call that this process is, on standard output.
@@ -112,8 +115,8 @@ async fn answer(
     let client = Client::new(&config.agent_socket, PATIENCE);
     match command {
         Command::Status => status(&client).await.map(|()| None),
-        // The runtime's library sends a DEL for every attachment that it knows and nobody wants: nothing is left to do.
-        Command::Gc | Command::Version => Ok(None),
+        Command::Gc => collect(&client, &config, network).await.map(|()| None),
+        Command::Version => Ok(None),
         Command::Add => {
             let call = Call::new(environment, &config, client)?;
             call.add(environment.required_netns()?, network)
@@ -140,6 +143,54 @@ async fn status(client: &Client) -> Result<(), CniError> {
         .await
         .map_err(|error| not_available(error.to_string()))?;
     status.can_attach().map_err(not_available)
+}
+
+/// Detaches the containers of a network that nobody wants any more, each as its DEL would. One that cannot be detached holds
+/// back no other.
+async fn collect(client: &Client, config: &NetworkConfig, network: &dyn PodNetwork) -> Result<(), CniError> {
+    let valid = config.valid_containers()?;
+    let request = NetworkRequest {
+        network: config.name.clone(),
+    };
+    let there = client
+        .containers(&request)
+        .await
+        .map_err(|error| refused(&error))?;
+    let mut failed = Vec::new();
+    for container_id in there.containers.into_iter().filter(|id| !valid.contains(id)) {
+        let container = Container {
+            network: config.name.clone(),
+            container_id,
+            // A pod of this name may be there anew.
+            pod: None,
+        };
+        if let Err(error) = forget(client, &container, network).await {
+            failed.push(format!("container {}: {error}", container.container_id));
+        }
+    }
+    if failed.is_empty() {
+        return Ok(());
+    }
+    Err(CniError::new(Code::TryAgainLater, failed.join("; ")))
+}
+
+/// Removes the links that lead to a container's addresses, and then gives those back.
+async fn forget(client: &Client, container: &Container, network: &dyn PodNetwork) -> Result<(), CniError> {
+    let held = client
+        .addresses(container)
+        .await
+        .map_err(|error| refused(&error))?;
+    for host in network.links_to(&held.addresses)? {
+        network
+            .detach(&host, None, "")
+            .await
+            .map_err(|error| CniError::new(Code::Kernel, error.to_string()))?;
+    }
+    client
+        .del(container)
+        .await
+        .map(drop)
+        .map_err(|error| refused(&error))
 }
 
 /// A call about one container.
@@ -305,6 +356,10 @@ impl PodNetwork for Kernel {
 
     fn addresses_behind(&self, host: &str) -> Result<Vec<Ipv4Addr>, CniError> {
         link_check::addresses_behind(host)
+    }
+
+    fn links_to(&self, addresses: &[IpAddr]) -> Result<Vec<String>, CniError> {
+        link_check::links_to(addresses)
     }
 }
 

@@ -42,6 +42,22 @@ pub struct Container {
     pub pod: Option<Pod>,
 }
 
+/// Asks which containers of a network have addresses on this node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NetworkRequest {
+    /// The network's name in its configuration.
+    pub network: Name,
+}
+
+/// Containers of one network.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Containers {
+    /// Their ids.
+    pub containers: Vec<Name>,
+}
+
 /// The addresses that a container has, or had.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -8,6 +8,7 @@ impl Config {
     pub fn differences(&self, other: &Self) -> Vec<&'static str> {
         // Taken apart, so that a new field is not forgotten here.
         let Self {
+            mode,
             node_name: _,
             datastore,
             state,
@@ -28,6 +29,7 @@ impl Config {
             as_number,
         } = node;
         let fields = [
+            ("mode", *mode == other.mode),
             ("datastore", *datastore == other.datastore),
             ("state", *state == other.state),
             ("safety", *safety == other.safety),

@@ -103,6 +103,7 @@ fn a_wrong_field_type_or_value_is_named_with_what_is_allowed() {
             &["filter.unknownTunnelPeers", "maybe", "drop", "off"],
         ),
         ("log: {format: xml}", &[], &["log.format", "xml", "human", "json"]),
+        ("mode: passive", &[], &["mode", "passive", "active", "shadow"]),
         ("log: {level: loud}", &[], &["log.level", "loud", "debug"]),
         ("nodeName: Node_1", &[], &["nodeName", "Node_1", "lower case"]),
         ("http: {listen: here}", &[], &["http.listen", "here"]),

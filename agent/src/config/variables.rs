@@ -11,6 +11,10 @@ pub(super) struct Variable {
 /// Every field of [`super::Config`].
 pub(super) const VARIABLES: &[Variable] = &[
     Variable {
+        path: &["mode"],
+        text: true,
+    },
+    Variable {
         path: &["nodeName"],
         text: true,
     },

@@ -15,7 +15,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use crate::cni::{AddAnswer, AddRequest, Addresses, CheckRequest, Container, Problem};
+use crate::cni::{
+    AddAnswer, AddRequest, Addresses, CheckRequest, Container, Containers, NetworkRequest, Problem,
+};
 use crate::doctor::Report;
 use crate::explanation::Explanation;
 use crate::ribs::{RibRequest, RibRoutes};
@@ -176,6 +178,14 @@ impl Client {
     /// When there is no agent, or it refuses.
     pub async fn addresses(&self, request: &Container) -> Result<Addresses, ClientError> {
         self.post("/v1/cni/addresses", request).await
+    }
+
+    /// The containers of a network that have addresses on this node.
+    ///
+    /// # Errors
+    /// When there is no agent, or it refuses.
+    pub async fn containers(&self, request: &NetworkRequest) -> Result<Containers, ClientError> {
+        self.post("/v1/cni/containers", request).await
     }
 
     /// Whether a container still has its address.

@@ -20,7 +20,7 @@ use tracing::debug;
 
 pub use client::{Client, ClientError};
 pub use health::serve;
-pub use socket::{Confirmations, SocketApi, SocketError, bind_socket, serve_socket};
+pub use socket::{Confirmations, SocketApi, SocketError, bind_socket, serve_socket, somebody_listens};
 
 /// How long requests under way may take after the stop: the agent ends within a second.
 const GRACE: Duration = Duration::from_millis(500);

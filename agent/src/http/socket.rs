@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Limits;
-use crate::cni::{AddRequest, Attachments, CheckRequest, Container, Problem};
+use crate::cni::{AddRequest, Attachments, CheckRequest, Container, NetworkRequest, Problem};
 use crate::doctor::Host;
 use crate::inquiry::Inquiries;
 use crate::ribs::RibRequest;
@@ -92,6 +92,12 @@ pub fn bind_socket(path: &Path) -> Result<UnixListener, SocketError> {
     Ok(listener)
 }
 
+/// Whether an agent answers on the socket of this name.
+#[must_use]
+pub fn somebody_listens(path: &Path) -> bool {
+    BlockingStream::connect(path).is_ok()
+}
+
 /// The way of a confirmation to whoever holds the deletions; none is held where nobody listens.
 #[derive(Clone, Debug)]
 pub struct Confirmations(mpsc::Sender<oneshot::Sender<usize>>);
@@ -153,6 +159,7 @@ pub async fn serve_socket(listener: UnixListener, api: SocketApi, stop: Cancella
         .route("/v1/cni/del", post(del))
         .route("/v1/cni/check", post(check))
         .route("/v1/cni/addresses", post(addresses))
+        .route("/v1/cni/containers", post(containers))
         .with_state(api);
     super::serve_until(listener, router, LIMITS, stop).await
 }
@@ -224,6 +231,14 @@ async fn addresses(
 ) -> Result<Response, Refusal> {
     let Json(request) = request?;
     finish(async move { api.attachments.addresses(request).await }).await
+}
+
+async fn containers(
+    State(api): State<SocketApi>,
+    request: Result<Json<NetworkRequest>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let Json(request) = request?;
+    finish(async move { api.attachments.containers(request).await }).await
 }
 
 /// Runs the work to its end even when the one who asked is gone: half an allocation helps nobody.

@@ -200,6 +200,28 @@ impl Agent {
         self.culvert(&["agent", "--config", &config.to_string_lossy(), "--cleanup"])
     }
 
+    /// What `culvert shadow` prints with its configuration in its node.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn shadow(&self) -> Result<String, LabError> {
+        let config = self.config();
+        self.culvert(&["shadow", "--config", &config.to_string_lossy()])
+    }
+
+    /// Makes `mode: MODE` the first line of its configuration, in place of the one before.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn set_mode(&self, mode: &str) -> Result<(), LabError> {
+        let path = self.config();
+        let shown = path.display().to_string();
+        let text = fs::read_to_string(&path).map_err(LabError::io(format!("read {shown}")))?;
+        let others = text.lines().filter(|line| !line.starts_with("mode:"));
+        let text: String = others.map(|line| format!("{line}\n")).collect();
+        fs::write(&path, format!("mode: {mode}\n{text}")).map_err(LabError::io(format!("write {shown}")))
+    }
+
     /// Whether its process is there; once it ended by itself, an error that shows its last words.
     pub(crate) fn alive(&mut self) -> Result<(), LabError> {
         match self.child.as_mut().map(Child::try_wait) {

@@ -334,6 +334,24 @@ impl Lab {
         Ok(())
     }
 
+    /// Makes the namespace of a pod that nobody attaches: for those who call plugins themselves. It goes with the laboratory.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn bare_pod(&mut self, name: &str) -> Result<Namespace, LabError> {
+        let pod = self.names.pod(name);
+        self.record.namespace(pod.name())?;
+        netns_batch("add", std::slice::from_ref(&pod))?;
+        pod.ip_batch(&["link set lo up".to_owned()])?;
+        Ok(pod)
+    }
+
+    /// The file of the CNI plugin.
+    #[must_use]
+    pub fn plugin(&self) -> &Path {
+        &self.plugin
+    }
+
     /// Detaches a pod and removes its namespace.
     ///
     /// # Errors

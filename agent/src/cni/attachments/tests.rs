@@ -48,6 +48,10 @@ impl AddressSource for Source {
     async fn addresses(&self, handle: &str) -> Result<Vec<IpAddr>, Problem> {
         Ok(self.held.lock().unwrap().get(handle).cloned().unwrap_or_default())
     }
+
+    async fn handles(&self, _: &[IpNet]) -> Result<BTreeSet<String>, Problem> {
+        Ok(self.held.lock().unwrap().keys().cloned().collect())
+    }
 }
 
 pub(in crate::cni) fn running() -> AgentStatus {

@@ -87,6 +87,14 @@ impl PodNetwork for Noted {
     fn addresses_behind(&self, _host: &str) -> Result<Vec<Ipv4Addr>, CniError> {
         Ok(self.routed.clone())
     }
+
+    fn links_to(&self, addresses: &[IpAddr]) -> Result<Vec<String>, CniError> {
+        let routed = self
+            .routed
+            .iter()
+            .filter(|address| addresses.contains(&IpAddr::V4(**address)));
+        Ok(routed.map(|address| format!("cali-{address}")).collect())
+    }
 }
 
 /// A network namespace that is not the one of the tests, for as long as this lives: a thread waits in it.
@@ -267,6 +275,56 @@ async fn a_late_del_gives_the_address_back_and_leaves_the_pod_that_was_set_up_an
             kernel.routed
         );
     }
+}
+
+#[tokio::test]
+async fn gc_detaches_the_containers_that_are_not_named_and_no_others() {
+    let agent = agent();
+    for (handle, last) in [
+        ("k8s-pod-network.gone", 1),
+        ("k8s-pod-network.there", 2),
+        ("k8s-pod-network.b.gone", 3),
+        ("another.gone", 4),
+        ("ipip-tunnel-addr-a", 5),
+    ] {
+        let address = IpAddr::from([10, 65, 42, last]);
+        agent
+            .source
+            .held
+            .lock()
+            .unwrap()
+            .insert(handle.to_owned(), vec![address]);
+    }
+    let mut config: Value = serde_json::from_slice(&agent.config("1.1.0")).unwrap();
+    let environment: Environment = [("CNI_COMMAND".to_owned(), "GC".to_owned())]
+        .into_iter()
+        .collect();
+    let kernel = Noted {
+        routed: vec![Ipv4Addr::new(10, 65, 42, 1), Ipv4Addr::new(10, 65, 42, 2)],
+        ..Noted::default()
+    };
+    // Without the list nothing is known to be unwanted.
+    let error = answer(&environment, config.to_string().as_bytes(), &kernel)
+        .await
+        .unwrap_err();
+    assert_eq!(error.code, Code::InvalidConfig, "{error}");
+    assert_eq!(agent.source.held.lock().unwrap().len(), 5);
+
+    config["cni.dev/valid-attachments"] = json!([{ "containerID": "there", "ifname": "eth0" }]);
+    for _ in 0..2 {
+        let gc = answer(&environment, config.to_string().as_bytes(), &kernel).await;
+        assert_eq!(gc, Ok(None));
+        let kept: Vec<_> = agent.source.held.lock().unwrap().keys().cloned().collect();
+        let wanted = [
+            "another.gone",
+            "ipip-tunnel-addr-a",
+            "k8s-pod-network.b.gone",
+            "k8s-pod-network.there",
+        ];
+        assert_eq!(kept, wanted);
+    }
+    let detached = kernel.detached.lock().unwrap().clone();
+    assert_eq!(detached, [("cali-10.65.42.1".to_owned(), None, String::new())]);
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The network's configuration.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
@@ -28,9 +29,19 @@ pub struct NetworkConfig {
     /// Another plugin that would allocate addresses.
     #[serde(default)]
     ipam: Option<ForeignIpam>,
+    /// The attachments that are still wanted, for GC.
+    #[serde(default, rename = "cni.dev/valid-attachments")]
+    valid_attachments: Option<Vec<ValidAttachment>>,
     /// What ADD answered, for CHECK.
     #[serde(default)]
     prev_result: Option<serde_json::Value>,
+}
+
+/// An attachment that is still wanted. Ours are one a container, so that its interface's name says nothing more.
+#[derive(Clone, Debug, Deserialize)]
+struct ValidAttachment {
+    #[serde(rename = "containerID")]
+    container_id: Name,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -111,6 +122,20 @@ impl NetworkConfig {
             ));
         }
         Ok(config)
+    }
+
+    /// The containers that are still wanted.
+    ///
+    /// # Errors
+    /// When the configuration does not say: to take that for none would cut every pod off.
+    pub fn valid_containers(&self) -> Result<BTreeSet<Name>, CniError> {
+        let valid = self.valid_attachments.as_ref().ok_or_else(|| {
+            CniError::new(
+                Code::InvalidConfig,
+                "GC needs cni.dev/valid-attachments, the attachments that are still wanted".to_owned(),
+            )
+        })?;
+        Ok(valid.iter().map(|valid| valid.container_id.clone()).collect())
     }
 
     /// The address that ADD answered. Only CHECK reads it: a DEL must not fail over it.

@@ -144,6 +144,11 @@ impl Connection {
         })
     }
 
+    /// The client itself, for what is no kind of the datastore's.
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// The server's URL.
     pub(super) fn server(&self) -> &str {
         &self.server
@@ -309,7 +314,7 @@ async fn read(mut body: Body, limit: usize) -> Result<Bytes, Broken> {
 }
 
 /// Why a request found no answer.
-fn unsent(error: &kube::Error) -> String {
+pub(super) fn unsent(error: &kube::Error) -> String {
     let said = in_full(error);
     // What a connection that is not made in time comes to.
     if said.contains("deadline has elapsed") {

@@ -17,6 +17,7 @@ mod connection;
 mod interest;
 mod memory;
 mod pending;
+mod rollout;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -36,6 +37,7 @@ pub use self::connection::Access;
 use self::connection::{Connection, Refusal};
 use self::interest::Borrowed;
 use self::memory::Memory;
+pub use self::rollout::{Progress, Rollout};
 use super::{Datastore, DatastoreError, NodeEvent, Recollection, Update};
 use crate::api::{Key, Kind, Object};
 
