@@ -91,7 +91,7 @@ enum Needs {
 
 /// All trials that need no packet filter; those on the same layout one after the other.
 #[rustfmt::skip]
-const TRIALS: [(Layout, &str, Act); 47] = [
+const TRIALS: [(Layout, &str, Act); 50] = [
     (DIRECT, "direct_mode_carries_pod_traffic_without_tunnels", encapsulation::carries),
     (DIRECT, "the_routes_of_peers_are_shown_and_a_session_is_cleared", explained::peers),
     (CROSS_SUBNET, "crosssubnet_mode_tunnels_between_subnets_only", encapsulation::carries),

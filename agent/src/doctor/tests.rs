@@ -132,6 +132,8 @@ impl World {
                 prefixes_received: 1,
                 prefixes_sent: 1,
                 established_count: 1,
+                failures: 0,
+                failed: None,
                 stale: false,
                 outer_source: Some("192.168.3.113".parse().unwrap()),
             }],

@@ -205,6 +205,8 @@ fn peer(state: &str, reason: Option<&str>) -> PeerStatus {
         prefixes_received: 1,
         prefixes_sent: 1,
         established_count: 1,
+        failures: 0,
+        failed: None,
         stale: false,
         outer_source: Some("192.168.3.111".parse().unwrap()),
     }
