@@ -181,6 +181,27 @@ fn refresh() -> Vec<u8> {
     [&[0xff; 16][..], &[0, 23, 5, 0, 1, 0, 1]].concat()
 }
 
+/// Waits until the other end's kernel has all that was written. The paused clock runs ahead as soon as nobody has anything to
+/// do, and what is still on its way within the kernel is nothing to do.
+async fn delivered(stream: &TcpStream) {
+    let local = format!(":{:04X} ", stream.local_addr().unwrap().port());
+    loop {
+        // proc_net_tcp.rst: number, local address, remote address, state, tx_queue:rx_queue.
+        let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let own = sockets.lines().find(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            fields
+                .get(1)
+                .is_some_and(|address| format!("{address} ").ends_with(&local))
+        });
+        let queue = own.and_then(|line| line.split_whitespace().nth(4)).unwrap();
+        if queue.starts_with("00000000:") {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_stays_alive_and_reads_nothing_loses_its_session_by_the_send_hold_timer() {
     // RFC 9687 §4.4, §6 (test).
@@ -194,6 +215,7 @@ async fn a_peer_that_stays_alive_and_reads_nothing_loses_its_session_by_the_send
     socket.set_recv_buffer_size(4096).unwrap();
     let mut stream = socket.connect((LOCAL, port).into()).await.unwrap();
     stream.write_all(&greeting()).await.unwrap();
+    delivered(&stream).await;
     let mut peers = running.peers.clone();
     let up = peers.wait_for(|peers| peers[0].state == culvert_bgp::speaker::State::Established);
     up.await.unwrap();
@@ -204,6 +226,7 @@ async fn a_peer_that_stays_alive_and_reads_nothing_loses_its_session_by_the_send
             // Twelve megabytes in all; the kernel takes four at most unless it is told otherwise (tcp(7), tcp_wmem).
             let more = if round < 48 { refresh() } else { keepalive() };
             stream.write_all(&more).await.unwrap();
+            delivered(&stream).await;
             tokio::time::sleep(Duration::from_secs(if round < 48 { 2 } else { 20 })).await;
         }
     };
