@@ -21,7 +21,7 @@ pub(crate) struct GoBgp {
 impl GoBgp {
     pub(crate) fn start(pair: &Pair, terms: &Terms) -> Result<Self, LabError> {
         let folder = pair.folder()?;
-        write(&folder.join("gobgpd.toml"), &configuration(terms))?;
+        write(&folder.join("gobgpd.toml"), &configuration(terms, true))?;
         let mut gobgp = Self {
             namespace: pair.theirs.clone(),
             daemon: run(pair, &folder, &[])?,
@@ -128,10 +128,17 @@ impl Peer for GoBgp {
 
     fn crash(&mut self, pair: &Pair) -> Result<(), LabError> {
         self.daemon.kill()?;
+        // Its routes come by its command line, once it runs. It must not have told all it has (End-of-RIB) before that.
+        write(
+            &self.folder.join("gobgpd.toml"),
+            &configuration(&self.terms, false),
+        )?;
         // `-r`: it is back from a restart.
         self.daemon = run(pair, &self.folder, &["-r"])?;
         self.wait()?;
-        self.announce(true)
+        self.announce(true)?;
+        let neighbour = self.terms.our_address();
+        self.ask(&format!("neighbor {neighbour} enable")).map(drop)
     }
 
     fn last_words(&self) -> String {
@@ -168,7 +175,8 @@ fn route(path: &Value) -> Learned {
     learned
 }
 
-fn configuration(terms: &Terms) -> String {
+/// `speaks`: whether it does so from its start.
+fn configuration(terms: &Terms, speaks: bool) -> String {
     let (ours, theirs) = (terms.our_address(), terms.their_address());
     let mut neighbour = format!(
         "[[neighbors]]
@@ -178,6 +186,9 @@ fn configuration(terms: &Terms) -> String {
 ",
         terms.our_asn
     );
+    if !speaks {
+        neighbour += "  admin-down = true\n";
+    }
     if let Some(password) = terms.password {
         neighbour += &format!("  auth-password = \"{password}\"\n");
     }
