@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use culvert_agent::allocation::{Allocator, Assignment};
 use culvert_agent::api::{IpPool, Key, Kind, Node, Object, Resource as _};
 use culvert_agent::datastore::kubernetes::{Access, KubernetesStore};
-use culvert_agent::datastore::{Datastore, DatastoreError, Update};
+use culvert_agent::datastore::{Datastore, DatastoreError, Recollection, Update};
 use culvert_agent::inventory;
 use culvert_ipam::check;
 use culvert_ipam::pool::Use;
@@ -126,6 +126,10 @@ impl Datastore for Counted {
         self.store.knows_pods()
     }
 
+    fn recall(&self, node: &str) -> Option<Recollection> {
+        self.store.recall(node)
+    }
+
     fn watch(&self) -> Result<mpsc::Receiver<Update>, DatastoreError> {
         self.store.watch()
     }
@@ -183,6 +187,10 @@ async fn allocators(kubeconfig: &Path, costs: &Arc<Costs>) -> Result<Vec<Allocat
     let allocator = async |node: usize| -> Result<Allocator, Failed> {
         let access = Access::Kubeconfig(kubeconfig.to_owned());
         let store = KubernetesStore::open(&access, &name(node)).await?;
+        // Allocation goes by what the watch tells, as in an agent, which hears it.
+        let mut updates = store.watch()?;
+        while !matches!(updates.recv().await, Some(Update::InSync) | None) {}
+        tokio::spawn(async move { while updates.recv().await.is_some() {} });
         let costs = Arc::clone(costs);
         Ok(Allocator::new(Arc::new(Counted { store, costs }), name(node)))
     };
