@@ -240,7 +240,8 @@ impl Agent<'_> {
         let terms = terms_of(config, &settings, (deadline, patience));
         let deferred = Arc::clone(&self.store);
         let (intake, outlets) = Intake::new(terms, deferred, self.file.clone(), copy.as_ref(), confirmed);
-        let stop_intake = self.stop.child_token();
+        // Stopped after the loop: to that the end of the updates would be a fault.
+        let stop_intake = CancellationToken::new();
         let intake = tokio::spawn(intake.run(stop_intake.clone()));
         let firewall = firewall::start(config.filter.unknown_tunnel_peers, self.metrics.clone());
         let event_loop = EventLoop::new(

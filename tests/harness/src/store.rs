@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::io;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
@@ -158,23 +159,31 @@ pub(crate) fn add(folder: &Path, document: String) -> Result<(), LabError> {
     })
 }
 
-/// Moves everything but the hidden files from one folder into another, which is made if need be.
+/// Moves everything but the hidden files from one folder into another, which is made if need be. A folder that is there
+/// already, since an agent has written into it meanwhile, takes what is moved besides what it has.
 pub(crate) fn move_all(from: &Path, to: &Path) -> Result<(), LabError> {
-    let moving = || {
-        fs::create_dir_all(to)?;
-        for entry in fs::read_dir(from)? {
-            let name = entry?.file_name();
-            if !name.to_string_lossy().starts_with('.') {
-                fs::rename(from.join(&name), to.join(&name))?;
-            }
-        }
-        Ok(())
-    };
-    moving().map_err(LabError::io(format!(
+    move_into(from, to).map_err(LabError::io(format!(
         "move what is in {} to {}",
         from.display(),
         to.display()
     )))
+}
+
+fn move_into(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let name = entry?.file_name();
+        let (source, target) = (from.join(&name), to.join(&name));
+        if name.to_string_lossy().starts_with('.') {
+            continue;
+        }
+        if source.is_dir() && target.is_dir() {
+            move_into(&source, &target)?;
+        } else {
+            fs::rename(source, target)?;
+        }
+    }
+    Ok(())
 }
 
 /// The manifests of a layout.
