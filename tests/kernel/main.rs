@@ -147,8 +147,9 @@ const TRIALS: [(Layout, &str, Act); 50] = [
 /// The trials that need one.
 #[rustfmt::skip]
 const FILTER_TRIALS: [(Layout, &str, Act); 4] = [
-    (FILTERED, "tunnelled_packets_from_unknown_sources_are_dropped_counted_and_told", filter::unknown_sources),
+    // The first: what another lets be refused is told for an hour.
     (FILTERED, "the_doctor_finds_nothing_on_a_node_that_is_well_and_names_what_was_broken", doctor::faults),
+    (FILTERED, "tunnelled_packets_from_unknown_sources_are_dropped_counted_and_told", filter::unknown_sources),
     (FILTERED, "nat_outgoing_replaces_the_source_of_what_leaves_the_cluster_and_of_nothing_else", filter::nat_outgoing),
     (FILTERED, "a_host_reaches_a_service_whose_pod_is_behind_the_tunnel", filter::host_to_service),
 ];
