@@ -32,6 +32,13 @@ fn files(folder: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>, Failed> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
+        // The agents of the other nodes renew a lease.
+        let is_of_leases = path
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().contains("lease"));
+        if is_of_leases {
+            continue;
+        }
         if path.is_dir() {
             found.append(&mut files(&path)?);
         } else {
