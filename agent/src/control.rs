@@ -46,7 +46,7 @@ use crate::desired::{Settings, TUNNEL_DEVICE};
 use crate::events;
 use crate::fib::{Change, Desired, PROTOCOL_KERNEL, Route, Snapshot};
 use crate::firewall;
-use crate::http::{self, Confirmations};
+use crate::http::{self, Confirmations, Questions};
 use crate::inquiry::{Inquiries, Inquiry};
 use crate::metrics::Metrics;
 use crate::node::{self, AddressError, Missing};
@@ -139,7 +139,9 @@ pub async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Agen
     let (status, status_reader) = watch::channel(Arc::new(AgentStatus::starting(&node)));
     let metrics = Metrics::register()?;
     let allocator = Allocator::new(Arc::clone(&store) as _, node);
-    serve_http(config, &metrics, status_reader.clone(), &stop).await?;
+    let (inquiries, mut asked) = Inquiries::channel();
+    let questions = Questions::new(status_reader.clone(), inquiries.clone());
+    serve_http(config, &metrics, status_reader.clone(), questions, &stop).await?;
     let (confirmations, mut confirmed) = Confirmations::channel();
     let (tell, told) = events::channel();
     if let Some(file) = config_file {
@@ -155,8 +157,13 @@ pub async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Agen
         status_reader.clone(),
     )
     .telling(tell);
-    let reader = status_reader.clone();
-    let mut asked = serve_socket(&config.socket, attachments, reader, confirmations, &stop)?;
+    let api = http::SocketApi {
+        status: status_reader.clone(),
+        attachments: Arc::new(attachments),
+        confirmations,
+        inquiries,
+    };
+    serve_socket(&config.socket, api, &stop)?;
     let told_of_node = tell_of_node(&(Arc::clone(&store) as _), config, status_reader.clone(), told);
     let collector = collector::start(
         Arc::clone(&store) as _,
@@ -428,6 +435,7 @@ async fn serve_http(
     config: &Config,
     metrics: &Metrics,
     status: watch::Receiver<Arc<AgentStatus>>,
+    questions: Questions,
     stop: &CancellationToken,
 ) -> Result<(), AgentError> {
     let address = config.http.listen;
@@ -436,36 +444,22 @@ async fn serve_http(
         .map_err(|source| AgentError::Http { address, source })?;
     let (metrics, stop) = (metrics.clone(), stop.clone());
     tokio::spawn(async move {
-        if let Err(error) = http::serve(listener, metrics, status, stop).await {
-            warn!(%error, "metrics and health are no longer served");
+        if let Err(error) = http::serve(listener, metrics, status, questions, stop).await {
+            warn!(%error, "metrics, health and answers are no longer served");
         }
     });
     Ok(())
 }
 
-/// Returns where the questions come out that only the control loop can answer.
-fn serve_socket(
-    path: &Path,
-    attachments: Attachments,
-    status: watch::Receiver<Arc<AgentStatus>>,
-    confirmations: Confirmations,
-    stop: &CancellationToken,
-) -> Result<mpsc::Receiver<Inquiry>, AgentError> {
+fn serve_socket(path: &Path, api: http::SocketApi, stop: &CancellationToken) -> Result<(), AgentError> {
     let listener = http::bind_socket(path)?;
-    let (inquiries, asked) = Inquiries::channel();
-    let api = http::SocketApi {
-        status,
-        attachments: Arc::new(attachments),
-        confirmations,
-        inquiries,
-    };
     let stop = stop.clone();
     tokio::spawn(async move {
         if let Err(error) = http::serve_socket(listener, api, stop).await {
             warn!(%error, "the agent's socket is no longer served");
         }
     });
-    Ok(asked)
+    Ok(())
 }
 
 fn stop_on_signals(stop: &CancellationToken) -> Result<(), AgentError> {

@@ -1,4 +1,4 @@
-//! `/metrics`, `/healthz` and `/readyz`.
+//! `/metrics`, `/healthz` and `/readyz`, and beside them the questions that change nothing.
 
 use std::io;
 use std::sync::Arc;
@@ -13,14 +13,15 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::Limits;
+use super::{Limits, Questions};
 use crate::metrics::Metrics;
 use crate::status::AgentStatus;
 
-/// Prometheus, two probes of the kubelet, and a few people.
+/// Prometheus, two probes of the kubelet, and a few people, maybe by way of the API server.
 const LIMITS: Limits = Limits {
     connections: 32,
     head: Duration::from_secs(10),
+    life: Some(Duration::from_secs(60)),
 };
 
 #[derive(Clone)]
@@ -29,7 +30,7 @@ struct Health {
     status: watch::Receiver<Arc<AgentStatus>>,
 }
 
-/// Serves metrics and health on `listener` until `stop`.
+/// Serves metrics and health, and answers `questions`, on `listener` until `stop`.
 ///
 /// # Errors
 /// When the listener fails.
@@ -37,13 +38,15 @@ pub async fn serve(
     listener: TcpListener,
     metrics: Metrics,
     status: watch::Receiver<Arc<AgentStatus>>,
+    questions: Questions,
     stop: CancellationToken,
 ) -> io::Result<()> {
     let router = Router::new()
         .route("/metrics", get(encode_metrics))
         .route("/healthz", get(healthy))
         .route("/readyz", get(ready))
-        .with_state(Health { metrics, status });
+        .with_state(Health { metrics, status })
+        .merge(questions.router());
     super::serve_until(listener, router, LIMITS, stop).await
 }
 
@@ -83,6 +86,7 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
+    use crate::inquiry::Inquiries;
     use crate::status::{DatastoreStatus, RouteStatus};
 
     struct Server {
@@ -99,7 +103,14 @@ mod tests {
         let metrics = Metrics::register().unwrap();
         let (status, receiver) = watch::channel(Arc::new(AgentStatus::starting("a")));
         let stop = CancellationToken::new();
-        let task = tokio::spawn(serve(listener, metrics.clone(), receiver, stop.clone()));
+        let questions = Questions::new(receiver.clone(), Inquiries::channel().0);
+        let task = tokio::spawn(serve(
+            listener,
+            metrics.clone(),
+            receiver,
+            questions,
+            stop.clone(),
+        ));
         Server {
             address,
             metrics,
@@ -179,6 +190,7 @@ mod tests {
         let limits = Limits {
             connections: 2,
             head: Duration::from_millis(50),
+            life: None,
         };
         let router = Router::new().route("/", axum::routing::get(async || "here"));
         let stop = CancellationToken::new();
