@@ -4,7 +4,7 @@ use culvert_ipam::affinity::{Affinity, AffinityState};
 
 use crate::api::{BlockAffinity, IpPool, Node, Object, annotation};
 use crate::desired::Settings;
-use crate::fib::{Address, Link, NextHop, Route, RouteKey, RouteKind, SCOPE_LINK, SCOPE_UNIVERSE};
+use crate::fib::{Address, Link, NextHop, Route, RouteKey, RouteKind, SCOPE_LINK, SCOPE_UNIVERSE, Snapshot};
 use crate::peering::Speaking;
 
 /// The index of the first NIC.
@@ -52,6 +52,16 @@ pub(crate) fn address(link: u32, net: &str) -> Address {
     Address {
         link,
         net: net.parse().unwrap(),
+    }
+}
+
+/// A kernel with a NIC for each of these names, and its address.
+pub(crate) fn addressed(addresses: &[(&str, &str)]) -> Snapshot {
+    let indexed = || (1..).zip(addresses);
+    Snapshot {
+        links: indexed().map(|(index, (name, _))| link(index, name)).collect(),
+        addresses: indexed().map(|(index, (_, net))| address(index, net)).collect(),
+        ..Snapshot::default()
     }
 }
 

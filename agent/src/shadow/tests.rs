@@ -113,13 +113,8 @@ fn every_difference_is_named() {
 #[test]
 fn what_would_be_written_to_the_datastore_is_told() {
     let mut cluster = cluster();
-    let Object::Node(mut bare) = tunnelling("node1", "172.18.0.99/24", "") else {
-        unreachable!()
-    };
-    bare.metadata.annotations.remove(annotation::IPIP_TUNNEL_ADDRESS);
-    cluster.upsert(&Object::Node(bare));
-    let claim = crate::api::Key::new(crate::api::Kind::BlockAffinity, "node1-block");
-    cluster.remove(&claim);
+    cluster.upsert(&node("node1", "172.18.0.99/24"));
+    cluster.remove(&affinity("node1", "10.65.1.0/26").key());
     let shadow = compare(
         &settings("node1", "172.18.0.11"),
         &cluster,
