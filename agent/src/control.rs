@@ -147,11 +147,8 @@ pub async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Agen
     let (confirmations, mut confirmed) = Confirmations::channel();
     let (tell, told) = events::channel();
     if let Some(file) = config_file {
-        tokio::spawn(configuration::watch(
-            file.to_owned(),
-            config.clone(),
-            tell.clone(),
-        ));
+        let watch = configuration::watch(file.to_owned(), config.clone(), tell.clone());
+        tokio::spawn(watch);
     }
     let attachments = Attachments::new(
         Arc::new(allocator.clone()),
@@ -167,15 +164,7 @@ pub async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Agen
     };
     serve_socket(&config.socket, api, &stop)?;
     let told_of_node = tell_of_node(&(Arc::clone(&store) as _), config, status_reader.clone(), told);
-    let collector = collector::start(
-        Arc::clone(&store) as _,
-        config.node_name.as_str().to_owned(),
-        collection_terms(config),
-        status_reader,
-        metrics.clone(),
-        stop.clone(),
-    );
-
+    let collector = start_collector(config, Arc::clone(&store) as _, status_reader, &metrics, &stop);
     let agent = Agent {
         config,
         store,
@@ -312,13 +301,21 @@ fn settings_of(config: &Config, identity: &Identity) -> Settings {
     }
 }
 
-fn collection_terms(config: &Config) -> collector::Terms {
+fn start_collector(
+    config: &Config,
+    store: Arc<dyn Datastore>,
+    status: watch::Receiver<Arc<AgentStatus>>,
+    metrics: &Metrics,
+    stop: &CancellationToken,
+) -> JoinHandle<()> {
+    let node = config.node_name.as_str().to_owned();
     let config = &config.garbage_collection;
-    collector::Terms {
+    let terms = collector::Terms {
         mode: config.mode,
         interval: Duration::from_secs(u64::from(config.interval.get())),
         grace_seconds: u64::from(config.grace_period.get()),
-    }
+    };
+    collector::start(store, node, terms, status, metrics.clone(), stop.clone())
 }
 
 fn terms_of(config: &Config, settings: &Settings, patience: (Instant, Duration)) -> Terms {

@@ -77,13 +77,13 @@ impl Question {
     pub fn target(&self) -> String {
         let (path, parameters) = match self {
             Question::Status(Peers::All) => (STATUS, vec![]),
-            Question::Status(peers) => (STATUS, vec![("peers", name_of(*peers))]),
+            Question::Status(peers) => (STATUS, vec![("peers", name_of(peers))]),
             Question::Doctor => (DOCTOR, vec![]),
             Question::Explain(destination) => (EXPLAIN, vec![("destination", destination.to_string())]),
             Question::Routes(request) => {
                 let peer = request.peer.map(|peer| ("peer", peer.to_string()));
                 let within = request.within.map(|within| ("within", within.to_string()));
-                let table = ("table", name_of(request.table));
+                let table = ("table", name_of(&request.table));
                 let all = [Some(table), peer, within];
                 (ROUTES, all.into_iter().flatten().collect())
             }
@@ -98,7 +98,7 @@ impl Question {
 }
 
 /// A value by its name on the command line.
-fn name_of(value: impl ValueEnum) -> String {
+fn name_of(value: &impl ValueEnum) -> String {
     let name = value.to_possible_value();
     name.map(|name| name.get_name().to_owned()).unwrap_or_default()
 }
@@ -321,7 +321,7 @@ impl Parameters {
         let Some(value) = self.0.remove(name) else {
             return Ok(None);
         };
-        let known: Vec<String> = T::value_variants().iter().cloned().map(name_of).collect();
+        let known: Vec<String> = T::value_variants().iter().map(name_of).collect();
         match T::from_str(&value, false) {
             Ok(chosen) => Ok(Some(chosen)),
             Err(_) => Err(wrong(format!(
