@@ -91,11 +91,11 @@ metrics! {
     /// Prefixes that are announced to all peers.
     bgp_prefixes_sent: IntGauge = "culvert_bgp_prefixes_sent";
     /// Whether the session with a peer is Established, 0 or 1; only of peers with which it is not, unless http.peerMetrics is on.
-    bgp_peer_up: IntGaugeVec = "culvert_bgp_peer_up" by "peer", "node";
+    bgp_peer_up: IntGaugeVec = "culvert_bgp_peer_up" by "peer", "peer_node";
     /// Prefixes that a peer announces; only where http.peerMetrics is on.
-    bgp_peer_prefixes_received: IntGaugeVec = "culvert_bgp_peer_prefixes_received" by "peer", "node";
+    bgp_peer_prefixes_received: IntGaugeVec = "culvert_bgp_peer_prefixes_received" by "peer", "peer_node";
     /// Prefixes that are announced to a peer; only where http.peerMetrics is on.
-    bgp_peer_prefixes_sent: IntGaugeVec = "culvert_bgp_peer_prefixes_sent" by "peer", "node";
+    bgp_peer_prefixes_sent: IntGaugeVec = "culvert_bgp_peer_prefixes_sent" by "peer", "peer_node";
     /// BGP connections refused, since they came from addresses that are no peers'.
     bgp_connections_refused: IntCounter = "culvert_bgp_connections_refused_total";
     /// Seconds from the claim of a block for this node until the kernel had its UPDATE for the last Established peer.

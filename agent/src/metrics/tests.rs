@@ -241,7 +241,7 @@ fn only_peers_without_a_session_have_series_of_their_own_and_only_until_they_hav
     let text = metrics.scrape(&peers(3, 2), false).unwrap();
     assert_eq!(
         of_peers(&text),
-        ["culvert_bgp_peer_up{node=\"n2\",peer=\"10.0.0.2\"} 0"]
+        ["culvert_bgp_peer_up{peer=\"10.0.0.2\",peer_node=\"n2\"} 0"]
     );
     assert!(text.contains("\nculvert_bgp_prefixes_received 9\n"), "{text}");
     assert!(text.contains("\nculvert_bgp_prefixes_sent 6\n"), "{text}");
@@ -256,12 +256,12 @@ fn where_it_is_switched_on_all_peers_have_series() {
     assert_eq!(
         of_peers(&text),
         [
-            "culvert_bgp_peer_prefixes_received{node=\"n0\",peer=\"10.0.0.0\"} 3",
-            "culvert_bgp_peer_prefixes_received{node=\"n1\",peer=\"10.0.0.1\"} 3",
-            "culvert_bgp_peer_prefixes_sent{node=\"n0\",peer=\"10.0.0.0\"} 2",
-            "culvert_bgp_peer_prefixes_sent{node=\"n1\",peer=\"10.0.0.1\"} 2",
-            "culvert_bgp_peer_up{node=\"n0\",peer=\"10.0.0.0\"} 1",
-            "culvert_bgp_peer_up{node=\"n1\",peer=\"10.0.0.1\"} 0",
+            "culvert_bgp_peer_prefixes_received{peer=\"10.0.0.0\",peer_node=\"n0\"} 3",
+            "culvert_bgp_peer_prefixes_received{peer=\"10.0.0.1\",peer_node=\"n1\"} 3",
+            "culvert_bgp_peer_prefixes_sent{peer=\"10.0.0.0\",peer_node=\"n0\"} 2",
+            "culvert_bgp_peer_prefixes_sent{peer=\"10.0.0.1\",peer_node=\"n1\"} 2",
+            "culvert_bgp_peer_up{peer=\"10.0.0.0\",peer_node=\"n0\"} 1",
+            "culvert_bgp_peer_up{peer=\"10.0.0.1\",peer_node=\"n1\"} 0",
         ]
     );
 }
