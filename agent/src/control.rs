@@ -146,11 +146,8 @@ pub async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Agen
     let (confirmations, mut confirmed) = Confirmations::channel();
     let (tell, told) = events::channel();
     if let Some(file) = config_file {
-        tokio::spawn(configuration::watch(
-            file.to_owned(),
-            config.clone(),
-            tell.clone(),
-        ));
+        let (file, config) = (file.to_owned(), config.clone());
+        tokio::spawn(configuration::watch(file, config, tell.clone()));
     }
     let attachments = Attachments::new(
         Arc::new(allocator.clone()),
@@ -167,15 +164,7 @@ pub async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Agen
         (&metrics, &stop),
     )?;
     let told_of_node = tell_of_node(&(Arc::clone(&store) as _), config, status_reader.clone(), told);
-    let collector = collector::start(
-        Arc::clone(&store) as _,
-        config.node_name.as_str().to_owned(),
-        collection_terms(config),
-        status_reader,
-        metrics.clone(),
-        stop.clone(),
-    );
-
+    let collector = start_collector(config, &store, status_reader, &metrics, &stop);
     let agent = Agent {
         config,
         store,
@@ -310,6 +299,23 @@ fn settings_of(config: &Config, identity: &Identity) -> Settings {
         path_mtu_discovery: config.tunnel.path_mtu_discovery,
         pin_table: routes.source_pin.0.then_some(routes.pin_table.get()),
     }
+}
+
+fn start_collector(
+    config: &Config,
+    store: &Arc<Deferred>,
+    status: watch::Receiver<Arc<AgentStatus>>,
+    metrics: &Metrics,
+    stop: &CancellationToken,
+) -> JoinHandle<()> {
+    collector::start(
+        Arc::clone(store) as _,
+        config.node_name.as_str().to_owned(),
+        collection_terms(config),
+        status,
+        metrics.clone(),
+        stop.clone(),
+    )
 }
 
 fn collection_terms(config: &Config) -> collector::Terms {

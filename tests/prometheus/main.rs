@@ -15,13 +15,16 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 type Outcome = Result<(), Failed>;
 
+/// How a trial goes.
+type Act = fn() -> Outcome;
+
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     if let Err(error) = interruption::listen() {
         eprintln!("prometheus: {error}");
         return ExitCode::FAILURE;
     }
-    let trials: [(&'static str, fn() -> Outcome); 5] = [
+    let trials: [(&'static str, Act); 5] = [
         ("every_alert_has_its_page_and_its_test", rules::documented),
         (
             "alerts_fire_for_what_they_are_about_and_nothing_else",
