@@ -11,6 +11,7 @@ mod event_loop;
 mod fights;
 mod identity;
 mod intake;
+mod measures;
 mod pool_modes;
 mod renumbering;
 mod repairs;
@@ -137,18 +138,18 @@ pub async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Agen
     let node = config.node_name.as_str().to_owned();
     let file = last_good_of(config);
     let mut copy = file.read();
-    let store = Arc::new(datastore_of(config, copy.is_some()));
     let (status, status_reader) = watch::channel(Arc::new(AgentStatus::starting(&node)));
     let metrics = Metrics::register()?;
-    let allocator = Allocator::new(Arc::clone(&store) as _, node);
+    let store = Arc::new(datastore_of(config, copy.is_some()).measured(metrics.clone()));
+    let allocator = Allocator::measured(Arc::clone(&store) as _, node, metrics.clone());
     let (inquiries, mut asked) = Inquiries::channel();
     let questions = Questions::new(status_reader.clone(), inquiries.clone());
     serve_http(config, &metrics, status_reader.clone(), questions, &stop).await?;
     let (confirmations, mut confirmed) = Confirmations::channel();
     let (tell, told) = events::channel();
     if let Some(file) = config_file {
-        let watch = configuration::watch(file.to_owned(), config.clone(), tell.clone());
-        tokio::spawn(watch);
+        let (file, config) = (file.to_owned(), config.clone());
+        tokio::spawn(configuration::watch(file, config, tell.clone()));
     }
     let attachments = Attachments::new(
         Arc::new(allocator.clone()),
@@ -161,10 +162,11 @@ pub async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Agen
         attachments: Arc::new(attachments),
         confirmations,
         inquiries,
+        metrics: metrics.clone(),
     };
     serve_socket(&config.socket, api, &stop)?;
     let told_of_node = tell_of_node(&(Arc::clone(&store) as _), config, status_reader.clone(), told);
-    let collector = start_collector(config, Arc::clone(&store) as _, status_reader, &metrics, &stop);
+    let collector = start_collector(config, &store, status_reader, &metrics, &stop);
     let agent = Agent {
         config,
         store,
@@ -303,12 +305,13 @@ fn settings_of(config: &Config, identity: &Identity) -> Settings {
 
 fn start_collector(
     config: &Config,
-    store: Arc<dyn Datastore>,
+    store: &Arc<Deferred>,
     status: watch::Receiver<Arc<AgentStatus>>,
     metrics: &Metrics,
     stop: &CancellationToken,
 ) -> JoinHandle<()> {
     let node = config.node_name.as_str().to_owned();
+    let store = Arc::clone(store) as _;
     let config = &config.garbage_collection;
     let terms = collector::Terms {
         mode: config.mode,
@@ -423,11 +426,7 @@ fn start_speaker(
         external_needs_policy: config.bgp.external_needs_policy.0,
         ..SpeakerConfig::new(identity.asn, identity.router_id, identity.address.addr())
     };
-    speaker::start(
-        speaker,
-        identity.endpoint.clone(),
-        metrics.bgp_connections_refused.clone(),
-    )
+    speaker::start(speaker, identity.endpoint.clone(), metrics.clone())
 }
 
 async fn serve_http(
@@ -442,8 +441,9 @@ async fn serve_http(
         .await
         .map_err(|source| AgentError::Http { address, source })?;
     let (metrics, stop) = (metrics.clone(), stop.clone());
+    let all_peers = config.http.peer_metrics.0;
     tokio::spawn(async move {
-        if let Err(error) = http::serve(listener, metrics, status, questions, stop).await {
+        if let Err(error) = http::serve(listener, metrics, all_peers, status, questions, stop).await {
             warn!(%error, "metrics, health and answers are no longer served");
         }
     });
