@@ -3,6 +3,7 @@
 //! Pure: [`examine`] looks at what the control loop knows, and at what [`Host::read`] found on the host beside that. It
 //! changes nothing.
 
+pub mod cluster;
 mod host;
 mod lines;
 mod network;

@@ -34,6 +34,7 @@ pub mod selector;
 pub mod shadow;
 pub mod speaker;
 pub mod status;
+pub mod survey;
 mod table;
 pub mod uapi;
 pub mod withdrawal;

@@ -8,10 +8,12 @@ mod doctor;
 mod generated;
 mod get;
 mod ipam;
+mod members;
 mod node;
 mod rollout;
 mod route;
 mod shadow;
+mod status;
 mod store;
 
 use std::io::{self, Write};
@@ -42,13 +44,15 @@ struct Arguments {
 enum Command {
     /// Run the agent of this node.
     Agent(agent::Arguments),
+    /// Look at all nodes of the cluster: which agents answer, which sessions are up. The exit status is 1 where something is wrong.
+    Status(status::Arguments),
     /// Look at the agent of this node.
     #[command(subcommand)]
     Node(node::Command),
     /// Look at the BGP speaker of this node: its peers and their routes.
     #[command(subcommand)]
     Bgp(bgp::Command),
-    /// Look for what is wrong with this node. The exit status is 1 when something is.
+    /// Look for what is wrong with this node, or with all of them. The exit status is 1 when something is.
     Doctor(doctor::Arguments),
     /// Find out why packets go where they go.
     #[command(subcommand)]
@@ -202,6 +206,7 @@ impl From<ClientError> for CliError {
 pub fn run() -> Result<(), CliError> {
     match Arguments::parse().command {
         Command::Agent(arguments) => agent::run(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
         Command::Node(command) => node::run(&command),
         Command::Bgp(command) => bgp::run(&command),
         Command::Doctor(arguments) => doctor::run(&arguments),

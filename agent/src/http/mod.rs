@@ -3,8 +3,10 @@
 
 mod answer;
 mod client;
+mod exchange;
 mod health;
 mod questions;
+mod remote;
 mod socket;
 
 use std::io;
@@ -24,6 +26,7 @@ use tracing::debug;
 pub use client::{Client, ClientError};
 pub use health::serve;
 pub use questions::{Peers, Question, Questions};
+pub use remote::{Unanswered, get, read};
 pub use socket::{Confirmations, SocketApi, SocketError, bind_socket, serve_socket, somebody_listens};
 
 /// How long requests under way may take after the stop: the agent ends within a second.

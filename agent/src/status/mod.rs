@@ -134,6 +134,26 @@ pub struct PeerStatus {
 }
 
 impl PeerStatus {
+    /// A node of the mesh at this address, in this state since long ago, of which nothing else is known.
+    #[cfg(test)]
+    pub(crate) fn example(address: IpAddr, state: &str) -> Self {
+        Self {
+            address,
+            node: None,
+            r#type: PeerType::Mesh,
+            state: state.to_owned(),
+            since: Timestamp::UNIX_EPOCH,
+            reason: None,
+            failures: 0,
+            failed: None,
+            prefixes_received: 0,
+            prefixes_sent: 0,
+            established_count: 0,
+            stale: false,
+            outer_source: None,
+        }
+    }
+
     /// Whether the session is Established.
     #[must_use]
     pub fn is_established(&self) -> bool {
@@ -165,6 +185,23 @@ impl SessionCounts {
     #[must_use]
     pub fn down(self) -> usize {
         self.peers.saturating_sub(self.established)
+    }
+}
+
+/// How long something has lasted, in its two largest units: `3d4h`, `12m5s`.
+#[must_use]
+pub fn uptime(since: Timestamp, now: Timestamp) -> String {
+    let seconds = now.duration_since(since).as_secs().max(0);
+    match (
+        seconds / 86_400,
+        seconds / 3_600 % 24,
+        seconds / 60 % 60,
+        seconds % 60,
+    ) {
+        (0, 0, 0, seconds) => format!("{seconds}s"),
+        (0, 0, minutes, seconds) => format!("{minutes}m{seconds}s"),
+        (0, hours, minutes, _) => format!("{hours}h{minutes}m"),
+        (days, hours, ..) => format!("{days}d{hours}h"),
     }
 }
 
