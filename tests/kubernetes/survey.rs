@@ -57,6 +57,7 @@ fn survey(_: &Server) -> Outcome {
     }
     all_answer(&lab, &server)?;
     who_may_not_is_told(&lab, &server)?;
+    bundle(&lab, &server)?;
     some_do_not(&mut lab, &server)?;
     lab.down()?;
     Ok(())
@@ -115,6 +116,47 @@ fn who_may_not_is_told(lab: &Lab, server: &ApiServer) -> Outcome {
         !is_well && text.contains("403") && text.contains("culvert-operator"),
         || text.clone(),
     )
+}
+
+/// A bundle of all nodes has what they say, and no password.
+fn bundle(lab: &Lab, server: &ApiServer) -> Outcome {
+    const PASSWORD: &str = "correct-horse-battery";
+    let secret = ["-n", "kube-system", "create", "secret", "generic", "bgp"];
+    let literal = format!("--from-literal=password={PASSWORD}");
+    server.kubectl(ADMIN, &[&secret[..], &[&literal]].concat(), "")?;
+    let annotation = format!("example.org/password={PASSWORD}");
+    server.kubectl(
+        ADMIN,
+        &["annotate", "ippools.crd.projectcalico.org", "--all", &annotation],
+        "",
+    )?;
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("diags.tar.gz").display().to_string();
+    let (is_done, text) = culvert(lab, server, OPERATOR, &["diags", "--all-nodes", "-o", &file])?;
+    ensure(is_done, || text.clone())?;
+    let output = std::process::Command::new("tar")
+        .args(["-xzf", &file, "--strip-components=1", "-C"])
+        .arg(folder.path())
+        .output()?;
+    ensure(output.status.success(), || {
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    })?;
+    for name in [
+        "version.txt",
+        "datastore/ippools.json",
+        "nodes/node1/status.json",
+        "nodes/node3/kernel.json",
+    ] {
+        ensure(folder.path().join(name).is_file(), || {
+            format!("no {name}: {text}")
+        })?;
+    }
+    let found = std::process::Command::new("grep")
+        .args(["-rl", PASSWORD])
+        .arg(folder.path())
+        .output()?;
+    let found = String::from_utf8_lossy(&found.stdout).into_owned();
+    ensure(found.is_empty(), || format!("the password is in {found}"))
 }
 
 /// One agent is gone, and one node has no pod of it.

@@ -31,7 +31,12 @@ impl AgentArguments {
         question: impl FnOnce(Client) -> F,
     ) -> Result<T, CliError> {
         let runtime = super::runtime()?;
-        Ok(runtime.block_on(question(Client::new(&self.socket, PATIENCE)))?)
+        Ok(runtime.block_on(question(self.client()))?)
+    }
+
+    /// The agent, to be asked more than once.
+    pub(super) fn client(&self) -> Client {
+        Client::new(&self.socket, PATIENCE)
     }
 }
 

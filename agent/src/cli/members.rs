@@ -1,6 +1,6 @@
 //! All agents of a cluster, for the commands that ask them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,6 +53,11 @@ impl MemberArguments {
             all: Duration::from_secs(self.timeout),
             at_once: usize::from(self.parallel),
         }
+    }
+
+    /// The agent's configuration, where it was named.
+    pub(super) fn config(&self) -> Option<&Path> {
+        self.config.as_deref()
     }
 
     /// Finds them.

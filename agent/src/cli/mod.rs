@@ -4,6 +4,7 @@ mod agent;
 mod asked;
 mod bgp;
 mod cni;
+mod diags;
 mod doctor;
 mod generated;
 mod get;
@@ -54,6 +55,8 @@ enum Command {
     Bgp(bgp::Command),
     /// Look for what is wrong with this node, or with all of them. The exit status is 1 when something is.
     Doctor(doctor::Arguments),
+    /// Write a bundle of all that tells how this node, or the whole cluster, is; without secrets.
+    Diags(diags::Arguments),
     /// Find out why packets go where they go.
     #[command(subcommand)]
     Route(route::Command),
@@ -210,6 +213,7 @@ pub fn run() -> Result<(), CliError> {
         Command::Node(command) => node::run(&command),
         Command::Bgp(command) => bgp::run(&command),
         Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Diags(arguments) => diags::run(&arguments),
         Command::Route(command) => route::run(&command),
         Command::Ipam(command) => ipam::run(&command),
         Command::Get(arguments) => get::run(&arguments),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use culvert_bgp::id::{Asn, Prefix};
 use culvert_ipam::pool::Family;
 use ipnet::IpNet;
+use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +31,7 @@ use crate::cluster::{Cluster, ClusterChange};
 use crate::dataplane::{Dataplane, DataplaneError, Netlink};
 use crate::datastore::Update;
 use crate::desired::{Changed, Known, Learned, Planner, Settings, Updated};
+use crate::events;
 use crate::fib::{Change, KernelEvent, RouteKey};
 use crate::firewall;
 use crate::inquiry::Inquiry;
@@ -509,8 +511,9 @@ impl EventLoop {
 
     fn publish_status(&mut self) {
         self.status_due = None;
-        let status = report::status(&Observation {
-            former: &self.status.borrow().clone(),
+        let former = Arc::clone(&self.status.borrow());
+        let mut status = report::status(&Observation {
+            former: &former,
             settings: &self.settings,
             asn: self.asn,
             cluster: &self.cluster,
@@ -531,6 +534,7 @@ impl EventLoop {
         let rejected = self.planner.plan().rejected.len();
         let rejected = i64::try_from(rejected).unwrap_or(i64::MAX);
         self.measures.metrics.routes_rejected.set(rejected);
+        status.last_error = events::last_error(&former, &status, Timestamp::now());
         self.status.send_replace(Arc::new(status));
     }
 
@@ -540,6 +544,8 @@ impl EventLoop {
             cluster: &self.cluster,
             plan: self.planner.plan(),
             actual: &self.actual,
+            learned: &self.learned,
+            difference: &self.difference,
             failures: &self.failures,
             fights: self.repairs.fights(),
             status: &self.status.borrow().clone(),

@@ -109,7 +109,7 @@ impl Client {
     /// # Errors
     /// When there is no agent, or no answer of it.
     pub async fn status(&self) -> Result<AgentStatus, ClientError> {
-        self.question(Question::Status(Peers::All)).await
+        self.question(Question::Status(Peers::Counted)).await
     }
 
     /// Confirms the deletions that the agent holds.

@@ -3,10 +3,13 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use futures_util::StreamExt as _;
+use futures_util::stream;
 use hyper::StatusCode;
 use hyper::body::Bytes;
+use tokio::time::timeout;
 
-use super::{Member, Way};
+use super::{Member, Terms, Way};
 use crate::api::Node;
 use crate::datastore::kubernetes::{Access, AgentPods};
 use crate::datastore::{self, Datastore, DatastoreError};
@@ -75,6 +78,23 @@ impl Agents {
     #[must_use]
     pub fn members(&self) -> &[Member] {
         &self.members
+    }
+
+    /// The last lines of the agents' logs, by node, as far as the API server has them.
+    pub async fn logs(&self, lines: usize, terms: Terms) -> Vec<(String, Result<String, String>)> {
+        let Some(pods) = &self.pods else {
+            return Vec::new();
+        };
+        let running = self.members.iter().filter_map(|member| match &member.way {
+            Ok(Way::Proxy(pod, _)) => Some((member.node.clone(), pod)),
+            _ => None,
+        });
+        let asked = stream::iter(running).map(|(node, pod)| async move {
+            let log = timeout(terms.each, pods.log(pod, lines)).await;
+            let late = || Err(format!("no log within {} s", terms.each.as_secs()));
+            (node, log.unwrap_or_else(|_| late()))
+        });
+        asked.buffered(terms.at_once.max(1)).collect().await
     }
 
     /// What an agent answers to a GET.

@@ -224,6 +224,22 @@ impl AgentPods {
         }
     }
 
+    /// The last lines of a pod's log.
+    ///
+    /// # Errors
+    /// When the server cannot be reached, or has no log, in words.
+    pub async fn log(&self, pod: &str, lines: usize) -> Result<String, String> {
+        let (namespace, pod) = (Encoded(&self.namespace), Encoded(pod));
+        let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}/log?tailLines={lines}");
+        let (code, body) = self.send(path).await?;
+        let text = String::from_utf8_lossy(&body).into_owned();
+        if code.is_success() {
+            Ok(text)
+        } else {
+            Err(format!("{code}: {}", text.trim()))
+        }
+    }
+
     /// What the agent in a pod answers to a GET: status code and body, of the agent or of the server where that did not reach it.
     ///
     /// # Errors
@@ -234,6 +250,10 @@ impl AgentPods {
             Encoded(&self.namespace),
             Encoded(pod)
         );
+        self.send(path).await
+    }
+
+    async fn send(&self, path: String) -> Result<(StatusCode, Bytes), String> {
         let request = Request::get(path)
             .header(ACCEPT, "application/json")
             .body(Body::empty())
