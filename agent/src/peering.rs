@@ -40,6 +40,8 @@ pub struct Speaking {
     pub secret_namespace: String,
     /// Whether a default route that a router of the network tells of is installed.
     pub accepts_default: bool,
+    /// Seconds for which routes that are stale stay after the restart time (RFC 9494 §4.2), here and at the peers.
+    pub long_lived_stale_time: u32,
     /// How many paths and routes its sessions carry.
     pub paths: PathTerms,
 }
@@ -53,6 +55,7 @@ impl Default for Speaking {
             port: None,
             secret_namespace: DEFAULT_NAMESPACE.to_owned(),
             accepts_default: false,
+            long_lived_stale_time: 0,
             paths: PathTerms::default(),
         }
     }
@@ -171,11 +174,11 @@ pub enum Fault {
         /// Its name.
         name: String,
     },
-    /// A rule that is about no route. In Calico, too, a route has no interface when it comes in from a peer, and this
-    /// node's blocks never have one (BIRD: `ifname` is not defined before a next hop is resolved, and for a blackhole).
+    /// A rule by the interface that a route leads to. Which one that is the kernel's routes say, and they may change at any
+    /// time; the filters are the speaker's, which knows of none.
     #[error(
-        "{rule} asks for interface {interface}, which neither a route from a peer has when filters see it nor a block of \
-         this node: the rule is about none of them; use cidr or source"
+        "{rule} asks for interface {interface}, of which filters of routes from and to peers know nothing: the rule is \
+         applied to no route; use cidr, source, peerType or communities"
     )]
     Interface {
         /// Its place.

@@ -312,7 +312,7 @@ impl Driver {
                 }
                 0
             }
-            SocketEvent::Received { id, bytes } => {
+            SocketEvent::Received { id, bytes, turn } => {
                 self.unheard.remove(&id);
                 if self.connections.contains_key(&id) {
                     self.handle(Input::Received {
@@ -320,6 +320,7 @@ impl Driver {
                         bytes: &bytes,
                     });
                 }
+                drop(turn);
                 bytes.len()
             }
             SocketEvent::Closed { id, error } => {

@@ -327,7 +327,11 @@ impl EventLoop {
                 self.learned.insert(prefix, best);
             }
         }
-        self.converged |= news.converged;
+        if news.converged && !self.converged {
+            // What a former run left counts no longer as a way.
+            self.changed.everything = true;
+            self.converged = true;
+        }
         self.metrics
             .bgp_session_transitions
             .inc_by(news.sessions.len() as u64);
@@ -414,6 +418,7 @@ impl EventLoop {
             cluster: &self.cluster,
             learned: &self.learned,
             actual: &self.actual,
+            converged: self.converged,
         };
         let updated = self.planner.update(known, &changed);
         let desired = &self.planner.plan().desired;

@@ -238,6 +238,7 @@ fn config_of(neighbour: &Neighbour<'_>, paths: PathTerms, local: Local<'_>, clus
         IpAddr::V6(_) => Family::IPV6_UNICAST,
     };
     config.families = [(family, paths.of_family())].into();
+    config.long_lived_stale_time = local.speaking.long_lived_stale_time;
     let of_node = neighbour
         .node
         .and_then(|(name, _)| cluster.bgp().listen_port(name));

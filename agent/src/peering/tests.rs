@@ -501,7 +501,7 @@ fn a_rule_that_cannot_be_applied_is_named_and_the_others_of_its_filter_are() {
     assert_eq!(
         said,
         [
-            "BGPFilter f: exportV4[0] asks for interface eth*, which neither a route from a peer has when filters see it nor a block of this node: the rule is about none of them; use cidr or source"
+            "BGPFilter f: exportV4[0] asks for interface eth*, of which filters of routes from and to peers know nothing: the rule is applied to no route; use cidr, source, peerType or communities"
         ]
     );
 }
