@@ -150,8 +150,11 @@ pub enum Fault {
     #[error("it says neither by peerIP and asNumber nor by peerSelector who the peer is, and is left out")]
     NoPeer,
     /// Pods as peers.
-    #[error("Culvert does not speak BGP with pods: localWorkloadSelector is left out")]
-    Workloads,
+    #[error("Culvert does not speak BGP with pods: {field} is left out")]
+    Workloads {
+        /// The field.
+        field: &'static str,
+    },
     /// Two resources, one peer.
     #[error("{address} is a peer already, by BGPPeer {by}, and is left out here: keep one of the two")]
     Twice {
@@ -264,6 +267,14 @@ pub fn peering(local: Local<'_>, cluster: &Cluster) -> Peering {
     peers::add_configured(local, cluster, &mut policies, &mut peering);
     peers::add_mesh(local, cluster, &mut policies, &mut peering);
     peering.problems.extend(policies.into_problems());
+    for field in ["localWorkloadPeeringIPV4", "localWorkloadPeeringIPV6"] {
+        if cluster.bgp().configuration().unknown.contains_key(field) {
+            peering.problems.insert(Problem {
+                resource: "BGPConfiguration default".to_owned(),
+                fault: Fault::Workloads { field },
+            });
+        }
+    }
     peering
 }
 

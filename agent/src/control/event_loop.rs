@@ -554,7 +554,7 @@ impl EventLoop {
             }
         }
         if total > self.failures.len() {
-            info!(changes = total, failed = self.failures.len(), "kernel updated");
+            debug!(changes = total, failed = self.failures.len(), "kernel updated");
         }
         if self.failures.is_empty() {
             self.retry_wait = RETRY.0;

@@ -179,7 +179,9 @@ fn neighbours<'a>(
         return Ok(out);
     }
     if given(spec.local_workload_selector.as_ref()).is_some() {
-        return Err(Fault::Workloads);
+        return Err(Fault::Workloads {
+            field: "localWorkloadSelector",
+        });
     }
     let asn = spec.as_number.and_then(|number| Asn::new(number.0));
     let (Some(peer), Some(asn)) = (spec.peer_ip, asn) else {

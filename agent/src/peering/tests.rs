@@ -277,6 +277,24 @@ fn secret(namespace: &str, key: &str, value: &str) -> Value {
 }
 
 #[test]
+fn pods_as_peers_are_left_out_and_named() {
+    let pods = peer(
+        "pods",
+        &json!({"localWorkloadSelector": "app == 'router'", "asNumber": 65_001}),
+    );
+    let gateway = settings(r#"{"localWorkloadPeeringIPV4": "169.254.1.1"}"#);
+    let peering = of(&with(three_nodes(), &[pods, gateway]));
+    assert_eq!(addresses(&peering), ["172.18.0.2", "172.18.0.3"]);
+    assert_eq!(
+        problems(&peering),
+        [
+            "BGPConfiguration default: Culvert does not speak BGP with pods: localWorkloadPeeringIPV4 is left out",
+            "BGPPeer pods: Culvert does not speak BGP with pods: localWorkloadSelector is left out",
+        ]
+    );
+}
+
+#[test]
 fn a_password_is_read_from_its_secret_and_what_is_missing_is_named() {
     let wanted = json!({"password": {"secretKeyRef": {"name": "bgp", "key": "tor"}}});
     let optional = json!({"password": {"secretKeyRef": {"name": "bgp", "key": "tor", "optional": true}}});

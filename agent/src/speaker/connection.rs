@@ -1,8 +1,9 @@
 //! One TCP connection: dialled or accepted, read by a task of its own, written at once, or by another task where the peer
 //! does not keep up.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::io;
+use std::io::{self, Read};
 use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use culvert_bgp::config::{Password, PeerConfig};
 use culvert_bgp::id::ConnectionId;
 use culvert_bgp::speaker::TransportError;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
@@ -38,6 +40,12 @@ const READ_SIZE: usize = 65_536;
 
 /// Internetwork control, as routers mark their own traffic (RFC 4594 §3.2: CS6).
 const TOS_INTERNETWORK_CONTROL: u32 = 0xc0;
+
+thread_local! {
+    /// Where octets are read to, before as much room is made for them as they need: a thousand connections that are read at
+    /// once do not take 64 MiB.
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_SIZE]);
+}
 
 /// Of one connection so many events, of up to 64 KiB each, wait for the owner at most: a peer that sends without end keeps
 /// the others waiting for no more than these.
@@ -198,23 +206,12 @@ async fn read(id: ConnectionId, stream: Arc<TcpStream>, events: mpsc::Sender<Soc
     let turns = Arc::new(Semaphore::new(TURNS));
     // Nobody closes it.
     while let Ok(turn) = Arc::clone(&turns).acquire_owned().await {
-        let mut bytes = Vec::new();
-        let read = match stream.readable().await {
-            Ok(()) => {
-                bytes.reserve_exact(READ_SIZE);
-                stream.try_read_buf(&mut bytes)
-            }
-            Err(error) => Err(error),
-        };
-        let event = match read {
-            Ok(0) => SocketEvent::Closed {
+        let event = match stream.readable().await.and_then(|()| take(&stream)) {
+            Ok(bytes) if bytes.is_empty() => SocketEvent::Closed {
                 id,
                 error: TransportError::Ended,
             },
-            Ok(_) => {
-                bytes.shrink_to_fit();
-                SocketEvent::Received { id, bytes, turn }
-            }
+            Ok(bytes) => SocketEvent::Received { id, bytes, turn },
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => SocketEvent::Closed {
                 id,
@@ -225,6 +222,30 @@ async fn read(id: ConnectionId, stream: Arc<TcpStream>, events: mpsc::Sender<Soc
         if events.send(event).await.is_err() || last {
             return;
         }
+    }
+}
+
+/// What has come; nothing at the end of the stream.
+///
+/// A read that leaves room has emptied the socket: it counts as not readable until the kernel tells of more, so that it
+/// need not be read in vain.
+fn take(stream: &TcpStream) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = stream.try_io(Interest::READABLE, || {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let count = (&*SockRef::from(stream)).read(scratch)?;
+            bytes.extend_from_slice(scratch.get(..count).unwrap_or_default());
+            let is_empty = count > 0 && count < scratch.len();
+            if is_empty {
+                Err(io::ErrorKind::WouldBlock.into())
+            } else {
+                Ok(())
+            }
+        })
+    });
+    match read {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock && !bytes.is_empty() => Ok(bytes),
+        read => read.map(|()| bytes),
     }
 }
 

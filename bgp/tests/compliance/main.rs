@@ -175,8 +175,7 @@ fn each_requirement_that_is_done_is_cited_where_the_code_does_it() {
             } else {
                 src.join(file)
             };
-            fs::read_to_string(path)
-                .unwrap_or_else(|_| panic!("COMPLIANCE.md, line {line}: no file {file}"))
+            fs::read_to_string(path).unwrap_or_else(|_| panic!("COMPLIANCE.md, line {line}: no file {file}"))
         };
         let texts: Vec<String> = files.iter().map(read).collect();
         if !state.starts_with("done") {
