@@ -15,8 +15,10 @@ mod pool_modes;
 mod renumbering;
 mod repairs;
 mod report;
+mod said;
 pub mod shadow;
 mod sources;
+mod told;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

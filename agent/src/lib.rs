@@ -18,6 +18,8 @@ pub mod explanation;
 pub mod fib;
 pub mod filter;
 pub mod firewall;
+#[cfg(test)]
+mod fixtures;
 pub mod http;
 pub mod inquiry;
 pub mod inventory;

@@ -1,12 +1,11 @@
 //! One turn after another: take in what happened, compute what should be, make it so.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_bgp::id::{Asn, Prefix};
-use culvert_bgp::speaker::PeerConfig;
 use culvert_ipam::pool::Family;
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -21,18 +20,19 @@ use super::pool_modes::PoolModes;
 use super::renumbering::Renumbering;
 use super::repairs::{Circumstances, Repairs};
 use super::report::{self, Observation};
+use super::said::Said;
 use super::sources::{SourceCheck, touches_sources};
+use super::told::Told;
 use crate::api::{IpPoolSpec, Key, Kind, Object};
 use crate::claims::Needs;
-use crate::cluster::{Cluster, ClusterChange, SharedAddress};
+use crate::cluster::{Cluster, ClusterChange};
 use crate::dataplane::{Dataplane, DataplaneError, Netlink};
 use crate::datastore::Update;
-use crate::desired::{Changed, Known, Learned, Plan, Planner, Settings, Unpinned, Updated};
+use crate::desired::{Changed, Known, Learned, Planner, Settings, Updated};
 use crate::fib::{Change, KernelEvent, RouteKey};
 use crate::firewall;
 use crate::inquiry::Inquiry;
 use crate::metrics::Metrics;
-use crate::peering::Endpoint;
 use crate::reconcile::{Actual, Difference, Observed, Ours, Removal};
 use crate::speaker::{Command, News, Running};
 use crate::status::AgentStatus;
@@ -90,11 +90,8 @@ pub(super) struct EventLoop {
     changed: Changed,
     /// Where the kernel is not as planned.
     difference: Difference,
-    unpinned: Vec<Unpinned>,
-    /// The plan has forwarding of IPv6 in it.
-    forwards_v6: bool,
+    said: Said,
     sources: SourceCheck,
-    shared_addresses: Vec<SharedAddress>,
     pool_modes: PoolModes,
     /// The changes that the kernel refused, and why.
     failures: Vec<(Change, DataplaneError)>,
@@ -105,9 +102,7 @@ pub(super) struct EventLoop {
 
     dataplane: Netlink,
     speaker: Running,
-    told_endpoint: Option<Endpoint>,
-    told_peers: Option<BTreeMap<IpAddr, PeerConfig>>,
-    told_exports: Option<BTreeSet<Prefix>>,
+    told: Told,
     needs: watch::Sender<Needs>,
     firewall: firewall::Running,
     status: watch::Sender<Arc<AgentStatus>>,
@@ -151,10 +146,8 @@ impl EventLoop {
             withdrawn: BTreeSet::new(),
             actual,
             must_dump: false,
-            unpinned: Vec::new(),
-            forwards_v6: false,
+            said: Said::default(),
             sources: SourceCheck::default(),
-            shared_addresses: Vec::new(),
             pool_modes: PoolModes::default(),
             failures: Vec::new(),
             repairs: Repairs::default(),
@@ -163,9 +156,7 @@ impl EventLoop {
             retry_wait: RETRY.0,
             dataplane,
             speaker,
-            told_endpoint: None,
-            told_peers: None,
-            told_exports: None,
+            told: Told::default(),
             needs,
             firewall,
             status,
@@ -369,10 +360,9 @@ impl EventLoop {
         let updated = self.plan();
         report::say_rejected(&updated.rejected);
         if updated.beyond_routes {
-            self.note_unpinned();
-            self.note_forwarding_v6();
-            self.sources.ask_about(&self.planner.plan().tunnelled_to);
-            self.note_shared_addresses();
+            let plan = self.planner.plan();
+            self.said.say_new(plan, &self.cluster, &self.actual);
+            self.sources.ask_about(&plan.tunnelled_to);
             let address = IpAddr::V4(self.settings.address);
             for words in self.pool_modes.note(&self.cluster, address, &self.actual) {
                 warn!("{words}");
@@ -380,7 +370,7 @@ impl EventLoop {
             self.state_needs();
             self.firewall
                 .want(&self.settings.node, self.settings.address, &self.cluster);
-            self.tell_speaker().await;
+            self.told.tell(self.planner.plan(), &self.speaker).await;
         }
         let removal = if self.converged {
             Removal::Now
@@ -454,67 +444,6 @@ impl EventLoop {
             *needs = now;
             changed
         });
-    }
-
-    /// Tells the speaker what changed for it. Should it be gone, the loop notices by itself.
-    async fn tell_speaker(&mut self) {
-        let plan: &Plan = self.planner.plan();
-        if self.told_endpoint.as_ref() != Some(&plan.peering.endpoint) {
-            let endpoint = plan.peering.endpoint.clone();
-            let _ = self.speaker.commands.send(Command::Listen(endpoint)).await;
-            self.told_endpoint = Some(plan.peering.endpoint.clone());
-        }
-        if self.told_peers.as_ref() != Some(&plan.peering.peers) {
-            let _ = self
-                .speaker
-                .commands
-                .send(Command::Peers(plan.peering.peers.clone()))
-                .await;
-            self.told_peers = Some(plan.peering.peers.clone());
-        }
-        if self.told_exports.as_ref() != Some(&plan.exports) {
-            let _ = self
-                .speaker
-                .commands
-                .send(Command::Exports(plan.exports.clone()))
-                .await;
-            self.told_exports = Some(plan.exports.clone());
-        }
-    }
-
-    /// Says once of each that it keeps encapsulated packets from their source.
-    fn note_unpinned(&mut self) {
-        let unpinned = &self.planner.plan().unpinned;
-        for new in unpinned.iter().filter(|u| !self.unpinned.contains(u)) {
-            error!(problem = %new, "source not pinned");
-        }
-        self.unpinned.clone_from(unpinned);
-    }
-
-    /// Says once what it means for the host that IPv6 is forwarded already when that is wanted.
-    fn note_forwarding_v6(&mut self) {
-        let wanted = self.planner.plan().desired.forwarding_v6;
-        if wanted && !self.forwards_v6 && self.actual.forwarding_v6() {
-            info!(
-                "net.ipv6.conf.all.forwarding is 1 already: a link that is to have routes from router advertisements \
-                 needs accept_ra=2"
-            );
-        }
-        self.forwards_v6 = wanted;
-    }
-
-    /// Says once of each node that it is left out, since another has its address.
-    fn note_shared_addresses(&mut self) {
-        let shared = self.cluster.shared_addresses();
-        for new in shared.iter().filter(|s| !self.shared_addresses.contains(s)) {
-            let SharedAddress {
-                address,
-                kept,
-                left_out,
-            } = new;
-            error!(%address, kept, left_out, "two nodes advertise one address; give one of them another");
-        }
-        self.shared_addresses = shared;
     }
 
     async fn apply(&mut self, changes: Vec<Change>) {

@@ -197,30 +197,14 @@ fn is_named(node: &Node, address: IpAddr) -> bool {
 mod tests {
     use super::*;
     use crate::api::{IpPool, NodeAddress, Object, annotation};
-    use crate::fib::{Address, Link};
+    use crate::fixtures::addressed;
     use crate::peering::Speaking;
     use std::net::{Ipv4Addr, Ipv6Addr};
 
     const OLD: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 11);
 
     fn kernel(addresses: &[(&str, &str)]) -> Actual {
-        let mut kernel = Snapshot::default();
-        for (index, (name, net)) in (1..).zip(addresses) {
-            kernel.links.push(Link {
-                index,
-                name: (*name).to_owned(),
-                up: true,
-                running: true,
-                mtu: 1500,
-                kind: None,
-                path_mtu_discovery: None,
-            });
-            kernel.addresses.push(Address {
-                link: index,
-                net: net.parse().unwrap(),
-            });
-        }
-        Actual::new(kernel)
+        Actual::new(addressed(addresses))
     }
 
     fn node(internal: Option<&str>, published: Option<&str>) -> Node {

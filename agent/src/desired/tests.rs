@@ -6,66 +6,23 @@ mod ipv6;
 mod multipath;
 
 use super::*;
-use crate::api::{BlockAffinity, IpPool, Node, Object, annotation};
-use crate::fib::{Address, Link, MAIN_TABLE, NextHop, Route, RouteKey, RouteKind, Snapshot};
-use culvert_ipam::affinity::{Affinity, AffinityState};
-
-const ETH0: u32 = 2;
-const TUNL0: u32 = 3;
+use crate::api::{Node, Object, annotation};
+use crate::fib::{Link, Route, Snapshot};
+use crate::fixtures::{self, ETH0, TUNL0, address, affinity, affinity_in, link, node, tunnel};
+use culvert_ipam::affinity::AffinityState;
 
 fn settings() -> Settings {
-    Settings {
-        node: "node1".to_owned(),
-        address: "172.18.0.11".parse().unwrap(),
-        speaking: Speaking::default(),
-        protocol: 86,
-        tunnel_mtu: None,
-        path_mtu_discovery: None,
-        pin_table: None,
-    }
-}
-
-fn link(index: u32, name: &str, mtu: u32) -> Link {
-    Link {
-        index,
-        name: name.to_owned(),
-        up: true,
-        running: true,
-        mtu,
-        kind: None,
-        path_mtu_discovery: None,
-    }
+    fixtures::settings("node1", "172.18.0.11")
 }
 
 fn route(prefix: &str, gateway: Option<&str>, protocol: u8) -> Route {
-    let gateway = gateway.map(|g| g.parse().unwrap());
-    Route {
-        key: RouteKey {
-            table: MAIN_TABLE,
-            prefix: prefix.parse().unwrap(),
-            metric: 0,
-        },
-        kind: RouteKind::Unicast,
-        next_hops: vec![NextHop {
-            gateway,
-            link: ETH0,
-            onlink: false,
-            weight: 1,
-        }],
-        source: None,
-        protocol,
-        scope: 0,
-        mtu: None,
-    }
+    fixtures::route(prefix, gateway, ETH0, protocol)
 }
 
 fn kernel() -> Snapshot {
     Snapshot {
-        links: vec![link(ETH0, "eth0", 1500), link(TUNL0, "tunl0", 1480)],
-        addresses: vec![Address {
-            link: ETH0,
-            net: "172.18.0.11/24".parse().unwrap(),
-        }],
+        links: vec![link(ETH0, "eth0"), tunnel()],
+        addresses: vec![address(ETH0, "172.18.0.11/24")],
         routes: vec![
             route("172.18.0.0/24", None, 2),
             route("0.0.0.0/0", Some("172.18.0.1"), 3),
@@ -76,30 +33,8 @@ fn kernel() -> Snapshot {
     }
 }
 
-fn node(name: &str, address: &str) -> Object {
-    let mut node = Node::named(name);
-    node.metadata
-        .annotations
-        .insert(annotation::IPV4_ADDRESS.to_owned(), address.to_owned());
-    Object::Node(node)
-}
-
 fn pool(fields: &str) -> Object {
-    let yaml = format!("metadata: {{name: pool}}\nspec: {{cidr: 10.65.0.0/16, {fields}}}");
-    let pool: IpPool = serde_yaml::from_str(&yaml).unwrap();
-    Object::IpPool(pool)
-}
-
-fn affinity(node: &str, cidr: &str, state: AffinityState) -> Object {
-    let cidr = cidr.parse().unwrap();
-    let spec = Affinity {
-        state,
-        ..Affinity::pending(node, cidr)
-    };
-    Object::BlockAffinity(BlockAffinity::new(
-        format!("{node}-{cidr}").replace(['.', ':', '/'], "-"),
-        spec,
-    ))
+    fixtures::pool("pool", &format!("cidr: 10.65.0.0/16, {fields}"))
 }
 
 /// Three nodes: ourselves, one on our subnet, one on another.
@@ -110,7 +45,7 @@ fn cluster(pool_fields: &str) -> Cluster {
         node("node2", "172.18.0.12/24"),
         node("node3", "172.19.0.13/24"),
         pool(pool_fields),
-        affinity("node1", "10.65.42.0/26", AffinityState::Confirmed),
+        affinity("node1", "10.65.42.0/26"),
     ] {
         cluster.upsert(&object);
     }
@@ -250,13 +185,13 @@ fn a_destination_whose_pool_is_gone_is_left_as_it_is_in_the_kernel() {
 #[test]
 fn only_confirmed_claims_are_blackholed_and_exported() {
     let mut cluster = cluster("ipipMode: Always");
-    cluster.upsert(&affinity("node1", "10.65.50.0/26", AffinityState::Pending));
-    cluster.upsert(&affinity(
+    cluster.upsert(&affinity_in(AffinityState::Pending, "node1", "10.65.50.0/26"));
+    cluster.upsert(&affinity_in(
+        AffinityState::PendingDeletion,
         "node1",
         "10.65.51.0/26",
-        AffinityState::PendingDeletion,
     ));
-    cluster.upsert(&affinity("node2", "10.65.52.0/26", AffinityState::Confirmed));
+    cluster.upsert(&affinity("node2", "10.65.52.0/26"));
     let plan = plan_of(&cluster, &Learned::new(), kernel());
     assert_eq!(printed(&plan), ["blackhole 10.65.42.0/26 proto 86"]);
     assert_eq!(plan.exports.len(), 1);
@@ -265,7 +200,7 @@ fn only_confirmed_claims_are_blackholed_and_exported() {
 #[test]
 fn a_block_of_one_address_is_exported_but_has_no_blackhole() {
     let mut cluster = cluster("ipipMode: Always");
-    cluster.upsert(&affinity("node1", "10.65.50.7/32", AffinityState::Confirmed));
+    cluster.upsert(&affinity("node1", "10.65.50.7/32"));
     let plan = plan_of(&cluster, &Learned::new(), kernel());
     assert_eq!(printed(&plan), ["blackhole 10.65.42.0/26 proto 86"]);
     assert_eq!(plan.exports.len(), 2);
@@ -309,9 +244,15 @@ fn the_peers_are_the_other_nodes_with_an_address_each_with_its_own_as_number() {
 fn the_tunnels_mtu_follows_the_link_of_the_advertised_address() {
     let mut jumbo = kernel();
     jumbo.links = vec![
-        link(ETH0, "eth0", 9000),
-        link(TUNL0, "tunl0", 1480),
-        link(4, "eth1", 1400),
+        Link {
+            mtu: 9000,
+            ..link(ETH0, "eth0")
+        },
+        tunnel(),
+        Link {
+            mtu: 1400,
+            ..link(4, "eth1")
+        },
     ];
     let plan = plan_of(&cluster("ipipMode: Always"), &Learned::new(), jumbo);
     assert_eq!(plan.desired.tunnel.map(|t| t.mtu), Some(8980));
@@ -342,7 +283,7 @@ fn the_order_in_which_objects_come_makes_no_difference() {
         node("node2", "172.18.0.12/24"),
         node("other2", "172.18.0.12/24"),
         pool("ipipMode: Always"),
-        affinity("node1", "10.65.42.0/26", AffinityState::Confirmed),
+        affinity("node1", "10.65.42.0/26"),
     ];
     let mut forward = Cluster::default();
     let mut backward = Cluster::default();
@@ -545,7 +486,10 @@ fn a_narrower_path_to_a_node_limits_the_routes_to_its_blocks_and_no_others() {
 fn a_node_that_is_reached_through_a_smaller_nic_than_the_tunnels_is_sent_what_that_one_takes() {
     const ETH1: u32 = 4;
     let mut kernel = kernel();
-    kernel.links.push(link(ETH1, "eth1", 1400));
+    kernel.links.push(Link {
+        mtu: 1400,
+        ..link(ETH1, "eth1")
+    });
     let mut through_eth1 = route("172.19.0.0/24", Some("172.20.0.1"), 3);
     through_eth1.next_hops[0].link = ETH1;
     kernel.routes.push(through_eth1);
@@ -564,7 +508,7 @@ fn a_node_that_is_reached_through_a_smaller_nic_than_the_tunnels_is_sent_what_th
 fn a_route_through_another_link_says_nothing_of_a_node_that_is_reached_on_this_nodes_subnet() {
     const ETH1: u32 = 4;
     let mut kernel = kernel();
-    kernel.links.push(link(ETH1, "eth1", 1500));
+    kernel.links.push(link(ETH1, "eth1"));
     let mut elsewhere = Route {
         mtu: Some(1300),
         ..route("172.18.0.12/32", Some("172.20.0.1"), 3)

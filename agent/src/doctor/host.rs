@@ -103,7 +103,10 @@ pub(super) fn plugin(host: &Host) -> Vec<Finding> {
         finding: format!("another network plugin comes before Culvert's: {}", first.file),
         evidence: format!("in {PLUGINS} {} sorts before {}", first.file, ours.file),
         consequence: "new pods get their addresses from that one, and Culvert routes none of them".to_owned(),
-        cure: format!("remove the other plugin: mv {PLUGINS}/{} /root/", first.file),
+        cure: format!(
+            "put the other plugin aside: mv {PLUGINS}/{file} {PLUGINS}/{file}.disabled",
+            file = first.file
+        ),
     }]
 }
 

@@ -1,81 +1,21 @@
 //! A node that is well, and one fault after another.
 
-use culvert_ipam::affinity::{Affinity, AffinityState};
-
 use super::*;
-use crate::api::{BgpConfiguration, BlockAffinity, IpPool, Node, Object, annotation};
+use crate::api::{BgpConfiguration, Object};
 use crate::cluster::Cluster;
 use crate::desired::{self, Learned, Settings};
-use crate::fib::{Address, Link, NextHop, Route, RouteKey, RouteKind, SCOPE_LINK, SCOPE_UNIVERSE, Snapshot};
+use crate::fib::Snapshot;
+use crate::fixtures::{ETH0, TUNL0, address, affinity, link, node, pool, route, tunnel};
 use crate::peering::Speaking;
 use crate::reconcile::Actual;
 use crate::status::{AgentStatus, DatastoreStatus, PeerStatus, PeerType, RouteProblem, SourceMismatch};
 
-const ETH0: u32 = 2;
-const TUNL0: u32 = 3;
 const ETH1: u32 = 4;
-
-fn link(index: u32, name: &str, mtu: u32, kind: Option<&str>) -> Link {
-    Link {
-        index,
-        name: name.to_owned(),
-        up: true,
-        running: true,
-        mtu,
-        kind: kind.map(str::to_owned),
-        path_mtu_discovery: None,
-    }
-}
-
-fn address(link: u32, net: &str) -> Address {
-    Address {
-        link,
-        net: net.parse().unwrap(),
-    }
-}
-
-fn route(prefix: &str, gateway: Option<&str>, link: u32, protocol: u8) -> Route {
-    Route {
-        key: RouteKey::main(prefix.parse().unwrap()),
-        kind: RouteKind::Unicast,
-        next_hops: vec![NextHop {
-            gateway: gateway.map(|address| address.parse().unwrap()),
-            link,
-            onlink: gateway.is_some() && link == TUNL0,
-            weight: 1,
-        }],
-        source: None,
-        protocol,
-        scope: if gateway.is_some() {
-            SCOPE_UNIVERSE
-        } else {
-            SCOPE_LINK
-        },
-        mtu: None,
-    }
-}
-
-fn node(name: &str, address: &str) -> Object {
-    let mut node = Node::named(name);
-    node.metadata
-        .annotations
-        .insert(annotation::IPV4_ADDRESS.to_owned(), address.to_owned());
-    Object::Node(node)
-}
-
-fn pool(name: &str, cidr: &str) -> Object {
-    let yaml = format!("metadata: {{name: {name}}}\nspec: {{cidr: {cidr}, ipipMode: Always}}");
-    Object::IpPool(serde_yaml::from_str::<IpPool>(&yaml).unwrap())
-}
 
 /// Two NICs with a network each, and the tunnel.
 fn kernel() -> Snapshot {
     Snapshot {
-        links: vec![
-            link(ETH0, "eth0", 1500, None),
-            link(TUNL0, "tunl0", 1480, Some("ipip")),
-            link(ETH1, "eth1", 1500, None),
-        ],
+        links: vec![link(ETH0, "eth0"), tunnel(), link(ETH1, "eth1")],
         addresses: vec![
             address(ETH0, "192.168.0.113/24"),
             address(ETH1, "192.168.3.113/24"),
@@ -103,15 +43,11 @@ impl World {
     fn new() -> Self {
         let mut cluster = Cluster::default();
         let block = "10.122.42.0/26".parse().unwrap();
-        let affinity = Affinity {
-            state: AffinityState::Confirmed,
-            ..Affinity::pending("node4", block)
-        };
         for object in [
             node("node4", "192.168.3.113/24"),
             node("node2", "192.168.0.111/24"),
-            pool("pods", "10.122.0.0/16"),
-            Object::BlockAffinity(BlockAffinity::new("node4-10-122-42-0-26".to_owned(), affinity)),
+            pool("pods", "cidr: 10.122.0.0/16, ipipMode: Always"),
+            affinity("node4", "10.122.42.0/26"),
         ] {
             cluster.upsert(&object);
         }
@@ -316,7 +252,9 @@ fn a_session_that_is_down_is_found_with_its_reason_and_a_node_without_peers_too(
 #[test]
 fn pools_that_overlap_each_other_the_hosts_networks_or_services_are_found() {
     let each_other = only(Check::Pools, |world| {
-        world.cluster.upsert(&pool("more", "10.122.128.0/17"));
+        world
+            .cluster
+            .upsert(&pool("more", "cidr: 10.122.128.0/17, ipipMode: Always"));
     });
     assert_eq!(each_other.finding, "pools more and pods overlap");
     let host = only(Check::Pools, |world| {

@@ -4,65 +4,16 @@ use culvert_bgp::id::NextHop as BgpNextHop;
 use culvert_bgp::rib::decision::Verdict;
 use culvert_bgp::speaker::PathView;
 use culvert_bgp::wire::message::PathAttributes;
-use culvert_ipam::affinity::{Affinity, AffinityState};
 use std::sync::Arc;
 
 use super::*;
-use crate::api::{BlockAffinity, IpPool, Node, Object, annotation};
-use crate::desired::{self, Learned, Settings};
-use crate::fib::{Address, Link, NextHop, RouteKey, SCOPE_LINK, SCOPE_UNIVERSE, Snapshot};
-use crate::peering::Speaking;
+use crate::desired::{self, Learned};
+use crate::fib::{Link, RouteKey, Snapshot};
+use crate::fixtures::{ETH0, TUNL0, address, affinity, link, node, pool, route, settings, tunnel};
 use crate::reconcile::Actual;
 use crate::status::{DatastoreStatus, PeerStatus, PeerType, SourceMismatch};
 
-const ETH0: u32 = 2;
-const TUNL0: u32 = 3;
 const VETH: u32 = 4;
-
-fn settings() -> Settings {
-    Settings {
-        node: "node1".to_owned(),
-        address: "192.168.3.111".parse().unwrap(),
-        speaking: Speaking::default(),
-        protocol: 86,
-        tunnel_mtu: None,
-        path_mtu_discovery: None,
-        pin_table: None,
-    }
-}
-
-fn link(index: u32, name: &str, kind: Option<&str>) -> Link {
-    Link {
-        index,
-        name: name.to_owned(),
-        up: true,
-        running: true,
-        mtu: 1500,
-        kind: kind.map(str::to_owned),
-        path_mtu_discovery: None,
-    }
-}
-
-fn route(prefix: &str, gateway: Option<&str>, link: u32, protocol: u8) -> Route {
-    Route {
-        key: RouteKey::main(prefix.parse().unwrap()),
-        kind: RouteKind::Unicast,
-        next_hops: vec![NextHop {
-            gateway: gateway.map(|address| address.parse().unwrap()),
-            link,
-            onlink: gateway.is_some() && link == TUNL0,
-            weight: 1,
-        }],
-        source: None,
-        protocol,
-        scope: if gateway.is_some() {
-            SCOPE_UNIVERSE
-        } else {
-            SCOPE_LINK
-        },
-        mtu: None,
-    }
-}
 
 /// The kernel of node1 with `routes` beside those of its NIC.
 fn kernel(routes: &[Route]) -> Snapshot {
@@ -73,43 +24,18 @@ fn kernel(routes: &[Route]) -> Snapshot {
     all.extend_from_slice(routes);
     Snapshot {
         links: vec![
-            link(ETH0, "eth0", None),
-            link(TUNL0, "tunl0", Some("ipip")),
-            link(VETH, "cali12345678901", Some("veth")),
+            link(ETH0, "eth0"),
+            tunnel(),
+            Link {
+                kind: Some("veth".to_owned()),
+                ..link(VETH, "cali12345678901")
+            },
         ],
-        addresses: vec![Address {
-            link: ETH0,
-            net: "192.168.3.111/24".parse().unwrap(),
-        }],
+        addresses: vec![address(ETH0, "192.168.3.111/24")],
         routes: all,
         forwarding: true,
         ..Snapshot::default()
     }
-}
-
-fn node(name: &str, address: &str) -> Object {
-    let mut node = Node::named(name);
-    node.metadata
-        .annotations
-        .insert(annotation::IPV4_ADDRESS.to_owned(), address.to_owned());
-    Object::Node(node)
-}
-
-fn pool(mode: &str) -> Object {
-    let yaml = format!("metadata: {{name: pods}}\nspec: {{cidr: 10.122.0.0/16, ipipMode: {mode}}}");
-    Object::IpPool(serde_yaml::from_str::<IpPool>(&yaml).unwrap())
-}
-
-fn affinity(node: &str, cidr: &str) -> Object {
-    let cidr = cidr.parse().unwrap();
-    let spec = Affinity {
-        state: AffinityState::Confirmed,
-        ..Affinity::pending(node, cidr)
-    };
-    Object::BlockAffinity(BlockAffinity::new(
-        format!("{node}-{cidr}").replace(['.', '/'], "-"),
-        spec,
-    ))
 }
 
 /// Two nodes on one subnet, with a block each.
@@ -126,7 +52,7 @@ impl World {
         for object in [
             node("node0", "192.168.3.110/24"),
             node("node1", "192.168.3.111/24"),
-            pool(mode),
+            pool("pods", &format!("cidr: 10.122.0.0/16, ipipMode: {mode}")),
             affinity("node0", "10.122.17.64/26"),
             affinity("node1", "10.122.42.0/26"),
         ] {
@@ -173,7 +99,7 @@ impl World {
         });
         let destination = destination.parse().unwrap();
         let view = view.filter(|view| view.prefix.net().contains(&destination));
-        let settings = settings();
+        let settings = settings("node1", "192.168.3.111");
         let plan = desired::plan(
             &settings,
             desired::Known {

@@ -250,26 +250,7 @@ impl Host<'_> {
 mod tests {
     use super::*;
     use crate::api::{NodeAddress, annotation};
-
-    fn kernel(addresses: &[(&str, &str)]) -> Snapshot {
-        let mut kernel = Snapshot::default();
-        for (index, (name, net)) in (1..).zip(addresses) {
-            kernel.links.push(Link {
-                index,
-                name: (*name).to_owned(),
-                up: true,
-                running: true,
-                mtu: 1500,
-                kind: None,
-                path_mtu_discovery: None,
-            });
-            kernel.addresses.push(Address {
-                link: index,
-                net: net.parse().unwrap(),
-            });
-        }
-        kernel
-    }
+    use crate::fixtures::addressed as kernel;
 
     fn node(internal: &[&str]) -> Node {
         let mut node = Node::named("node1");

@@ -25,28 +25,23 @@ impl RibRoutes {
     }
 }
 
+/// All columns; the best routes have the first three, what is told to peers has all but the last.
+const COLUMNS: [&str; 8] = [
+    "DESTINATION",
+    "NEXT HOP",
+    "PEER",
+    "AS PATH",
+    "LOCAL PREF",
+    "MED",
+    "COMMUNITIES",
+    "USED",
+];
+
 fn header(table: RibTable) -> &'static [&'static str] {
     match table {
-        RibTable::Received => &[
-            "DESTINATION",
-            "NEXT HOP",
-            "PEER",
-            "AS PATH",
-            "LOCAL PREF",
-            "MED",
-            "COMMUNITIES",
-            "USED",
-        ],
-        RibTable::Advertised => &[
-            "DESTINATION",
-            "NEXT HOP",
-            "PEER",
-            "AS PATH",
-            "LOCAL PREF",
-            "MED",
-            "COMMUNITIES",
-        ],
-        RibTable::Best => &["DESTINATION", "NEXT HOP", "PEER"],
+        RibTable::Received => &COLUMNS,
+        RibTable::Advertised => &COLUMNS[..7],
+        RibTable::Best => &COLUMNS[..3],
     }
 }
 

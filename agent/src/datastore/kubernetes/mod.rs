@@ -15,8 +15,8 @@ mod body;
 mod call;
 mod connection;
 mod interest;
-mod memory;
 mod pending;
+mod remembered;
 mod rollout;
 mod watch;
 
@@ -36,7 +36,7 @@ use self::call::{Call, Content, Part, Verb};
 pub use self::connection::Access;
 use self::connection::{Connection, Refusal};
 use self::interest::Borrowed;
-use self::memory::Memory;
+use self::remembered::Remembered;
 pub use self::rollout::{Progress, Rollout};
 use super::{Datastore, DatastoreError, NodeEvent, Recollection, Update};
 use crate::api::{Key, Kind, Object};
@@ -62,7 +62,7 @@ pub struct KubernetesStore {
     /// Tells the watch of addresses that are taken in blocks of others.
     borrowed: broadcast::Sender<Borrowed>,
     /// What the watch that is under way has told.
-    memory: Arc<Mutex<Weak<Memory>>>,
+    remembered: Arc<Mutex<Weak<Remembered>>>,
 }
 
 impl KubernetesStore {
@@ -76,7 +76,7 @@ impl KubernetesStore {
             node: Arc::from(node),
             secrets: None,
             borrowed: broadcast::Sender::new(BORROWED),
-            memory: Arc::default(),
+            remembered: Arc::default(),
         })
     }
 
@@ -88,8 +88,8 @@ impl KubernetesStore {
     }
 
     /// From now on this is what the watch has told.
-    fn remember(&self, memory: &Arc<Memory>) {
-        *self.memory.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(memory);
+    fn remember(&self, remembered: &Arc<Remembered>) {
+        *self.remembered.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(remembered);
     }
 
     /// The URL of the API server.
@@ -339,12 +339,12 @@ impl Datastore for KubernetesStore {
     }
 
     fn recall(&self, node: &str) -> Option<Recollection> {
-        let memory = self
-            .memory
+        let remembered = self
+            .remembered
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .upgrade();
-        memory?.recall(node)
+        remembered?.recall(node)
     }
 
     fn makes_nodes(&self) -> bool {

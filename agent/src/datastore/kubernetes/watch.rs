@@ -19,8 +19,8 @@ use super::body::{self, Extent, Page, WatchLine};
 use super::call::{Call, Verb};
 use super::connection::{Connection, REQUEST_TIMEOUT, Refusal, Status, in_full};
 use super::interest::{Borrowed, Interest};
-use super::memory::Memory;
 use super::pending::{Pending, Receiver};
+use super::remembered::Remembered;
 use super::{KubernetesStore, page_size, tell};
 use crate::api::{Key, Kind, Object};
 use crate::datastore::{DatastoreError, Update};
@@ -75,7 +75,7 @@ pub(super) fn start(store: &KubernetesStore) -> Result<mpsc::Receiver<Update>, D
         connection: store.connection.clone(),
         node: Arc::clone(&store.node),
         pending: Arc::default(),
-        memory: Arc::new(Memory::new(&store.node)),
+        remembered: Arc::new(Remembered::new(&store.node)),
         sources: JoinSet::new(),
         interest: Interest::new(&store.node, store.secrets.as_deref()),
         borrowed: store.borrowed.subscribe(),
@@ -83,7 +83,7 @@ pub(super) fn start(store: &KubernetesStore) -> Result<mpsc::Receiver<Update>, D
         dropped: BTreeSet::new(),
         asked_for: BTreeSet::new(),
     };
-    store.remember(&teller.memory);
+    store.remember(&teller.remembered);
     runtime.spawn(teller.run(sender));
     Ok(receiver)
 }
@@ -92,7 +92,7 @@ struct Teller {
     connection: Connection,
     node: Arc<str>,
     pending: Arc<Pending>,
-    memory: Arc<Memory>,
+    remembered: Arc<Remembered>,
     /// They end with this.
     sources: JoinSet<()>,
     /// What makes single objects worth watching.
@@ -140,8 +140,8 @@ impl Teller {
     }
 
     fn add(&mut self, scope: Scope) -> AbortHandle {
-        let (pending, memory) = (Arc::clone(&self.pending), Arc::clone(&self.memory));
-        let source = Source::new(self.connection.clone(), pending, memory, scope);
+        let (pending, remembered) = (Arc::clone(&self.pending), Arc::clone(&self.remembered));
+        let source = Source::new(self.connection.clone(), pending, remembered, scope);
         self.pending.begin(&source.name);
         self.sources.spawn(source.run())
     }
@@ -257,7 +257,7 @@ struct Source {
     name: String,
     connection: Connection,
     pending: Arc<Pending>,
-    memory: Arc<Memory>,
+    remembered: Arc<Remembered>,
     scope: Scope,
     /// Where to go on; none to list anew.
     revision: Option<String>,
@@ -267,12 +267,12 @@ struct Source {
 }
 
 impl Source {
-    fn new(connection: Connection, pending: Arc<Pending>, memory: Arc<Memory>, scope: Scope) -> Self {
+    fn new(connection: Connection, pending: Arc<Pending>, remembered: Arc<Remembered>, scope: Scope) -> Self {
         Self {
             name: scope.to_string(),
             connection,
             pending,
-            memory,
+            remembered,
             scope,
             revision: None,
             known: BTreeMap::new(),
@@ -335,7 +335,7 @@ impl Source {
     /// All that there was at the beginning was told.
     fn synced(&self) {
         if self.scope.selector.is_none() {
-            self.memory.whole(self.scope.kind);
+            self.remembered.whole(self.scope.kind);
         }
         self.pending.synced(&self.name);
     }
@@ -399,14 +399,14 @@ impl Source {
             Some(_) => Receiver::Knows,
             None => Receiver::IsNew,
         };
-        self.memory.upsert(&object);
+        self.remembered.upsert(&object);
         self.pending.upsert(object, receiver);
         key
     }
 
     fn remove(&mut self, key: Key) {
         if self.known.remove(&key).is_some() {
-            self.memory.remove(&key);
+            self.remembered.remove(&key);
             self.pending.delete(key);
         }
     }

@@ -126,10 +126,7 @@ fn what_the_host_knows_better_is_not_taken_from_a_router() {
         kernel
             .routes
             .push(route("198.51.100.0/24", Some("172.18.0.1"), 4));
-        kernel.addresses.push(Address {
-            link: ETH0,
-            net: "172.18.0.77/24".parse().unwrap(),
-        });
+        kernel.addresses.push(address(ETH0, "172.18.0.77/24"));
         let (routes, rejected) = outcome(&with_router(), &told(ROUTER, prefix, &[hop]), kernel);
         assert_eq!(routes, Vec::<String>::new(), "{prefix}");
         assert_eq!(rejected, [reason], "{prefix}");

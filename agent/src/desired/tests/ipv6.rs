@@ -28,12 +28,6 @@ fn dual(name: &str, v4: &str, v6: &str) -> Object {
     Object::Node(node)
 }
 
-fn pool_v6(name: &str, fields: &str) -> Object {
-    let yaml = format!("metadata: {{name: {name}}}\nspec: {{{fields}}}");
-    let pool: IpPool = serde_yaml::from_str(&yaml).unwrap();
-    Object::IpPool(pool)
-}
-
 /// The cluster of the other tables, dual stack, with a block of each family.
 fn dual_cluster(fields: &str) -> Cluster {
     let mut cluster = cluster("ipipMode: Always");
@@ -41,8 +35,8 @@ fn dual_cluster(fields: &str) -> Cluster {
         dual("node1", "172.18.0.11/24", "2001:db8::11/64"),
         dual("node2", "172.18.0.12/24", "2001:db8::12/64"),
         dual("node3", "172.19.0.13/24", "2001:db8:1::13/64"),
-        pool_v6("pool-v6", &format!("cidr: 'fd00:65::/64', {fields}")),
-        affinity("node1", "fd00:65::/122", AffinityState::Confirmed),
+        fixtures::pool("pool-v6", &format!("cidr: 'fd00:65::/64', {fields}")),
+        affinity("node1", "fd00:65::/122"),
     ] {
         cluster.upsert(&object);
     }
@@ -58,10 +52,7 @@ fn route_v6(prefix: &str, gateway: Option<&str>, protocol: u8, metric: u32) -> R
 /// The kernel of the other tables, with the routes that IPv6 gives a host on a router's subnet.
 fn dual_kernel() -> Snapshot {
     let mut kernel = kernel();
-    kernel.addresses.push(Address {
-        link: ETH0,
-        net: "2001:db8::11/64".parse().unwrap(),
-    });
+    kernel.addresses.push(address(ETH0, "2001:db8::11/64"));
     kernel.routes.extend([
         route_v6("2001:db8::/64", None, 2, 256),
         route_v6("::/0", Some("fe80::1"), 9, 1024),
@@ -296,7 +287,7 @@ fn two_nodes_with_one_ipv6_block_get_equal_shares() {
 #[test]
 fn a_single_ipv6_address_has_no_blackhole_and_is_not_taken_from_a_pod_of_this_host() {
     let mut cluster = dual_cluster("");
-    cluster.upsert(&affinity("node1", "fd00:65::7/128", AffinityState::Confirmed));
+    cluster.upsert(&affinity("node1", "fd00:65::7/128"));
     let mut kernel = dual_kernel();
     let mut pod = route_v6("fd00:65::47/128", None, 3, 1024);
     pod.scope = SCOPE_UNIVERSE;

@@ -23,7 +23,7 @@ const CONFIG: &str = "default";
 
 /// What is remembered; the sources of one watch write it, and it ends with them.
 #[derive(Debug)]
-pub(super) struct Memory {
+pub(super) struct Remembered {
     node: String,
     state: Mutex<State>,
 }
@@ -40,7 +40,7 @@ struct State {
     affinities: BTreeMap<String, BlockAffinity>,
 }
 
-impl Memory {
+impl Remembered {
     /// Of nothing yet.
     pub(super) fn new(node: &str) -> Self {
         Self {
@@ -126,25 +126,25 @@ mod tests {
 
     #[test]
     fn it_is_enough_once_all_was_told_and_while_no_claim_of_the_node_is_under_way() {
-        let memory = Memory::new("a");
-        memory.upsert(&affinity("a", AffinityState::Confirmed));
+        let remembered = Remembered::new("a");
+        remembered.upsert(&affinity("a", AffinityState::Confirmed));
         for kind in KINDS {
-            assert_eq!(memory.recall("a"), None, "{kind:?} was not told yet");
-            memory.whole(kind);
+            assert_eq!(remembered.recall("a"), None, "{kind:?} was not told yet");
+            remembered.whole(kind);
         }
-        assert_eq!(memory.recall("a").map(|r| r.affinities.len()), Some(1));
-        assert_eq!(memory.recall("b"), None, "it is of another node");
+        assert_eq!(remembered.recall("a").map(|r| r.affinities.len()), Some(1));
+        assert_eq!(remembered.recall("b"), None, "it is of another node");
         for under_way in [AffinityState::Pending, AffinityState::PendingDeletion] {
-            memory.upsert(&affinity("a", under_way));
-            assert_eq!(memory.recall("a"), None, "{under_way:?}");
+            remembered.upsert(&affinity("a", under_way));
+            assert_eq!(remembered.recall("a"), None, "{under_way:?}");
         }
-        memory.upsert(&affinity("a", AffinityState::Confirmed));
-        assert!(memory.recall("a").is_some());
+        remembered.upsert(&affinity("a", AffinityState::Confirmed));
+        assert!(remembered.recall("a").is_some());
         // It is another's now.
-        memory.upsert(&affinity("b", AffinityState::Confirmed));
-        assert_eq!(memory.recall("a"), None);
-        memory.upsert(&affinity("a", AffinityState::Confirmed));
-        memory.remove(&Key::new(Kind::BlockAffinity, "one"));
-        assert_eq!(memory.recall("a"), None);
+        remembered.upsert(&affinity("b", AffinityState::Confirmed));
+        assert_eq!(remembered.recall("a"), None);
+        remembered.upsert(&affinity("a", AffinityState::Confirmed));
+        remembered.remove(&Key::new(Kind::BlockAffinity, "one"));
+        assert_eq!(remembered.recall("a"), None);
     }
 }
