@@ -470,7 +470,11 @@ pub(super) mod tests {
         let mut before = 0;
         while let Some(event) = queue.recv().await {
             match event {
-                SocketEvent::Received { id, bytes, turn } if id == ConnectionId(1) => {
+                SocketEvent::Received {
+                    id: ConnectionId(1),
+                    bytes,
+                    turn,
+                } => {
                     assert!(bytes.len() <= READ_SIZE);
                     before += 1;
                     // While the other one's waits, what is seen to makes room behind it only.
