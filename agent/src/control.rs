@@ -11,6 +11,7 @@ mod event_loop;
 mod fights;
 mod identity;
 mod intake;
+mod measures;
 mod pool_modes;
 mod renumbering;
 mod repairs;
@@ -48,7 +49,7 @@ use crate::desired::{Settings, TUNNEL_DEVICE};
 use crate::events;
 use crate::fib::{Change, Desired, PROTOCOL_KERNEL, Route, Snapshot};
 use crate::firewall;
-use crate::http::{self, Confirmations};
+use crate::http::{self, Confirmations, Questions};
 use crate::inquiry::{Inquiries, Inquiry};
 use crate::metrics::Metrics;
 use crate::node::{self, AddressError, Missing};
@@ -137,19 +138,18 @@ pub async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Agen
     let node = config.node_name.as_str().to_owned();
     let file = last_good_of(config);
     let mut copy = file.read();
-    let store = Arc::new(datastore_of(config, copy.is_some()));
     let (status, status_reader) = watch::channel(Arc::new(AgentStatus::starting(&node)));
     let metrics = Metrics::register()?;
-    let allocator = Allocator::new(Arc::clone(&store) as _, node);
-    serve_http(config, &metrics, status_reader.clone(), &stop).await?;
+    let store = Arc::new(datastore_of(config, copy.is_some()).measured(metrics.clone()));
+    let allocator = Allocator::measured(Arc::clone(&store) as _, node, metrics.clone());
+    let (inquiries, mut asked) = Inquiries::channel();
+    let questions = Questions::new(status_reader.clone(), inquiries.clone());
+    serve_http(config, &metrics, status_reader.clone(), questions, &stop).await?;
     let (confirmations, mut confirmed) = Confirmations::channel();
     let (tell, told) = events::channel();
     if let Some(file) = config_file {
-        tokio::spawn(configuration::watch(
-            file.to_owned(),
-            config.clone(),
-            tell.clone(),
-        ));
+        let (file, config) = (file.to_owned(), config.clone());
+        tokio::spawn(configuration::watch(file, config, tell.clone()));
     }
     let attachments = Attachments::new(
         Arc::new(allocator.clone()),
@@ -157,18 +157,16 @@ pub async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Agen
         status_reader.clone(),
     )
     .telling(tell);
-    let reader = status_reader.clone();
-    let mut asked = serve_socket(&config.socket, attachments, reader, confirmations, &stop)?;
+    let api = http::SocketApi {
+        status: status_reader.clone(),
+        attachments: Arc::new(attachments),
+        confirmations,
+        inquiries,
+        metrics: metrics.clone(),
+    };
+    serve_socket(&config.socket, api, &stop)?;
     let told_of_node = tell_of_node(&(Arc::clone(&store) as _), config, status_reader.clone(), told);
-    let collector = collector::start(
-        Arc::clone(&store) as _,
-        config.node_name.as_str().to_owned(),
-        collection_terms(config),
-        status_reader,
-        metrics.clone(),
-        stop.clone(),
-    );
-
+    let collector = start_collector(config, &store, status_reader, &metrics, &stop);
     let agent = Agent {
         config,
         store,
@@ -306,13 +304,22 @@ fn settings_of(config: &Config, identity: &Identity) -> Settings {
     }
 }
 
-fn collection_terms(config: &Config) -> collector::Terms {
+fn start_collector(
+    config: &Config,
+    store: &Arc<Deferred>,
+    status: watch::Receiver<Arc<AgentStatus>>,
+    metrics: &Metrics,
+    stop: &CancellationToken,
+) -> JoinHandle<()> {
+    let node = config.node_name.as_str().to_owned();
+    let store = Arc::clone(store) as _;
     let config = &config.garbage_collection;
-    collector::Terms {
+    let terms = collector::Terms {
         mode: config.mode,
         interval: Duration::from_secs(u64::from(config.interval.get())),
         grace_seconds: u64::from(config.grace_period.get()),
-    }
+    };
+    collector::start(store, node, terms, status, metrics.clone(), stop.clone())
 }
 
 fn terms_of(config: &Config, settings: &Settings, patience: (Instant, Duration)) -> Terms {
@@ -420,17 +427,14 @@ fn start_speaker(
         external_needs_policy: config.bgp.external_needs_policy.0,
         ..SpeakerConfig::new(identity.asn, identity.router_id, identity.address.addr())
     };
-    speaker::start(
-        speaker,
-        identity.endpoint.clone(),
-        metrics.bgp_connections_refused.clone(),
-    )
+    speaker::start(speaker, identity.endpoint.clone(), metrics.clone())
 }
 
 async fn serve_http(
     config: &Config,
     metrics: &Metrics,
     status: watch::Receiver<Arc<AgentStatus>>,
+    questions: Questions,
     stop: &CancellationToken,
 ) -> Result<(), AgentError> {
     let address = config.http.listen;
@@ -438,37 +442,24 @@ async fn serve_http(
         .await
         .map_err(|source| AgentError::Http { address, source })?;
     let (metrics, stop) = (metrics.clone(), stop.clone());
+    let all_peers = config.http.peer_metrics.0;
     tokio::spawn(async move {
-        if let Err(error) = http::serve(listener, metrics, status, stop).await {
-            warn!(%error, "metrics and health are no longer served");
+        if let Err(error) = http::serve(listener, metrics, all_peers, status, questions, stop).await {
+            warn!(%error, "metrics, health and answers are no longer served");
         }
     });
     Ok(())
 }
 
-/// Returns where the questions come out that only the control loop can answer.
-fn serve_socket(
-    path: &Path,
-    attachments: Attachments,
-    status: watch::Receiver<Arc<AgentStatus>>,
-    confirmations: Confirmations,
-    stop: &CancellationToken,
-) -> Result<mpsc::Receiver<Inquiry>, AgentError> {
+fn serve_socket(path: &Path, api: http::SocketApi, stop: &CancellationToken) -> Result<(), AgentError> {
     let listener = http::bind_socket(path)?;
-    let (inquiries, asked) = Inquiries::channel();
-    let api = http::SocketApi {
-        status,
-        attachments: Arc::new(attachments),
-        confirmations,
-        inquiries,
-    };
     let stop = stop.clone();
     tokio::spawn(async move {
         if let Err(error) = http::serve_socket(listener, api, stop).await {
             warn!(%error, "the agent's socket is no longer served");
         }
     });
-    Ok(asked)
+    Ok(())
 }
 
 fn stop_on_signals(stop: &CancellationToken) -> Result<(), AgentError> {

@@ -7,25 +7,23 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::response::Response;
+use axum::routing::post;
 use axum::{Json, Router};
-use ipnet::IpNet;
-use serde::Serialize;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Limits;
+use super::answer::{Refusal, finish};
+use super::questions::Questions;
 use crate::cni::{AddRequest, Attachments, CheckRequest, Container, NetworkRequest, Problem};
-use crate::doctor::Host;
 use crate::inquiry::Inquiries;
-use crate::ribs::RibRequest;
+use crate::metrics::Metrics;
 use crate::speaker::Clear;
 use crate::status::AgentStatus;
 use crate::withdrawal::Accepted;
@@ -34,6 +32,8 @@ use crate::withdrawal::Accepted;
 const LIMITS: Limits = Limits {
     connections: 512,
     head: Duration::from_secs(10),
+    // Whoever may connect may do everything, and an allocation waits for the datastore.
+    life: None,
 };
 
 /// Why the socket cannot be had.
@@ -141,6 +141,8 @@ pub struct SocketApi {
     pub confirmations: Confirmations,
     /// Takes what only the control loop can answer.
     pub inquiries: Inquiries,
+    /// Counts the requests of the CNI plugin.
+    pub metrics: Metrics,
 }
 
 /// Serves `api` on `listener` until `stop`.
@@ -148,37 +150,22 @@ pub struct SocketApi {
 /// # Errors
 /// When the listener fails.
 pub async fn serve_socket(listener: UnixListener, api: SocketApi, stop: CancellationToken) -> io::Result<()> {
+    let questions = Questions::new(api.status.clone(), api.inquiries.clone());
     let router = Router::new()
-        .route("/v1/status", get(status))
         .route("/v1/withdrawal/accept", post(accept_withdrawal))
-        .route("/v1/bgp/routes", post(bgp_routes))
         .route("/v1/bgp/clear", post(bgp_clear))
-        .route("/v1/route/explain", post(explain))
-        .route("/v1/doctor", post(doctor))
         .route("/v1/cni/add", post(add))
         .route("/v1/cni/del", post(del))
         .route("/v1/cni/check", post(check))
         .route("/v1/cni/addresses", post(addresses))
         .route("/v1/cni/containers", post(containers))
-        .with_state(api);
+        .with_state(api)
+        .merge(questions.router());
     super::serve_until(listener, router, LIMITS, stop).await
-}
-
-async fn status(State(api): State<SocketApi>) -> Response {
-    let latest = Arc::clone(&api.status.borrow());
-    Json(&*latest).into_response()
 }
 
 async fn accept_withdrawal(State(api): State<SocketApi>) -> Result<Response, Refusal> {
     finish(async move { api.confirmations.confirm().await }).await
-}
-
-async fn bgp_routes(
-    State(api): State<SocketApi>,
-    request: Result<Json<RibRequest>, JsonRejection>,
-) -> Result<Response, Refusal> {
-    let Json(request) = request?;
-    finish(async move { api.inquiries.routes(request).await }).await
 }
 
 async fn bgp_clear(
@@ -189,24 +176,12 @@ async fn bgp_clear(
     finish(async move { api.inquiries.clear(clear).await }).await
 }
 
-async fn explain(
-    State(api): State<SocketApi>,
-    request: Result<Json<IpNet>, JsonRejection>,
-) -> Result<Response, Refusal> {
-    let Json(destination) = request?;
-    finish(async move { api.inquiries.explain(destination).await }).await
-}
-
-async fn doctor(State(api): State<SocketApi>) -> Result<Response, Refusal> {
-    finish(async move { api.inquiries.examine(Host::read()).await }).await
-}
-
 async fn add(
     State(api): State<SocketApi>,
     request: Result<Json<AddRequest>, JsonRejection>,
 ) -> Result<Response, Refusal> {
     let Json(request) = request?;
-    finish(async move { api.attachments.add(request).await }).await
+    finish(async move { counted(&api.metrics, "add", api.attachments.add(request)).await }).await
 }
 
 async fn del(
@@ -214,7 +189,7 @@ async fn del(
     request: Result<Json<Container>, JsonRejection>,
 ) -> Result<Response, Refusal> {
     let Json(request) = request?;
-    finish(async move { api.attachments.del(request).await }).await
+    finish(async move { counted(&api.metrics, "del", api.attachments.del(request)).await }).await
 }
 
 async fn check(
@@ -222,7 +197,7 @@ async fn check(
     request: Result<Json<CheckRequest>, JsonRejection>,
 ) -> Result<Response, Refusal> {
     let Json(request) = request?;
-    finish(async move { api.attachments.check(request).await }).await
+    finish(async move { counted(&api.metrics, "check", api.attachments.check(request)).await }).await
 }
 
 async fn addresses(
@@ -241,47 +216,20 @@ async fn containers(
     finish(async move { api.attachments.containers(request).await }).await
 }
 
-/// Runs the work to its end even when the one who asked is gone: half an allocation helps nobody.
-async fn finish<T: Serialize + Send + 'static>(
-    work: impl Future<Output = Result<T, Problem>> + Send + 'static,
-) -> Result<Response, Refusal> {
-    match tokio::spawn(work).await {
-        Ok(Ok(answer)) => Ok(Json(answer).into_response()),
-        Ok(Err(problem)) => Err(Refusal {
-            status: StatusCode::UNPROCESSABLE_ENTITY,
-            problem,
-        }),
-        Err(ended) => Err(Refusal {
-            status: StatusCode::INTERNAL_SERVER_ERROR,
-            problem: Problem {
-                reason: format!("the agent failed in this request: {ended}"),
-                retry: true,
-            },
-        }),
+/// Does what the plugin asks for, and measures that.
+async fn counted<T>(
+    metrics: &Metrics,
+    command: &str,
+    work: impl Future<Output = Result<T, Problem>>,
+) -> Result<T, Problem> {
+    let began = Instant::now();
+    let result = work.await;
+    let seconds = metrics.cni_request_seconds.with_label_values(&[command]);
+    seconds.observe(began.elapsed().as_secs_f64());
+    if result.is_err() {
+        metrics.cni_failures.with_label_values(&[command]).inc();
     }
-}
-
-struct Refusal {
-    status: StatusCode,
-    problem: Problem,
-}
-
-impl From<JsonRejection> for Refusal {
-    fn from(rejection: JsonRejection) -> Self {
-        Self {
-            status: rejection.status(),
-            problem: Problem {
-                reason: rejection.body_text(),
-                retry: false,
-            },
-        }
-    }
-}
-
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        (self.status, Json(self.problem)).into_response()
-    }
+    result
 }
 
 #[cfg(test)]
