@@ -158,10 +158,18 @@ fn whole(
     }
 }
 
+/// What of a finding is the same on all nodes that have it.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Alike {
+    check: &'static str,
+    finding: String,
+    consequence: String,
+    cure: String,
+}
+
 /// What the nodes themselves find, and those that say nothing; the same on several of them is one finding.
 fn joined(cluster: &Cluster) -> Vec<ClusterFinding> {
-    let mut alike: BTreeMap<(String, String, String, String), (Vec<String>, BTreeSet<String>)> =
-        BTreeMap::new();
+    let mut alike: BTreeMap<Alike, (Vec<String>, BTreeSet<String>)> = BTreeMap::new();
     for seen in &cluster.nodes {
         let silent = |reason: &String| {
             vec![Finding {
@@ -179,12 +187,12 @@ fn joined(cluster: &Cluster) -> Vec<ClusterFinding> {
             Err(reason) => silent(reason),
         };
         for finding in found {
-            let key = (
-                finding.check.title().to_owned(),
-                finding.finding,
-                finding.consequence,
-                finding.cure,
-            );
+            let key = Alike {
+                check: finding.check.title(),
+                finding: finding.finding,
+                consequence: finding.consequence,
+                cure: finding.cure,
+            };
             let (nodes, evidence) = alike.entry(key).or_default();
             if nodes.last() != Some(&seen.node) {
                 nodes.push(seen.node.clone());
@@ -192,17 +200,16 @@ fn joined(cluster: &Cluster) -> Vec<ClusterFinding> {
             evidence.insert(finding.evidence);
         }
     }
-    let joined =
-        alike.into_iter().map(
-            |((check, finding, consequence, cure), (nodes, evidence))| ClusterFinding {
-                check,
-                finding,
-                evidence: evidence.into_iter().take(EVIDENCE_TOLD).collect(),
-                consequence,
-                cure,
-                nodes,
-            },
-        );
+    let joined = alike
+        .into_iter()
+        .map(|(alike, (nodes, evidence))| ClusterFinding {
+            check: alike.check.to_owned(),
+            finding: alike.finding,
+            evidence: evidence.into_iter().take(EVIDENCE_TOLD).collect(),
+            consequence: alike.consequence,
+            cure: alike.cure,
+            nodes,
+        });
     let mut joined: Vec<ClusterFinding> = joined.collect();
     joined.sort_by_key(|finding| std::cmp::Reverse(finding.nodes.len()));
     joined

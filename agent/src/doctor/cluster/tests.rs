@@ -169,7 +169,7 @@ fn a_clock_is_wrong_only_by_more_than_the_answer_took() {
 }
 
 #[test]
-fn leaked_addresses_exhausted_pools_and_overlapping_services_are_found() {
+fn faults_of_addresses_and_exhausted_pools_are_found() {
     let with = |pools: Vec<PoolUse>, problems: Vec<AddressFinding>| Cluster {
         addresses: Ok(Addresses { pools, problems }),
         ..well()
@@ -206,6 +206,18 @@ fn leaked_addresses_exhausted_pools_and_overlapping_services_are_found() {
                 .to_string(),
             ),
         ),
+    ] {
+        let (finding, evidence, nodes) = found(&cluster);
+        assert_eq!(
+            (finding.as_str(), evidence.as_str(), nodes.as_str()),
+            (expected.0, expected.1, "")
+        );
+    }
+}
+
+#[test]
+fn services_in_pools_and_a_slow_server_are_found() {
+    for (cluster, expected) in [
         (
             Cluster {
                 services: Ok([(IpAddr::from([10, 65, 0, 10]), "kube-system/kube-dns".to_owned())].into()),
