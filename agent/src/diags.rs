@@ -78,8 +78,8 @@ impl Bundle {
     /// When `output` cannot be written.
     pub fn write(&self, output: impl io::Write, folder: &str, time: u64) -> io::Result<()> {
         let mut archive = tar::Builder::new(GzEncoder::new(output, Compression::default()));
-        let missing = self.missing.iter().map(|line| scrubbed(line) + "\n").collect();
-        let missing = (!self.missing.is_empty()).then(|| ("missing.txt".to_owned(), missing));
+        let missing = self.missing.iter().map(|line| scrubbed(&format!("{line}\n")));
+        let missing = (!self.missing.is_empty()).then(|| ("missing.txt".to_owned(), missing.collect()));
         for (name, text) in self.files.clone().into_iter().chain(missing) {
             let mut header = tar::Header::new_gnu();
             header.set_size(text.len() as u64);
