@@ -1,0 +1,60 @@
+//! The page of a real agent.
+
+use std::time::Duration;
+
+use harness::agent::HTTP;
+use harness::{Lab, Layout, Mode, wait_for};
+
+use crate::browser::{Scheme, elements, picture};
+use crate::{Outcome, names};
+
+/// Far more than anything here takes.
+const GENEROUS: Duration = Duration::from_secs(180);
+
+/// Three nodes that are well, and then one of them without its agent.
+pub(crate) fn well_and_not() -> Outcome {
+    let mut lab = Lab::build(Layout::new(Mode::Direct))?;
+    lab.start_agents()?;
+    lab.wait_for_sessions()?;
+    lab.wait_for_routes()?;
+    lab.attach_everywhere(1)?;
+    let url = format!("http://{HTTP}/");
+    let inside = lab.node(1).namespace.clone();
+    let page = elements(Some(&inside), &url)?;
+    let (second, third) = (lab.node(2).address.to_string(), lab.node(3).address.to_string());
+    let mut expected = vec![
+        "data-drawn=\"yes\"",
+        "Nothing is wrong.",
+        "2 sessions of 2 are Established.",
+        "node2",
+        "node3",
+        &second,
+        &third,
+    ];
+    let (blocks, routes) = (lab.node(1).blocks()?, lab.node(1).namespace.routes()?);
+    let ours = routes.iter().filter(|route| route.contains("proto culvert"));
+    expected.extend(blocks.iter().chain(ours).map(String::as_str));
+    names(&page, &expected)?;
+    picture(Some(&inside), &url, "well", Scheme::Light)?;
+    picture(Some(&inside), &url, "well-dark", Scheme::Dark)?;
+
+    lab.agent(3).kill()?;
+    let node = lab.node(1);
+    wait_for("node1 to miss its peer", GENEROUS, || match node.agent.status() {
+        Ok(status) if status.established() == 1 => Ok(()),
+        other => Err(format!("{other:?}")),
+    })?;
+    let page = elements(Some(&inside), &url)?;
+    let lost = format!("session with node3 ({third}) was lost");
+    let without = format!("no session with node3 ({third})");
+    let expected = [
+        "thing",
+        "wrong.",
+        &lost,
+        &without,
+        "1 session of 2 is Established.",
+    ];
+    names(&page, &expected)?;
+    picture(Some(&inside), &url, "fault", Scheme::Light)?;
+    Ok(())
+}
