@@ -4,6 +4,7 @@
 mod bird;
 mod borrowed;
 mod cluster;
+mod confined;
 mod continuity;
 mod doctor;
 mod dual_stack;
@@ -91,7 +92,7 @@ enum Needs {
 
 /// All trials that need no packet filter; those on the same layout one after the other.
 #[rustfmt::skip]
-const TRIALS: [(Layout, &str, Act); 50] = [
+const TRIALS: [(Layout, &str, Act); 51] = [
     (DIRECT, "direct_mode_carries_pod_traffic_without_tunnels", encapsulation::carries),
     (DIRECT, "the_routes_of_peers_are_shown_and_a_session_is_cleared", explained::peers),
     (CROSS_SUBNET, "crosssubnet_mode_tunnels_between_subnets_only", encapsulation::carries),
@@ -130,6 +131,7 @@ const TRIALS: [(Layout, &str, Act); 50] = [
     (IPIP, "an_advertised_address_that_was_gone_carries_traffic_again", continuity::address_gone),
     (IPIP, "an_address_that_is_changed_on_purpose_is_taken_without_a_restart", renumbering::on_purpose),
     (IPIP, "a_node_that_reboots_without_the_datastore_has_its_routes_back", reboot::without_the_datastore),
+    (IPIP, "an_agent_with_no_more_than_the_charts_capabilities_makes_tunnel_and_routes", confined::routes),
     (DUAL_STACK, "pods_reach_each_other_through_the_tunnel_by_ipv4_and_directly_by_ipv6", dual_stack::carries),
     (DUAL_STACK, "a_restarted_agent_loses_no_packet_of_ipv6", dual_stack::restarted),
     (DUAL_STACK, "routes_of_ipv6_go_with_their_pool_and_those_of_ipv4_stay", dual_stack::pool_deleted),

@@ -1,7 +1,7 @@
 //! The real agent in a node's namespace: started, killed, ended and asked.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,8 +12,8 @@ use crate::record::{Record, kill};
 use crate::status::Status;
 use crate::{LabError, Namespace, wait_for};
 
-/// Where an agent answers HTTP, in its own namespace.
-pub const HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9179);
+/// Where an agent answers HTTP, in its own namespace. The other nodes reach it at its address.
+pub const HTTP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9179);
 /// How much of a log is shown with an error.
 const LAST_LINES: usize = 25;
 
@@ -23,6 +23,7 @@ pub struct Agent {
     namespace: Namespace,
     binary: PathBuf,
     folder: PathBuf,
+    is_confined: bool,
     child: Option<Child>,
 }
 
@@ -39,13 +40,15 @@ impl Agent {
             namespace,
             binary: binary.to_owned(),
             folder,
+            is_confined: false,
             child: None,
         };
         let text = format!(
-            "nodeName: {name}\ndatastore:\n  directory: {}\nstate:\n  directory: {}\nsocket: {}\nhttp:\n  listen: {HTTP}\nlog:\n  format: human\n  level: info\n",
+            "nodeName: {name}\ndatastore:\n  directory: {}\nstate:\n  directory: {}\nsocket: {}\nhttp:\n  listen: 0.0.0.0:{}\nlog:\n  format: human\n  level: info\n",
             datastore.display(),
             agent.folder.join("state").display(),
-            agent.socket().display()
+            agent.socket().display(),
+            HTTP.port()
         );
         fs::create_dir_all(&agent.folder)
             .and_then(|()| fs::write(agent.config(), text))
@@ -79,6 +82,12 @@ impl Agent {
         lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
     }
 
+    /// From its next start on it may no more than in the container that the chart makes of it: three capabilities, and the
+    /// kernel's switches are read-only.
+    pub fn confine(&mut self) {
+        self.is_confined = true;
+    }
+
     /// Starts it.
     pub(crate) fn start(&mut self, record: &Record) -> Result<(), LabError> {
         let path = self.log();
@@ -87,7 +96,11 @@ impl Agent {
         let twin = log
             .try_clone()
             .map_err(LabError::io(format!("open {}", path.display())))?;
-        let mut command = Command::new(&self.binary);
+        let mut command = if self.is_confined {
+            confined(&self.binary)
+        } else {
+            Command::new(&self.binary)
+        };
         command.arg("agent").arg("--config").arg(self.config());
         command.stdin(Stdio::null()).stdout(log).stderr(twin);
         // The agent takes its settings from the environment as well: what is set for others is not meant for it.
@@ -297,4 +310,12 @@ impl Agent {
             let _ = child.wait();
         }
     }
+}
+/// A program as a container runtime starts it: of the mounts only `/proc/sys` is as there.
+fn confined(program: &Path) -> Command {
+    const SCRIPT: &str = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && \
+        exec setpriv --no-new-privs --inh-caps=-all --bounding-set=-all,+net_admin,+net_raw,+net_bind_service -- \"$0\" \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", SCRIPT]).arg(program);
+    command
 }
