@@ -1,15 +1,55 @@
 //! The page of a real agent.
 
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use harness::agent::HTTP;
 use harness::{Lab, Layout, Mode, wait_for};
+use libtest_mimic::Failed;
 
 use crate::browser::{Scheme, elements, picture};
 use crate::{Outcome, names};
 
 /// Far more than anything here takes.
 const GENEROUS: Duration = Duration::from_secs(180);
+
+/// A running `culvert ui`. It ends when it is dropped.
+struct Ui {
+    child: Child,
+    url: String,
+}
+
+impl Ui {
+    /// Starts one that asks the agent on this socket.
+    fn start(socket: &Path) -> Result<Self, Failed> {
+        let mut child = Command::new(harness::culvert()?)
+            .args(["ui", "--socket"])
+            .arg(socket)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut said = String::new();
+        if let Some(output) = child.stdout.take() {
+            BufReader::new(output).read_line(&mut said)?;
+        }
+        let url = said.split(' ').next().unwrap_or_default().to_owned();
+        let ui = Self { child, url };
+        if ui.url.starts_with("http://127.0.0.1:") {
+            Ok(ui)
+        } else {
+            Err(format!("culvert ui says {said:?}").into())
+        }
+    }
+}
+
+impl Drop for Ui {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
 
 /// Three nodes that are well, and then one of them without its agent.
 pub(crate) fn well_and_not() -> Outcome {
@@ -35,6 +75,9 @@ pub(crate) fn well_and_not() -> Outcome {
     let ours = routes.iter().filter(|route| route.contains("proto culvert"));
     expected.extend(blocks.iter().chain(ours).map(String::as_str));
     names(&page, &expected)?;
+    let ui = Ui::start(&lab.node(1).agent.socket())?;
+    names(&elements(None, &ui.url)?, &expected)?;
+    drop(ui);
     picture(Some(&inside), &url, "well", Scheme::Light)?;
     picture(Some(&inside), &url, "well-dark", Scheme::Dark)?;
 
