@@ -68,14 +68,14 @@ pub async fn forward(listener: TcpListener, client: Client, stop: CancellationTo
 }
 
 async fn own_page(State(forwarding): State<Forwarding>, headers: HeaderMap) -> Response {
-    match forwarding.admit(&headers) {
-        Ok(()) => page().await,
-        Err(refusal) => refusal,
+    match forwarding.refusal(&headers) {
+        None => page().await,
+        Some(refusal) => refusal,
     }
 }
 
 async fn view(State(forwarding): State<Forwarding>, headers: HeaderMap) -> Response {
-    if let Err(refusal) = forwarding.admit(&headers) {
+    if let Some(refusal) = forwarding.refusal(&headers) {
         return refusal;
     }
     match forwarding
@@ -96,13 +96,14 @@ async fn view(State(forwarding): State<Forwarding>, headers: HeaderMap) -> Respo
 }
 
 impl Forwarding {
-    fn admit(&self, headers: &HeaderMap) -> Result<(), Response> {
+    /// What a browser gets that came by another name.
+    fn refusal(&self, headers: &HeaderMap) -> Option<Response> {
         let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
         if host.is_some_and(|host| self.hosts.iter().any(|known| known == host)) {
-            return Ok(());
+            return None;
         }
         let words = format!("this is http://{}/ and nothing else\n", self.hosts[0]);
-        Err((StatusCode::MISDIRECTED_REQUEST, words).into_response())
+        Some((StatusCode::MISDIRECTED_REQUEST, words).into_response())
     }
 }
 
