@@ -291,6 +291,7 @@ fn settings_of(config: &Config, identity: &Identity) -> Settings {
             port: identity.port,
             secret_namespace: config.bgp.secret_namespace.clone(),
             accepts_default: config.bgp.accept_default_route.0,
+            long_lived_stale_time: config.bgp.long_lived_stale_time.get(),
             paths: PathTerms {
                 add_path: config.bgp.add_path,
                 max_prefixes: config.bgp.max_prefixes.get(),

@@ -100,6 +100,7 @@ impl World {
                 cluster: &self.cluster,
                 learned: &Learned::default(),
                 actual: &actual,
+                converged: true,
             },
         );
         let known = Known {
