@@ -128,20 +128,24 @@ fn happened(before: &AgentStatus, after: &AgentStatus) -> Vec<(EventKind, String
         all.push((EventKind::Relief, "all of the datastore has been read".to_owned()));
     }
     sessions(&mut all, before, after);
-    let wrong = |status| -> BTreeSet<String> {
-        let status: &AgentStatus = status;
-        lasting(status).chain(status.problems.iter().cloned()).collect()
-    };
-    let (was, is) = (wrong(before), wrong(after));
-    let over = was.difference(&is).map(|problem| format!("over: {problem}"));
+    let (was, is) = (by_subject(before), by_subject(after));
+    let over = was.iter().filter(|(subject, _)| !is.contains_key(*subject));
+    let over = over.map(|(_, problem)| format!("over: {problem}"));
     told(&mut all, EventKind::Relief, over, "problems are over");
-    told(
-        &mut all,
-        EventKind::Trouble,
-        is.difference(&was).cloned(),
-        "new problems",
-    );
+    let new = is.iter().filter(|(subject, _)| !was.contains_key(*subject));
+    let new = new.map(|(_, problem)| problem.clone());
+    told(&mut all, EventKind::Trouble, new, "new problems");
     all
+}
+
+/// The problems that are not peers', by their words without the numbers: one that grows is not another.
+fn by_subject(status: &AgentStatus) -> BTreeMap<String, String> {
+    let all = lasting(status).chain(status.problems.iter().cloned());
+    all.map(|problem| {
+        let words = problem.split(' ').filter(|word| word.parse::<u64>().is_err());
+        (words.collect::<Vec<_>>().join(" "), problem)
+    })
+    .collect()
 }
 
 /// Sessions that came up, that were lost, and peers that came and went.

@@ -76,6 +76,7 @@ fn seen(kernel: &[Route], refused: Option<&str>) -> View {
         cluster: &cluster,
         learned: &learned,
         actual: &actual,
+        converged: true,
     };
     let plan = desired::plan(&settings, known);
     let known = Known {
@@ -182,6 +183,29 @@ fn a_problem_is_told_when_it_begins_and_when_it_is_over() {
         [
             (EventKind::Relief, "over: datastore: away".to_owned()),
             (EventKind::Trouble, "datastore: away".to_owned()),
+        ]
+    );
+}
+
+#[test]
+fn a_problem_that_grows_is_not_another() {
+    let refused = |packets: u8| {
+        let mut status = running(Vec::new());
+        status.firewall.refused = vec![format!("{packets} tunnelled packets from 203.0.113.9")];
+        status
+    };
+    let told = events(&[running(Vec::new()), refused(12), refused(30), running(Vec::new())]);
+    assert_eq!(
+        told[..2],
+        [
+            (
+                EventKind::Relief,
+                "over: refused 30 tunnelled packets from 203.0.113.9".to_owned()
+            ),
+            (
+                EventKind::Trouble,
+                "refused 12 tunnelled packets from 203.0.113.9".to_owned()
+            ),
         ]
     );
 }
