@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use culvert_agent::page::{BlockView, NodeView, PAGE, POLICY, PoolView, RouteView, View};
+use culvert_agent::page::{BlockView, NodeView, PAGE, POLICY, PoolView, RouteView, Time, View};
 use culvert_agent::status::{AgentStatus, PeerStatus, PeerType, RouteStatus};
 use libtest_mimic::Failed;
 
@@ -62,90 +62,97 @@ pub(crate) fn gone() -> Outcome {
     Ok(())
 }
 
-/// What the agent of the first of `count` nodes tells; `down` have no session.
-fn view(count: u16, name: impl Fn(u16) -> String, down: &[u16]) -> View {
-    let address = |n: u16| IpAddr::from([172, 18, n.to_be_bytes()[0], n.to_be_bytes()[1]]);
-    let block = |n: u16| format!("10.{}.{}.{}/26", 64 + n / 1024, n % 1024 / 4, n % 4 * 64);
-    let up = |n: &u16| !down.contains(n);
-    let peer = |n: u16| PeerStatus {
+/// The address of a node.
+fn address(n: u16) -> IpAddr {
+    IpAddr::from([172, 18, n.to_be_bytes()[0], n.to_be_bytes()[1]])
+}
+
+/// The block of a node.
+fn block(n: u16) -> String {
+    format!("10.{}.{}.{}/26", 64 + n / 1024, n % 1024 / 4, n % 4 * 64)
+}
+
+fn peer(n: u16, name: String, is_up: bool) -> PeerStatus {
+    PeerStatus {
         address: address(n),
-        node: Some(name(n)),
+        node: Some(name),
         r#type: PeerType::Mesh,
-        state: if up(&n) { "Established" } else { "Active" }.into(),
-        since: jiff_epoch(),
-        reason: (!up(&n)).then(|| "connection refused: no speaker listens there yet".into()),
+        state: if is_up { "Established" } else { "Active" }.into(),
+        since: Time::UNIX_EPOCH,
+        reason: (!is_up).then(|| "connection refused: no speaker listens there yet".into()),
         failures: 0,
         failed: None,
-        prefixes_received: usize::from(up(&n)),
-        prefixes_sent: usize::from(up(&n)),
+        prefixes_received: usize::from(is_up),
+        prefixes_sent: usize::from(is_up),
         established_count: 1,
         stale: false,
         outer_source: None,
+    }
+}
+
+fn route(n: u16, name: String) -> RouteView {
+    let expected = format!("{} via {} dev tunl0 proto culvert onlink", block(n), address(n));
+    RouteView {
+        destination: block(n).parse().expect("a range"),
+        node: Some(name),
+        actual: Some(expected.clone()),
+        expected,
+        problem: None,
+    }
+}
+
+fn owned(n: u16, name: String) -> BlockView {
+    BlockView {
+        cidr: block(n).parse().expect("a range"),
+        node: name,
+        is_orphan: false,
+        in_use: (n == 1).then_some(17),
+    }
+}
+
+/// What the agent of the first of `count` nodes tells; `down` have no session.
+fn view(count: u16, name: impl Fn(u16) -> String, down: &[u16]) -> View {
+    let without = |n: &u16| {
+        format!(
+            "no session with {} ({}): connection refused",
+            name(*n),
+            address(*n)
+        )
     };
-    let route = |n: u16| {
-        let expected = format!("{} via {} dev tunl0 proto culvert onlink", block(n), address(n));
-        RouteView {
-            destination: block(n).parse().expect("a range"),
-            node: Some(name(n)),
-            actual: Some(expected.clone()),
-            expected,
-            problem: None,
-        }
+    let node = |n: u16| NodeView {
+        name: name(n),
+        address: Some(address(n)),
+        blocks: 1,
     };
-    let routes = usize::from(count);
     View {
-        at: jiff_epoch(),
+        at: Time::UNIX_EPOCH,
         status: AgentStatus {
             address: Some(address(1)),
             asn: 64_512,
-            peers: (2..=count).map(peer).collect(),
+            peers: (2..=count)
+                .map(|n| peer(n, name(n), !down.contains(&n)))
+                .collect(),
             routes: RouteStatus {
-                desired: routes,
-                programmed: routes,
+                desired: usize::from(count),
+                programmed: usize::from(count),
                 ..RouteStatus::default()
             },
             ..AgentStatus::starting(&name(1))
         },
-        problems: down
-            .iter()
-            .map(|n| {
-                format!(
-                    "no session with {} ({}): connection refused",
-                    name(*n),
-                    address(*n)
-                )
-            })
-            .collect(),
-        nodes: (1..=count)
-            .map(|n| NodeView {
-                name: name(n),
-                address: Some(address(n)),
-                blocks: 1,
-            })
-            .collect(),
+        problems: down.iter().map(without).collect(),
+        nodes: (1..=count).map(node).collect(),
         pools: vec![PoolView {
             name: name(0),
             cidr: "10.64.0.0/14".parse().expect("a range"),
             block_size: 26,
             disabled: false,
-            blocks: (1..=count)
-                .map(|n| BlockView {
-                    cidr: block(n).parse().expect("a range"),
-                    node: name(n),
-                    is_orphan: false,
-                    in_use: (n == 1).then_some(17),
-                })
-                .collect(),
+            blocks: (1..=count).map(|n| owned(n, name(n))).collect(),
         }],
         blocks_left_out: 0,
-        routes: (1..=count).map(route).collect(),
+        routes: (1..=count).map(|n| route(n, name(n))).collect(),
         routes_left_out: 0,
         events: Vec::new(),
     }
-}
-
-fn jiff_epoch() -> culvert_agent::page::Time {
-    culvert_agent::page::Time::UNIX_EPOCH
 }
 
 /// Serves the page with the headers that an agent gives it, and one answer. It ends with the test.
