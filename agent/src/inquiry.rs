@@ -17,6 +17,7 @@ use crate::doctor::{Host, Report};
 use crate::explanation::{self, Explanation};
 use crate::fib::{Route, RouteKey};
 use crate::kernel_view::KernelView;
+use crate::page::View;
 use crate::reconcile::Actual;
 use crate::ribs::{PeerUnknown, RibRequest, RibRoutes};
 use crate::speaker::{Clear, Query};
@@ -76,6 +77,11 @@ pub enum Inquiry {
         /// Takes the answer.
         answer: oneshot::Sender<KernelView>,
     },
+    /// What the page draws.
+    View {
+        /// Takes the answer.
+        answer: oneshot::Sender<View>,
+    },
     /// Why packets for a destination go where they go.
     Explain {
         /// The destination.
@@ -131,6 +137,14 @@ impl Inquiries {
             answer,
         })
         .await
+    }
+
+    /// What the page draws.
+    ///
+    /// # Errors
+    /// When the agent is about to end.
+    pub async fn view(&self) -> Result<View, Problem> {
+        self.ask(|answer| Inquiry::View { answer }).await
     }
 
     /// What is wrong with this node.

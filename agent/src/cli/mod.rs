@@ -16,8 +16,10 @@ mod route;
 mod shadow;
 mod status;
 mod store;
+mod ui;
 
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -57,6 +59,8 @@ enum Command {
     Doctor(doctor::Arguments),
     /// Write a bundle of all that tells how this node, or the whole cluster, is; without secrets.
     Diags(diags::Arguments),
+    /// Serve the page of the agent of this node to a browser on this machine: mesh, blocks, routes, events.
+    Ui(ui::Arguments),
     /// Find out why packets go where they go.
     #[command(subcommand)]
     Route(route::Command),
@@ -131,6 +135,14 @@ pub enum CliError {
     /// A pool cannot be split.
     #[error(transparent)]
     Split(Box<SplitError>),
+    /// The page cannot be served.
+    #[error("cannot listen on {address}: {source}; name another port with --port")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
     /// A file cannot be read or written.
     #[error("{}: {source}", path.display())]
     File {
@@ -214,6 +226,7 @@ pub fn run() -> Result<(), CliError> {
         Command::Bgp(command) => bgp::run(&command),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Diags(arguments) => diags::run(&arguments),
+        Command::Ui(arguments) => ui::run(&arguments),
         Command::Route(command) => route::run(&command),
         Command::Ipam(command) => ipam::run(&command),
         Command::Get(arguments) => get::run(&arguments),

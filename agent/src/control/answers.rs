@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use jiff::Timestamp;
+
 use super::fights::Fights;
 use crate::cluster::Cluster;
 use crate::dataplane::DataplaneError;
@@ -12,6 +14,7 @@ use crate::explanation;
 use crate::fib::{Change, RouteKey};
 use crate::inquiry::{Inquiry, Known};
 use crate::kernel_view::KernelView;
+use crate::page::{self, Recent};
 use crate::reconcile::{Actual, Difference};
 use crate::speaker::{Command, Running};
 use crate::status::{AgentStatus, PeerRoutes};
@@ -27,6 +30,7 @@ pub(super) struct Answering<'a> {
     pub(super) failures: &'a [(Change, DataplaneError)],
     pub(super) fights: &'a Fights,
     pub(super) status: &'a AgentStatus,
+    pub(super) recent: &'a Recent,
 }
 
 /// Answers, or hands the question to the speaker. Should that be gone, the loop notices by itself.
@@ -52,6 +56,9 @@ pub(super) async fn give(known: Answering<'_>, speaker: &Running, inquiry: Inqui
         }
         Inquiry::Kernel { answer } => {
             let _ = answer.send(KernelView::of(known.actual));
+        }
+        Inquiry::View { answer } => {
+            let _ = answer.send(page::view(&told, known.recent, Timestamp::now()));
         }
         Inquiry::Explain {
             destination,

@@ -36,6 +36,7 @@ use crate::fib::{Change, KernelEvent, RouteKey};
 use crate::firewall;
 use crate::inquiry::Inquiry;
 use crate::metrics::Metrics;
+use crate::page::Recent;
 use crate::reconcile::{Actual, Difference, Observed, Ours, Removal};
 use crate::speaker::{Command, News, Running};
 use crate::status::AgentStatus;
@@ -112,6 +113,7 @@ pub(super) struct EventLoop {
     /// When the status, which has changed, is told.
     status_due: Option<Instant>,
     measures: Measures,
+    recent: Recent,
 }
 
 impl EventLoop {
@@ -165,6 +167,7 @@ impl EventLoop {
             status,
             status_due: None,
             measures: Measures::new(metrics),
+            recent: Recent::default(),
         }
     }
 
@@ -539,7 +542,9 @@ impl EventLoop {
         let rejected = self.planner.plan().rejected.len();
         let rejected = i64::try_from(rejected).unwrap_or(i64::MAX);
         self.measures.metrics.routes_rejected.set(rejected);
-        status.last_error = events::last_error(&former, &status, Timestamp::now());
+        let now = Timestamp::now();
+        status.last_error = events::last_error(&former, &status, now);
+        self.recent.note(&former, &status, now);
         self.status.send_replace(Arc::new(status));
     }
 
@@ -554,6 +559,7 @@ impl EventLoop {
             failures: &self.failures,
             fights: self.repairs.fights(),
             status: &self.status.borrow().clone(),
+            recent: &self.recent,
         };
         answers::give(known, &self.speaker, inquiry).await;
     }

@@ -5,6 +5,7 @@ mod answer;
 mod client;
 mod exchange;
 mod health;
+mod page;
 mod questions;
 mod remote;
 mod socket;
@@ -25,6 +26,7 @@ use tracing::debug;
 
 pub use client::{Client, ClientError};
 pub use health::serve;
+pub use page::forward;
 pub use questions::{Peers, Question, Questions};
 pub use remote::{Unanswered, get, read};
 pub use socket::{Confirmations, SocketApi, SocketError, bind_socket, serve_socket, somebody_listens};

@@ -44,6 +44,8 @@ const REST_MAX: Duration = Duration::from_secs(1);
 const PIECE: usize = 64 << 10;
 
 const STATUS: &str = "/v1/status";
+/// What the page asks for.
+pub(super) const VIEW: &str = "/v1/view";
 const DOCTOR: &str = "/v1/doctor";
 const KERNEL: &str = "/v1/kernel";
 const EXPLAIN: &str = "/v1/route/explain";
@@ -66,6 +68,8 @@ pub enum Peers {
 pub enum Question {
     /// The agent's status: [`AgentStatus`].
     Status(Peers),
+    /// What the page draws: [`View`](crate::page::View).
+    View,
     /// What is wrong with the node: [`Report`](crate::doctor::Report).
     Doctor,
     /// What the kernel has: [`KernelView`](crate::kernel_view::KernelView).
@@ -83,6 +87,7 @@ impl Question {
         let (path, parameters) = match self {
             Question::Status(Peers::All) => (STATUS, vec![]),
             Question::Status(peers) => (STATUS, vec![("peers", name_of(peers))]),
+            Question::View => (VIEW, vec![]),
             Question::Doctor => (DOCTOR, vec![]),
             Question::Kernel => (KERNEL, vec![]),
             Question::Explain(destination) => (EXPLAIN, vec![("destination", destination.to_string())]),
@@ -151,6 +156,7 @@ impl Questions {
     pub(super) fn router(self) -> Router {
         Router::new()
             .route(STATUS, get(status))
+            .route(VIEW, get(view))
             .route(DOCTOR, get(doctor))
             .route(KERNEL, get(kernel))
             .route(EXPLAIN, get(explain))
@@ -281,6 +287,12 @@ async fn kernel(State(questions): State<Questions>, RawQuery(query): RawQuery) -
     questions
         .answer(async move { Ok(inquiries.kernel().await?.with_switches()) })
         .await
+}
+
+async fn view(State(questions): State<Questions>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
+    Parameters::read(query.as_deref()).end(&[])?;
+    let inquiries = questions.inquiries()?;
+    questions.answer(async move { inquiries.view().await }).await
 }
 
 async fn doctor(State(questions): State<Questions>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
