@@ -38,11 +38,6 @@ impl AgentArguments {
         let runtime = super::runtime()?;
         Ok(runtime.block_on(question(self.client()))?)
     }
-
-    /// The agent, to be asked more than once.
-    pub(super) fn client(&self) -> Client {
-        Client::new(&self.socket, PATIENCE)
-    }
 }
 
 /// How an answer is printed.
