@@ -259,7 +259,7 @@ async fn a_late_del_gives_the_address_back_and_leaves_the_pod_that_was_set_up_an
             .held
             .lock()
             .unwrap()
-            .insert("k8s-pod-network.c1".into(), vec![old.into()]);
+            .insert("k8s-pod-network.c1".into(), vec![old]);
         let kernel = Noted {
             routed,
             ..Noted::default()
