@@ -275,6 +275,17 @@ impl Cluster {
         self.claims.confirmed().find(|(block, _)| block.contains(net))
     }
 
+    /// All blocks that somebody has, with the node that has it. Only confirmed claims count.
+    pub fn claimed_blocks(&self) -> impl Iterator<Item = (IpNet, &str)> {
+        self.claims.confirmed()
+    }
+
+    /// How many addresses of a block are in use, where that is known here.
+    #[must_use]
+    pub fn in_use(&self, block: &IpNet) -> Option<usize> {
+        self.blocks.get(&culvert_ipam::name::block(*block)).copied()
+    }
+
     /// The addresses that `node` has in blocks that are not marked as its own: those of another node, or of none.
     pub fn borrowed_by(&self, node: &str) -> impl Iterator<Item = IpAddr> {
         let lent = self.lent.values().flatten();
