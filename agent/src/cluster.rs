@@ -250,6 +250,12 @@ impl Cluster {
         self.pools.iter().map(|(name, pool)| (name.as_str(), pool))
     }
 
+    /// Whether pods may get IPv6 addresses at all.
+    #[must_use]
+    pub fn gives_ipv6(&self) -> bool {
+        self.pools().any(|(_, pool)| pool.gives_ipv6())
+    }
+
     /// The pool that all of `net` lies in; of several the smallest.
     #[must_use]
     pub fn pool_of(&self, net: &IpNet) -> Option<&IpPoolSpec> {

@@ -437,7 +437,7 @@ impl EventLoop {
         let is_known_by_v6 = self.settings.speaking.address_v6.is_some();
         let now = Needs {
             block: enabled().any(|pool| pool.cidr.addr().is_ipv4()),
-            block_v6: is_known_by_v6 && pools().any(IpPoolSpec::gives_ipv6),
+            block_v6: is_known_by_v6 && self.cluster.gives_ipv6(),
             tunnel_address: enabled().any(IpPoolSpec::may_tunnel),
             address_is_gone: self.renumbering.is_gone(Family::V4),
             address_v6_is_gone: self.renumbering.is_gone(Family::V6),
