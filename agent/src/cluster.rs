@@ -269,6 +269,11 @@ impl Cluster {
         self.claims.confirmed().find(|(block, _)| block.contains(net))
     }
 
+    /// All blocks, and the node whose each is. Only a confirmed claim counts.
+    pub fn confirmed_blocks(&self) -> impl Iterator<Item = (IpNet, &str)> {
+        self.claims.confirmed()
+    }
+
     /// The addresses that `node` has in blocks that are not marked as its own: those of another node, or of none.
     pub fn borrowed_by(&self, node: &str) -> impl Iterator<Item = IpAddr> {
         let lent = self.lent.values().flatten();
@@ -292,13 +297,16 @@ impl Cluster {
     /// How many addresses of `node`'s blocks are in use.
     #[must_use]
     pub fn addresses_in_use(&self, node: &str) -> usize {
-        let count = |block: IpNet| {
-            self.blocks
-                .get(&culvert_ipam::name::block(block))
-                .copied()
-                .unwrap_or(0)
-        };
-        self.blocks_of(node).map(count).sum()
+        self.blocks_of(node)
+            .map(|block| self.addresses_in_block(block))
+            .sum()
+    }
+
+    /// How many addresses of a block are in use, as far as this node watches it.
+    #[must_use]
+    pub fn addresses_in_block(&self, block: IpNet) -> usize {
+        let name = culvert_ipam::name::block(block);
+        self.blocks.get(&name).copied().unwrap_or(0)
     }
 }
 

@@ -27,8 +27,19 @@ pub(crate) struct Known<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) actual: &'a Actual,
     pub(crate) status: &'a AgentStatus,
+    /// What others undo on this host.
+    pub(crate) undone: Undone,
     /// Why the kernel does not hold a route, or not for long.
     pub(crate) refused: &'a dyn Fn(&RouteKey) -> Option<String>,
+}
+
+/// How often within an hour something of the host's was made right that others had undone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Undone {
+    /// Forwarding was switched on.
+    pub(crate) forwarding: usize,
+    /// The tunnel device was set up.
+    pub(crate) tunnel: usize,
 }
 
 impl Known<'_> {

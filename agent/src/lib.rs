@@ -30,6 +30,7 @@ pub mod node;
 pub mod peering;
 pub mod reconcile;
 pub mod ribs;
+pub mod ruleset;
 pub mod selector;
 pub mod shadow;
 pub mod speaker;

@@ -28,6 +28,7 @@ use crate::cni::InstallError;
 use crate::config::ConfigError;
 use crate::control::AgentError;
 use crate::datastore::DatastoreError;
+use crate::doctor::FixError;
 use crate::http::ClientError;
 
 /// The routing brain of a Kubernetes node.
@@ -118,6 +119,12 @@ pub enum CliError {
     /// Something is wrong with this node, or with the way to a destination; what, is printed before.
     #[error("something is wrong: findings: {0}")]
     Findings(usize),
+    /// Nobody has said yes.
+    #[error("nothing was changed: answer y on a terminal, or say --yes")]
+    Unconfirmed,
+    /// Something could not be mended.
+    #[error(transparent)]
+    Fix(#[from] FixError),
     /// The settings of allocation would contradict each other.
     #[error("nothing was changed: {0}")]
     Limits(LimitsError),

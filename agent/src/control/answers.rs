@@ -7,7 +7,7 @@ use crate::desired::{Plan, Settings};
 use crate::doctor;
 use crate::explanation;
 use crate::fib::{Change, RouteKey};
-use crate::inquiry::{Inquiry, Known};
+use crate::inquiry::{Inquiry, Known, Undone};
 use crate::reconcile::Actual;
 use crate::speaker::{Command, Running};
 use crate::status::AgentStatus;
@@ -20,6 +20,7 @@ pub(super) struct Answering<'a> {
     pub(super) actual: &'a Actual,
     pub(super) failures: &'a [(Change, DataplaneError)],
     pub(super) fights: &'a Fights,
+    pub(super) undone: Undone,
     pub(super) status: &'a AgentStatus,
 }
 
@@ -32,6 +33,7 @@ pub(super) async fn give(known: Answering<'_>, speaker: &Running, inquiry: Inqui
         plan: known.plan,
         actual: known.actual,
         status: known.status,
+        undone: known.undone,
         refused: &refused,
     };
     match inquiry {

@@ -461,7 +461,7 @@ impl EventLoop {
             match result {
                 Ok(()) => {
                     debug!(?change, "applied");
-                    report::say_switched(&change);
+                    self.repairs.note_switch(&change, &self.actual);
                     self.actual.applied(&change);
                     self.look_at_route_of(&change);
                 }
@@ -532,6 +532,7 @@ impl EventLoop {
             actual: &self.actual,
             failures: &self.failures,
             fights: self.repairs.fights(),
+            undone: self.repairs.undone(),
             status: &self.status.borrow().clone(),
         };
         answers::give(known, &self.speaker, inquiry).await;

@@ -198,7 +198,13 @@ async fn explain(
 }
 
 async fn doctor(State(api): State<SocketApi>) -> Result<Response, Refusal> {
-    finish(async move { api.inquiries.examine(Host::read()).await }).await
+    let status = Arc::clone(&api.status.borrow());
+    finish(async move {
+        let nodes = status.peers.iter().map(|peer| peer.address);
+        let host = Host::look(nodes).await;
+        api.inquiries.examine(host).await
+    })
+    .await
 }
 
 async fn add(
