@@ -465,10 +465,6 @@ impl<'a> Walk<'a> {
         match &rule.action {
             Action::Continue => None,
             Action::Accept if surely && self.certain => Some(Left::Accepted),
-            Action::Accept | Action::Unknown => {
-                self.certain = false;
-                None
-            }
             Action::Drop | Action::Reject => {
                 let rejects = rule.action == Action::Reject;
                 let gone = self.drop(chain, Some(rule.handle), rejects, rule.packets, surely);
@@ -476,8 +472,8 @@ impl<'a> Walk<'a> {
                 (gone || surely).then_some(if gone { Left::Gone } else { Left::Accepted })
             }
             Action::Return if surely => Some(Left::Back),
-            // It may have gone back: what follows here is not certain, nor is what follows there.
-            Action::Return => {
+            // It may have been accepted, or gone back: what follows here is not certain, nor is what follows there.
+            Action::Accept | Action::Unknown | Action::Return => {
                 self.certain = false;
                 None
             }

@@ -4,12 +4,12 @@
 mod bird;
 mod borrowed;
 mod cluster;
+mod confined;
 mod continuity;
 mod doctor;
 mod dual_stack;
 mod encapsulation;
 mod explained;
-mod faults;
 mod fights;
 mod filter;
 mod hands;
@@ -92,7 +92,7 @@ enum Needs {
 
 /// All trials that need no packet filter; those on the same layout one after the other.
 #[rustfmt::skip]
-const TRIALS: [(Layout, &str, Act); 54] = [
+const TRIALS: [(Layout, &str, Act); 51] = [
     (DIRECT, "direct_mode_carries_pod_traffic_without_tunnels", encapsulation::carries),
     (DIRECT, "the_routes_of_peers_are_shown_and_a_session_is_cleared", explained::peers),
     (CROSS_SUBNET, "crosssubnet_mode_tunnels_between_subnets_only", encapsulation::carries),
@@ -112,10 +112,6 @@ const TRIALS: [(Layout, &str, Act); 54] = [
     (IPIP, "foreign_routes_are_never_touched", hands::foreign_routes),
     (IPIP, "the_way_to_a_pod_is_explained_and_nothing_is_found_where_all_is_well", explained::well),
     (IPIP, "a_wrong_next_hop_and_a_lost_session_are_found_by_asking_for_the_way", explained::faults),
-    (IPIP, "faults_in_the_datastore_are_found_by_the_doctor", faults::in_the_datastore),
-    (IPIP, "a_datastore_that_is_away_and_a_pool_that_is_used_up_are_found_by_the_doctor", faults::away_and_exhausted),
-    (IPIP, "what_others_keep_undoing_is_found_by_the_doctor", faults::undone),
-    (IPIP, "what_keeps_a_session_down_is_found_by_the_doctor", faults::sessions),
     (IPIP, "a_killed_agent_loses_no_packet", restart::kill),
     (IPIP, "an_agent_ends_within_a_second_and_its_routes_stay", restart::terminate),
     (IPIP, "what_went_wrong_while_the_agent_was_down_is_repaired_at_its_start", restart::wrong_at_start),
@@ -135,6 +131,7 @@ const TRIALS: [(Layout, &str, Act); 54] = [
     (IPIP, "an_advertised_address_that_was_gone_carries_traffic_again", continuity::address_gone),
     (IPIP, "an_address_that_is_changed_on_purpose_is_taken_without_a_restart", renumbering::on_purpose),
     (IPIP, "a_node_that_reboots_without_the_datastore_has_its_routes_back", reboot::without_the_datastore),
+    (IPIP, "an_agent_with_no_more_than_the_charts_capabilities_makes_tunnel_and_routes", confined::routes),
     (DUAL_STACK, "pods_reach_each_other_through_the_tunnel_by_ipv4_and_directly_by_ipv6", dual_stack::carries),
     (DUAL_STACK, "a_restarted_agent_loses_no_packet_of_ipv6", dual_stack::restarted),
     (DUAL_STACK, "routes_of_ipv6_go_with_their_pool_and_those_of_ipv4_stay", dual_stack::pool_deleted),

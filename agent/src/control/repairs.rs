@@ -79,7 +79,7 @@ impl Repairs {
         match change {
             Change::EnableForwarding => self.forwarding.note(),
             Change::SetLink { link, .. } if actual.link_at(*link).is_some_and(|link| !link.up) => {
-                self.tunnel.note()
+                self.tunnel.note();
             }
             _ => {}
         }

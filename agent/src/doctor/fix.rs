@@ -44,7 +44,7 @@ pub enum FixError {
 
 impl Fix {
     /// `value` for the switch of this path, segment by segment.
-    pub(super) fn sysctl(path: &[&str], value: impl ToString) -> Self {
+    pub(super) fn sysctl(path: &[&str], value: u64) -> Self {
         Self {
             path: path.iter().map(|segment| (*segment).to_owned()).collect(),
             value: value.to_string(),
@@ -145,7 +145,10 @@ mod tests {
             (&["net", "ipv4", "conf", "eth0", "rp_filter"], "|x"),
             (&["net", "ipv4", "conf", "eth0", "forwarding"], "1"),
         ] {
-            let fix = Fix::sysctl(path, value);
+            let fix = Fix {
+                value: value.to_owned(),
+                ..Fix::sysctl(path, 0)
+            };
             assert!(matches!(fix.apply(), Err(FixError::NotAllowed(_))), "{fix:?}");
             assert!(matches!(fix.undo(), Err(FixError::NotAllowed(_))), "{fix:?}");
         }

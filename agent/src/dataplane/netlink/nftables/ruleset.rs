@@ -357,7 +357,6 @@ fn lookup(of: &[u8], registers: &Registers, sets: &Sets) -> Lookup {
             // NFT_LOOKUP_F_INV.
             negated: find(of, 5).and_then(u32_of).unwrap_or(0) & 1 != 0,
         }),
-        (None, None) => Lookup::Match(Match::Unknown),
         // NFT_REG_VERDICT.
         (Some((loaded, elements)), Some(0)) if !elements.iter().any(|element| element.is_end) => {
             let verdicts = elements
@@ -366,7 +365,7 @@ fn lookup(of: &[u8], registers: &Registers, sets: &Sets) -> Lookup {
             Lookup::Verdicts(loaded.field, verdicts.collect())
         }
         (_, Some(0)) => Lookup::Unknown,
-        (_, Some(_)) => Lookup::Match(Match::Unknown),
+        _ => Lookup::Match(Match::Unknown),
     }
 }
 
