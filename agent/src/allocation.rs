@@ -11,6 +11,7 @@ mod queue;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use culvert_ipam::allocator::{Assign, Claim, Held, HeldAddress, Outcome, Release, Request, Unclaim, Wanted};
 use culvert_ipam::ordinals::Ordinals;
@@ -23,6 +24,7 @@ use tracing::{debug, info};
 
 use crate::api::{IpPool, IpamBlock, IpamHandle, Key};
 use crate::datastore::{self, Datastore, DatastoreError};
+use crate::metrics::Metrics;
 
 pub(crate) use known::now;
 pub use policy::pool;
@@ -72,6 +74,7 @@ pub struct Allocator {
     node: Arc<str>,
     requests: mpsc::Sender<Waiting>,
     task: Arc<Mutex<Option<JoinHandle<()>>>>,
+    metrics: Option<Metrics>,
 }
 
 /// Why there is no address or block.
@@ -125,13 +128,24 @@ impl From<DatastoreError> for AllocationError {
 impl Allocator {
     /// An allocator for the node of this name. It must be made inside a Tokio runtime, in which its requests are done.
     pub fn new(store: Arc<dyn Datastore>, node: String) -> Self {
+        Self::counting(store, node, None)
+    }
+
+    /// The same, which tells `metrics` how long its requests take, and what becomes of them.
+    pub fn measured(store: Arc<dyn Datastore>, node: String, metrics: Metrics) -> Self {
+        Self::counting(store, node, Some(metrics))
+    }
+
+    fn counting(store: Arc<dyn Datastore>, node: String, metrics: Option<Metrics>) -> Self {
         let (requests, receiver) = mpsc::channel(WAITING);
-        let task = tokio::spawn(Queue::new(Arc::clone(&store), node.clone(), receiver).run());
+        let queue = Queue::new(Arc::clone(&store), node.clone(), metrics.clone(), receiver);
+        let task = tokio::spawn(queue.run());
         Self {
             store,
             node: node.into(),
             requests,
             task: Arc::new(Mutex::new(Some(task))),
+            metrics,
         }
     }
 
@@ -312,6 +326,20 @@ impl Allocator {
     }
 
     async fn ask(&self, ask: Ask) -> Result<Answer, AllocationError> {
+        let Some(metrics) = &self.metrics else {
+            return self.put(ask).await;
+        };
+        let (request, began) = (ask.kind(), Instant::now());
+        let answer = self.put(ask).await;
+        let seconds = metrics.ipam_request_seconds.with_label_values(&[request]);
+        seconds.observe(began.elapsed().as_secs_f64());
+        if answer.is_err() {
+            metrics.ipam_failures.with_label_values(&[request]).inc();
+        }
+        answer
+    }
+
+    async fn put(&self, ask: Ask) -> Result<Answer, AllocationError> {
         let (answer, answered) = oneshot::channel();
         let stopping = || AllocationError::Stopping {
             node: self.node.to_string(),

@@ -163,6 +163,9 @@ pub struct HttpConfig {
     /// Address and port of `/metrics`, `/healthz` and `/readyz`. Default: `127.0.0.1:9179`.
     #[serde(deserialize_with = "values::socket_address")]
     pub listen: SocketAddr,
+    /// `on` or `off`: whether each peer has series of its own in `/metrics`, or only those that have no session. A thousand
+    /// nodes with a thousand peers each are a million. Default: off.
+    pub peer_metrics: Switch,
 }
 
 /// The routes this agent installs.
@@ -306,6 +309,7 @@ impl Default for HttpConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9179)),
+            peer_metrics: Switch(false),
         }
     }
 }

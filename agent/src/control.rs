@@ -11,6 +11,7 @@ mod event_loop;
 mod fights;
 mod identity;
 mod intake;
+mod measures;
 mod pool_modes;
 mod renumbering;
 mod repairs;
@@ -137,19 +138,16 @@ pub async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Agen
     let node = config.node_name.as_str().to_owned();
     let file = last_good_of(config);
     let mut copy = file.read();
-    let store = Arc::new(datastore_of(config, copy.is_some()));
     let (status, status_reader) = watch::channel(Arc::new(AgentStatus::starting(&node)));
     let metrics = Metrics::register()?;
-    let allocator = Allocator::new(Arc::clone(&store) as _, node);
+    let store = Arc::new(datastore_of(config, copy.is_some()).measured(metrics.clone()));
+    let allocator = Allocator::measured(Arc::clone(&store) as _, node, metrics.clone());
     serve_http(config, &metrics, status_reader.clone(), &stop).await?;
     let (confirmations, mut confirmed) = Confirmations::channel();
     let (tell, told) = events::channel();
     if let Some(file) = config_file {
-        tokio::spawn(configuration::watch(
-            file.to_owned(),
-            config.clone(),
-            tell.clone(),
-        ));
+        let (file, config) = (file.to_owned(), config.clone());
+        tokio::spawn(configuration::watch(file, config, tell.clone()));
     }
     let attachments = Attachments::new(
         Arc::new(allocator.clone()),
@@ -158,17 +156,15 @@ pub async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Agen
     )
     .telling(tell);
     let reader = status_reader.clone();
-    let mut asked = serve_socket(&config.socket, attachments, reader, confirmations, &stop)?;
+    let mut asked = serve_socket(
+        &config.socket,
+        attachments,
+        reader,
+        confirmations,
+        (&metrics, &stop),
+    )?;
     let told_of_node = tell_of_node(&(Arc::clone(&store) as _), config, status_reader.clone(), told);
-    let collector = collector::start(
-        Arc::clone(&store) as _,
-        config.node_name.as_str().to_owned(),
-        collection_terms(config),
-        status_reader,
-        metrics.clone(),
-        stop.clone(),
-    );
-
+    let collector = start_collector(config, &store, status_reader, &metrics, &stop);
     let agent = Agent {
         config,
         store,
@@ -305,6 +301,23 @@ fn settings_of(config: &Config, identity: &Identity) -> Settings {
     }
 }
 
+fn start_collector(
+    config: &Config,
+    store: &Arc<Deferred>,
+    status: watch::Receiver<Arc<AgentStatus>>,
+    metrics: &Metrics,
+    stop: &CancellationToken,
+) -> JoinHandle<()> {
+    collector::start(
+        Arc::clone(store) as _,
+        config.node_name.as_str().to_owned(),
+        collection_terms(config),
+        status,
+        metrics.clone(),
+        stop.clone(),
+    )
+}
+
 fn collection_terms(config: &Config) -> collector::Terms {
     let config = &config.garbage_collection;
     collector::Terms {
@@ -419,11 +432,7 @@ fn start_speaker(
         external_needs_policy: config.bgp.external_needs_policy.0,
         ..SpeakerConfig::new(identity.asn, identity.router_id, identity.address.addr())
     };
-    speaker::start(
-        speaker,
-        identity.endpoint.clone(),
-        metrics.bgp_connections_refused.clone(),
-    )
+    speaker::start(speaker, identity.endpoint.clone(), metrics.clone())
 }
 
 async fn serve_http(
@@ -437,8 +446,9 @@ async fn serve_http(
         .await
         .map_err(|source| AgentError::Http { address, source })?;
     let (metrics, stop) = (metrics.clone(), stop.clone());
+    let all_peers = config.http.peer_metrics.0;
     tokio::spawn(async move {
-        if let Err(error) = http::serve(listener, metrics, status, stop).await {
+        if let Err(error) = http::serve(listener, metrics, all_peers, status, stop).await {
             warn!(%error, "metrics and health are no longer served");
         }
     });
@@ -451,7 +461,7 @@ fn serve_socket(
     attachments: Attachments,
     status: watch::Receiver<Arc<AgentStatus>>,
     confirmations: Confirmations,
-    stop: &CancellationToken,
+    (metrics, stop): (&Metrics, &CancellationToken),
 ) -> Result<mpsc::Receiver<Inquiry>, AgentError> {
     let listener = http::bind_socket(path)?;
     let (inquiries, asked) = Inquiries::channel();
@@ -460,6 +470,7 @@ fn serve_socket(
         attachments: Arc::new(attachments),
         confirmations,
         inquiries,
+        metrics: metrics.clone(),
     };
     let stop = stop.clone();
     tokio::spawn(async move {

@@ -483,8 +483,8 @@ pub enum Change {
     },
     /// Set `rp_filter` of a link to 2, loose: it takes any packet whose source there is a route to.
     LoosenReversePath {
-        /// Interface name.
-        name: String,
+        /// Interface index.
+        link: u32,
     },
     /// Add an address.
     AddAddress(Address),

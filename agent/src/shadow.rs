@@ -171,7 +171,9 @@ fn sentence(change: &Change, actual: &Actual) -> String {
             let word = if *on { "pmtudisc" } else { "nopmtudisc" };
             format!("change: {name} becomes {word}")
         }
-        Change::LoosenReversePath { name } => format!("change: net.ipv4.conf.{name}.rp_filter becomes 2"),
+        Change::LoosenReversePath { link: index } => {
+            format!("change: net.ipv4.conf.{}.rp_filter becomes 2", link(*index))
+        }
         Change::EnableForwarding => "change: net.ipv4.ip_forward becomes 1".to_owned(),
         Change::EnableForwardingV6 => "change: net.ipv6.conf.all.forwarding becomes 1".to_owned(),
     }

@@ -11,6 +11,7 @@ mod md5;
 mod query;
 mod stalls;
 mod strangers;
+mod traffic;
 mod unanswered;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,13 +23,13 @@ use culvert_bgp::id::{ConnectionId, NextHop, Prefix};
 use culvert_bgp::speaker::{
     Input, Output, PeerConfig, PeerStatus, SessionChange, Speaker, SpeakerConfig, TransportError,
 };
-use prometheus::IntCounter;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
+use crate::metrics::Metrics;
 use crate::peering::Endpoint;
 use crate::uapi::SocketFamily;
 use connection::{Connection, Sent, SocketEvent};
@@ -36,6 +37,7 @@ use listening::Listening;
 pub use query::{Clear, Query};
 use stalls::Stalls;
 use strangers::Strangers;
+use traffic::Traffic;
 use unanswered::Unanswered;
 
 /// Events of sockets that wait for the owner, of up to 64 KiB each; a full channel stops the reading of all connections.
@@ -70,6 +72,8 @@ pub enum Command {
 pub struct News {
     /// Destinations whose best next hops changed; none left means that it is gone.
     pub routes: BTreeMap<Prefix, Vec<NextHop>>,
+    /// When the first of these changes was taken in.
+    pub since: Option<Instant>,
     /// Sessions that came up or went down, in order.
     pub sessions: Vec<SessionChange>,
     /// All peers have told all they know, or had their time to.
@@ -115,11 +119,7 @@ pub enum SpeakerError {
 ///
 /// # Errors
 /// When the port cannot be listened on.
-pub fn start(
-    config: SpeakerConfig,
-    endpoint: Endpoint,
-    refused: IntCounter,
-) -> Result<Running, SpeakerError> {
+pub fn start(config: SpeakerConfig, endpoint: Endpoint, metrics: Metrics) -> Result<Running, SpeakerError> {
     let port = endpoint.port;
     let (problem, listening_problem) = watch::channel(None);
     let listening = Listening::open(endpoint, problem)?;
@@ -140,7 +140,8 @@ pub fn start(
         news: News::default(),
         statuses,
         status_changed: true,
-        strangers: Strangers::new(refused),
+        strangers: Strangers::new(metrics.bgp_connections_refused.clone()),
+        traffic: Traffic::new(metrics),
     };
     tokio::spawn(driver.run(command_queue, event_queue, news_queue));
     info!(port, "listening for BGP");
@@ -171,6 +172,7 @@ struct Driver {
     /// Something that `statuses` tells has changed.
     status_changed: bool,
     strangers: Strangers,
+    traffic: Traffic,
 }
 
 impl Driver {
@@ -184,6 +186,7 @@ impl Driver {
         loop {
             let timer = at(self.speaker.deadline().map(Instant::from_std));
             let (stalls_due, listening_due) = (at(self.stalls.due()), at(self.listening.due()));
+            let traffic_due = at(self.traffic.due());
             let pause_until = self.strangers.pause_until();
             let may_accept = self.known.is_some() && !self.strangers.is_paused();
             tokio::select! {
@@ -205,6 +208,7 @@ impl Driver {
                         self.tell(input);
                     }
                 }
+                () = traffic_due => self.count(),
                 permit = news.reserve(), if !self.news.is_empty() => match permit {
                     Ok(permit) => permit.send(std::mem::take(&mut self.news)),
                     Err(_) => return,
@@ -241,9 +245,21 @@ impl Driver {
                 self.status_changed = true;
                 self.tell(Input::Peers(peers));
             }
+            Command::Exports(exports) if self.traffic.is_awaited(&exports) => {
+                self.tell(Input::Exports(exports.clone()));
+                self.traffic.told(&exports, self.speaker.peers());
+                self.traffic.look(&self.connections);
+            }
             Command::Exports(exports) => self.tell(Input::Exports(exports)),
             Command::Ask(query) => self.inquire(query),
             Command::Stop { .. } => {}
+        }
+    }
+
+    fn count(&mut self) {
+        self.traffic.look(&self.connections);
+        if self.traffic.must_count() {
+            self.traffic.count(self.speaker.peers());
         }
     }
 
@@ -314,6 +330,7 @@ impl Driver {
             }
             SocketEvent::Received { id, bytes } => {
                 self.unheard.remove(&id);
+                self.traffic.note();
                 if self.connections.contains_key(&id) {
                     self.handle(Input::Received {
                         connection: id,
@@ -388,6 +405,7 @@ impl Driver {
                 }
             }
             Output::Send { connection, bytes } => {
+                self.traffic.note();
                 let open = self.connections.get_mut(&connection)?;
                 return match open.send(bytes) {
                     Sent::Taken => None,
@@ -408,6 +426,7 @@ impl Driver {
                 }
             }
             Output::RibChange(change) => {
+                self.news.since.get_or_insert_with(Instant::now);
                 self.news.routes.insert(change.prefix, change.best);
                 self.status_changed = true;
             }

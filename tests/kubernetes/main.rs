@@ -18,6 +18,7 @@ mod servers;
 mod storm;
 mod validation;
 mod watching;
+mod whole;
 
 use std::process::ExitCode;
 
@@ -44,6 +45,14 @@ fn main() -> ExitCode {
     // Trials share a server, and some measure: one at a time.
     arguments.test_threads = Some(1);
     let server = Server::default();
+    let trials = trials(&server);
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    server.stop();
+    conclusion.exit_code()
+}
+
+/// All trials, in the order in which they run; `server` is for those that share one.
+fn trials(server: &Server) -> Vec<Trial> {
     let mut trials = Vec::new();
     let missing = no_api_server();
     for (name, act) in contract::TRIALS {
@@ -84,9 +93,14 @@ fn main() -> ExitCode {
         let server = server.clone();
         trials.push(trial(&name, image::no_image(), move || act(&server)));
     }
-    let conclusion = libtest_mimic::run(&arguments, trials);
-    server.stop();
-    conclusion.exit_code()
+    let none = harness::kube_cluster::no_cluster()
+        .or_else(helm::no_helm)
+        .or_else(image::no_image);
+    for (name, act) in whole::TRIALS.map(|(name, act)| (format!("whole::{name}"), act)) {
+        let server = server.clone();
+        trials.push(trial(&name, none.clone(), move || act(&server)));
+    }
+    trials
 }
 
 fn trial(name: &str, missing: Option<String>, act: impl FnOnce() -> Outcome + Send + 'static) -> Trial {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use culvert_ipam::allocator::{Outcome, Plan, Read, Request, Step, plan};
+use culvert_ipam::allocator::{Change, Object as Spec, Outcome, Plan, Read, Request, Step, Write, plan};
 use culvert_ipam::error::Error;
 use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
@@ -15,6 +15,7 @@ use super::known::{Known, Refused, api_key, now};
 use super::policy::PoolChoice;
 use crate::api::Key;
 use crate::datastore::{Datastore, DatastoreError};
+use crate::metrics::Metrics;
 
 /// Refused writes of one object after which the requests are given up, as in Calico.
 const MAX_CONFLICTS: u32 = 100;
@@ -37,6 +38,16 @@ pub(super) struct Ask {
 }
 
 impl Ask {
+    /// What it asks for, in a word.
+    pub(super) fn kind(&self) -> &'static str {
+        match self.request {
+            Request::Assign(_) => "assign",
+            Request::Release(_) => "release",
+            Request::Claim(_) => "claim",
+            Request::Unclaim(_) => "unclaim",
+        }
+    }
+
     /// One that does not depend on the pools.
     pub(super) fn of(request: Request) -> Self {
         Self {
@@ -87,6 +98,7 @@ impl Waiting {
 pub(super) struct Queue {
     store: Arc<dyn Datastore>,
     node: String,
+    metrics: Option<Metrics>,
     requests: mpsc::Receiver<Waiting>,
     waiting: Vec<Waiting>,
     /// Requests at the front of `waiting` that are done one by one, since together one of them spoiled it for the others.
@@ -94,10 +106,16 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn new(store: Arc<dyn Datastore>, node: String, requests: mpsc::Receiver<Waiting>) -> Self {
+    pub(super) fn new(
+        store: Arc<dyn Datastore>,
+        node: String,
+        metrics: Option<Metrics>,
+        requests: mpsc::Receiver<Waiting>,
+    ) -> Self {
         Self {
             store,
             node,
+            metrics,
             requests,
             waiting: Vec::new(),
             alone: 0,
@@ -142,6 +160,7 @@ impl Queue {
             match step {
                 Step::Read(reads) => known.read(reads).await?,
                 Step::Write(changes) => {
+                    self.note_claims(&changes);
                     let (freed, refused) = known.write(changes).await?;
                     for freed in freed {
                         if let Some(waiting) = self.waiting.get_mut(freed.request) {
@@ -223,7 +242,24 @@ impl Queue {
         self.waiting.retain(|waiting| waiting.answered.is_some());
     }
 
+    /// From the first write of a claim on, somebody waits for the block's route at the peers.
+    fn note_claims(&self, changes: &[Change]) {
+        let Some(metrics) = &self.metrics else { return };
+        for change in changes {
+            if let Write::Create {
+                object: Spec::Affinity(affinity),
+                ..
+            } = &change.write
+            {
+                metrics.claims.start(affinity.cidr);
+            }
+        }
+    }
+
     fn note(&self, refused: &[Key], conflicts: &mut BTreeMap<Key, u32>) -> Result<(), Failure> {
+        if let Some(metrics) = &self.metrics {
+            metrics.ipam_conflicts.inc_by(refused.len() as u64);
+        }
         for key in refused {
             let tries = conflicts.entry(key.clone()).or_default();
             *tries += 1;

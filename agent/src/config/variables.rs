@@ -99,6 +99,10 @@ pub(super) const VARIABLES: &[Variable] = &[
         text: true,
     },
     Variable {
+        path: &["http", "peerMetrics"],
+        text: true,
+    },
+    Variable {
         path: &["routes", "protocol"],
         text: false,
     },

@@ -16,6 +16,7 @@ use tracing::{debug, error, info, warn};
 use super::AgentError;
 use super::answers::{self, Answering};
 use super::intake::{Outlets, Remarks};
+use super::measures::Measures;
 use super::pool_modes::PoolModes;
 use super::renumbering::Renumbering;
 use super::repairs::{Circumstances, Repairs};
@@ -108,7 +109,7 @@ pub(super) struct EventLoop {
     status: watch::Sender<Arc<AgentStatus>>,
     /// When the status, which has changed, is told.
     status_due: Option<Instant>,
-    metrics: Metrics,
+    measures: Measures,
 }
 
 impl EventLoop {
@@ -161,7 +162,7 @@ impl EventLoop {
             firewall,
             status,
             status_due: None,
-            metrics,
+            measures: Measures::new(metrics),
         }
     }
 
@@ -302,6 +303,7 @@ impl EventLoop {
     }
 
     fn take_news(&mut self, news: News) -> Wake {
+        self.measures.heard(&news);
         let wake = if news.routes.is_empty() && (self.converged || !news.converged) {
             Wake::Tell
         } else {
@@ -319,15 +321,15 @@ impl EventLoop {
             }
         }
         self.converged |= news.converged;
-        self.metrics
-            .bgp_session_transitions
-            .inc_by(news.sessions.len() as u64);
         wake
     }
 
     /// Reads the kernel anew. When that fails the last picture stands, and it is tried again.
     async fn dump(&mut self) {
-        match self.dataplane.dump().await {
+        let began = Instant::now();
+        let dumped = self.dataplane.dump().await;
+        self.measures.netlink("dump", began);
+        match dumped {
             Ok(snapshot) => {
                 self.actual = Actual::new(snapshot);
                 self.changed.everything = true;
@@ -387,13 +389,14 @@ impl EventLoop {
             failures: &self.failures,
             actual: &self.actual,
             ours: self.ours,
-            metrics: &self.metrics,
+            metrics: &self.measures.metrics,
         };
         self.repairs.judge(&mut changes, &circumstances);
         if updated.beyond_routes {
             self.repairs.plan_rules(&self.planner.plan().desired.rules);
         }
         self.apply(changes).await;
+        self.measures.turned(self.failures.len());
     }
 
     /// Brings the plan and the difference up to date with all that has happened.
@@ -414,6 +417,7 @@ impl EventLoop {
                 self.difference.look_at(key, desired, &self.actual);
             }
         }
+        self.measures.planned(changed.learned);
         updated
     }
 
@@ -452,7 +456,9 @@ impl EventLoop {
             self.retry_wait = RETRY.0;
             return;
         }
+        let began = Instant::now();
         let results = self.dataplane.apply(&changes).await;
+        self.measures.netlink("apply", began);
         let total = changes.len();
         if changes.iter().any(touches_sources) {
             self.sources.ask_soon();
@@ -462,6 +468,7 @@ impl EventLoop {
                 Ok(()) => {
                     debug!(?change, "applied");
                     self.repairs.note_switch(&change, &self.actual);
+                    self.measures.applied(&change);
                     self.actual.applied(&change);
                     self.look_at_route_of(&change);
                 }
@@ -472,7 +479,7 @@ impl EventLoop {
                     } else {
                         error!(%error, "the kernel refused a change");
                     }
-                    self.metrics.route_errors.inc();
+                    self.measures.metrics.route_errors.inc();
                     self.failures.push((change, error));
                 }
             }
@@ -521,6 +528,9 @@ impl EventLoop {
             sources: &self.sources,
             firewall: self.firewall.status.borrow().clone(),
         });
+        let rejected = self.planner.plan().rejected.len();
+        let rejected = i64::try_from(rejected).unwrap_or(i64::MAX);
+        self.measures.metrics.routes_rejected.set(rejected);
         self.status.send_replace(Arc::new(status));
     }
 

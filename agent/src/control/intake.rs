@@ -202,6 +202,7 @@ impl Intake {
     }
 
     async fn take(&mut self, update: Update) {
+        self.store.note_told(&update);
         match update {
             Update::Upsert(object) => self.take_object(*object).await,
             Update::Delete(key) => {

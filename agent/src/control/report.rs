@@ -234,10 +234,10 @@ fn subject(change: &Change, actual: &Actual) -> String {
         Change::AddRule(rule) | Change::DeleteRule(rule) => format!("rule {rule}"),
         Change::EnableForwarding => "net.ipv4.ip_forward".to_owned(),
         Change::EnableForwardingV6 => "net.ipv6.conf.all.forwarding".to_owned(),
-        Change::CreateTunnel { name }
-        | Change::LoosenReversePath { name }
-        | Change::SetPathMtuDiscovery { name, .. } => name.clone(),
-        Change::SetLink { link: index, .. } | Change::SetLinkDown { link: index } => link(index),
+        Change::CreateTunnel { name } | Change::SetPathMtuDiscovery { name, .. } => name.clone(),
+        Change::SetLink { link: index, .. }
+        | Change::SetLinkDown { link: index }
+        | Change::LoosenReversePath { link: index } => link(index),
         Change::AddAddress(address) | Change::DeleteAddress(address) => {
             format!("{} on {}", address.net, link(&address.link))
         }

@@ -91,7 +91,19 @@ fn set(path: &str, value: &str) -> Result<(), DataplaneError> {
     if fs::read_to_string(path).is_ok_and(|present| present.trim() == value) {
         return Ok(());
     }
-    fs::write(path, value).map_err(|source| DataplaneError::new(format!("write {value} to {path}"), source))
+    fs::write(path, value).map_err(|source| {
+        let operation = format!("write {value} to {path}");
+        let is_read_only = source.kind() == io::ErrorKind::ReadOnlyFilesystem;
+        let switch = path.trim_start_matches("/proc/sys/").replace('/', ".");
+        let source = if is_read_only {
+            io::Error::other(format!(
+                "a container may not: run `sysctl -w {switch}={value}` on the host, and write {switch}={value} into /etc/sysctl.d"
+            ))
+        } else {
+            source
+        };
+        DataplaneError::new(operation, source)
+    })
 }
 
 #[cfg(test)]

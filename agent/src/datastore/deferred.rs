@@ -1,15 +1,21 @@
-//! A datastore that may not be there yet: it is opened when it can be, and until then everything fails with the reason.
+//! A datastore that may not be there yet: it is opened when it can be, and until then everything fails with the reason. All
+//! that the agent asks of a datastore passes here: so it is measured here.
+
+mod lag;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use std::sync::Arc;
 use tokio::sync::{OnceCell, mpsc};
 
+use self::lag::Lag;
 use super::{Datastore, DatastoreError, NodeEvent, Recollection, Update};
 use crate::api::{Key, Kind, Object};
+use crate::metrics::Metrics;
 
 type Open = dyn Fn() -> BoxFuture<'static, Result<Arc<dyn Datastore>, DatastoreError>> + Send + Sync;
 
@@ -17,6 +23,8 @@ type Open = dyn Fn() -> BoxFuture<'static, Result<Arc<dyn Datastore>, DatastoreE
 pub struct Deferred {
     open: Box<Open>,
     store: OnceCell<Arc<dyn Datastore>>,
+    metrics: Option<Metrics>,
+    lag: Lag,
 }
 
 impl Deferred {
@@ -28,7 +36,66 @@ impl Deferred {
         Self {
             open: Box::new(open),
             store: OnceCell::new(),
+            metrics: None,
+            lag: Lag::default(),
         }
+    }
+
+    /// The same, which tells `metrics` how long it takes, and how often it fails.
+    #[must_use]
+    pub fn measured(mut self, metrics: Metrics) -> Self {
+        self.metrics = Some(metrics);
+        self
+    }
+
+    /// Measures what the watch told: how long after a write of ours, and that it broke.
+    pub fn note_told(&self, update: &Update) {
+        let Some(metrics) = &self.metrics else { return };
+        match update {
+            Update::Upsert(object) => {
+                if let Some(lag) = self.lag.told(object) {
+                    metrics.datastore_watch_lag_seconds.observe(lag.as_secs_f64());
+                }
+            }
+            Update::Problem(Some(_)) => metrics.datastore_errors.with_label_values(&["watch"]).inc(),
+            Update::Delete(_) | Update::InSync | Update::Problem(None) => {}
+        }
+    }
+
+    /// Does `work`, and measures it.
+    async fn timed<T>(
+        &self,
+        operation: &str,
+        work: impl Future<Output = Result<T, DatastoreError>> + Send,
+    ) -> Result<T, DatastoreError> {
+        let Some(metrics) = &self.metrics else {
+            return work.await;
+        };
+        let began = Instant::now();
+        let result = work.await;
+        let seconds = metrics.datastore_request_seconds.with_label_values(&[operation]);
+        seconds.observe(began.elapsed().as_secs_f64());
+        if result.as_ref().is_err_and(|error| !error.is_conflict()) {
+            metrics.datastore_errors.with_label_values(&[operation]).inc();
+        }
+        result
+    }
+
+    /// Does a write, and measures it, and how long the watch takes to tell of it.
+    async fn written(
+        &self,
+        operation: &str,
+        key: Key,
+        work: impl Future<Output = Result<Object, DatastoreError>> + Send,
+    ) -> Result<Object, DatastoreError> {
+        if self.metrics.is_some() {
+            self.lag.writing(&key);
+        }
+        let written = self.timed(operation, work).await;
+        if let (Some(lag), Some(metrics)) = (self.lag.written(&key, written.as_ref().ok()), &self.metrics) {
+            metrics.datastore_watch_lag_seconds.observe(lag.as_secs_f64());
+        }
+        written
     }
 
     /// The datastore itself, opened if it is not yet.
@@ -43,27 +110,35 @@ impl Deferred {
 #[async_trait]
 impl Datastore for Deferred {
     async fn get(&self, key: &Key) -> Result<Option<Object>, DatastoreError> {
-        self.opened().await?.get(key).await
+        self.timed("get", async { self.opened().await?.get(key).await })
+            .await
     }
 
     async fn list(&self, kind: Kind) -> Result<Vec<Object>, DatastoreError> {
-        self.opened().await?.list(kind).await
+        self.timed("list", async { self.opened().await?.list(kind).await })
+            .await
     }
 
     async fn list_whole(&self, kind: Kind) -> Result<Vec<Object>, DatastoreError> {
-        self.opened().await?.list_whole(kind).await
+        self.timed("list", async { self.opened().await?.list_whole(kind).await })
+            .await
     }
 
     async fn create(&self, object: Object) -> Result<Object, DatastoreError> {
-        self.opened().await?.create(object).await
+        let create = |object| async { self.opened().await?.create(object).await };
+        self.written("create", object.key(), create(object)).await
     }
 
     async fn update(&self, object: Object) -> Result<Object, DatastoreError> {
-        self.opened().await?.update(object).await
+        let update = |object| async { self.opened().await?.update(object).await };
+        self.written("update", object.key(), update(object)).await
     }
 
     async fn delete(&self, key: &Key, revision: &str) -> Result<(), DatastoreError> {
-        self.opened().await?.delete(key, revision).await
+        self.timed("delete", async {
+            self.opened().await?.delete(key, revision).await
+        })
+        .await
     }
 
     async fn annotate(
@@ -71,15 +146,18 @@ impl Datastore for Deferred {
         key: &Key,
         annotations: &BTreeMap<String, Option<String>>,
     ) -> Result<Object, DatastoreError> {
-        self.opened().await?.annotate(key, annotations).await
+        let annotate = async { self.opened().await?.annotate(key, annotations).await };
+        self.written("update", key.clone(), annotate).await
     }
 
     async fn network_available(&self, node: &str) -> Result<(), DatastoreError> {
-        self.opened().await?.network_available(node).await
+        let update = async { self.opened().await?.network_available(node).await };
+        self.timed("update", update).await
     }
 
     async fn record(&self, node: &str, event: &NodeEvent) -> Result<(), DatastoreError> {
-        self.opened().await?.record(node, event).await
+        let create = async { self.opened().await?.record(node, event).await };
+        self.timed("create", create).await
     }
 
     fn makes_nodes(&self) -> bool {

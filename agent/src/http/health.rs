@@ -26,16 +26,19 @@ const LIMITS: Limits = Limits {
 #[derive(Clone)]
 struct Health {
     metrics: Metrics,
+    all_peers: bool,
     status: watch::Receiver<Arc<AgentStatus>>,
 }
 
-/// Serves metrics and health on `listener` until `stop`.
+/// Serves metrics and health on `listener` until `stop`; with series of their own for `all_peers`, or for those alone that
+/// have no session.
 ///
 /// # Errors
 /// When the listener fails.
 pub async fn serve(
     listener: TcpListener,
     metrics: Metrics,
+    all_peers: bool,
     status: watch::Receiver<Arc<AgentStatus>>,
     stop: CancellationToken,
 ) -> io::Result<()> {
@@ -43,13 +46,17 @@ pub async fn serve(
         .route("/metrics", get(encode_metrics))
         .route("/healthz", get(healthy))
         .route("/readyz", get(ready))
-        .with_state(Health { metrics, status });
+        .with_state(Health {
+            metrics,
+            all_peers,
+            status,
+        });
     super::serve_until(listener, router, LIMITS, stop).await
 }
 
 async fn encode_metrics(State(health): State<Health>) -> Response {
-    health.metrics.observe(&health.status.borrow());
-    match health.metrics.encode() {
+    let status = Arc::clone(&health.status.borrow());
+    match health.metrics.scrape(&status, health.all_peers) {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
@@ -99,7 +106,7 @@ mod tests {
         let metrics = Metrics::register().unwrap();
         let (status, receiver) = watch::channel(Arc::new(AgentStatus::starting("a")));
         let stop = CancellationToken::new();
-        let task = tokio::spawn(serve(listener, metrics.clone(), receiver, stop.clone()));
+        let task = tokio::spawn(serve(listener, metrics.clone(), false, receiver, stop.clone()));
         Server {
             address,
             metrics,

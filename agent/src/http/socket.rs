@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
@@ -25,6 +25,7 @@ use super::Limits;
 use crate::cni::{AddRequest, Attachments, CheckRequest, Container, NetworkRequest, Problem};
 use crate::doctor::Host;
 use crate::inquiry::Inquiries;
+use crate::metrics::Metrics;
 use crate::ribs::RibRequest;
 use crate::speaker::Clear;
 use crate::status::AgentStatus;
@@ -141,6 +142,8 @@ pub struct SocketApi {
     pub confirmations: Confirmations,
     /// Takes what only the control loop can answer.
     pub inquiries: Inquiries,
+    /// Counts the requests of the CNI plugin.
+    pub metrics: Metrics,
 }
 
 /// Serves `api` on `listener` until `stop`.
@@ -212,7 +215,7 @@ async fn add(
     request: Result<Json<AddRequest>, JsonRejection>,
 ) -> Result<Response, Refusal> {
     let Json(request) = request?;
-    finish(async move { api.attachments.add(request).await }).await
+    finish(async move { counted(&api.metrics, "add", api.attachments.add(request)).await }).await
 }
 
 async fn del(
@@ -220,7 +223,7 @@ async fn del(
     request: Result<Json<Container>, JsonRejection>,
 ) -> Result<Response, Refusal> {
     let Json(request) = request?;
-    finish(async move { api.attachments.del(request).await }).await
+    finish(async move { counted(&api.metrics, "del", api.attachments.del(request)).await }).await
 }
 
 async fn check(
@@ -228,7 +231,7 @@ async fn check(
     request: Result<Json<CheckRequest>, JsonRejection>,
 ) -> Result<Response, Refusal> {
     let Json(request) = request?;
-    finish(async move { api.attachments.check(request).await }).await
+    finish(async move { counted(&api.metrics, "check", api.attachments.check(request)).await }).await
 }
 
 async fn addresses(
@@ -245,6 +248,22 @@ async fn containers(
 ) -> Result<Response, Refusal> {
     let Json(request) = request?;
     finish(async move { api.attachments.containers(request).await }).await
+}
+
+/// Does what the plugin asks for, and measures that.
+async fn counted<T>(
+    metrics: &Metrics,
+    command: &str,
+    work: impl Future<Output = Result<T, Problem>>,
+) -> Result<T, Problem> {
+    let began = Instant::now();
+    let result = work.await;
+    let seconds = metrics.cni_request_seconds.with_label_values(&[command]);
+    seconds.observe(began.elapsed().as_secs_f64());
+    if result.is_err() {
+        metrics.cni_failures.with_label_values(&[command]).inc();
+    }
+    result
 }
 
 /// Runs the work to its end even when the one who asked is gone: half an allocation helps nobody.

@@ -132,10 +132,8 @@ impl Actual {
             Change::DeleteRoute(route) => self.remove(&route.key, |present| {
                 present.protocol == route.protocol && present.kind == route.kind
             }),
-            Change::LoosenReversePath { name } => {
-                if let Some(link) = self.link_named(name).map(|link| link.index) {
-                    self.strict.remove(&link);
-                }
+            Change::LoosenReversePath { link } => {
+                self.strict.remove(link);
             }
             Change::SetLink { link, mtu } => {
                 if let Some(link) = self.links.get_mut(link) {

@@ -226,9 +226,7 @@ fn configure(tunnel: &Tunnel, link: &Link, actual: &Actual, steps: &mut Vec<Chan
     // Two nodes need not agree at every moment on what goes through the tunnel: a pool steps its mode, or one of them
     // has the other in its subnet. A packet that comes through it and would be answered outside is right all the same.
     if actual.is_strict(link.index) {
-        steps.push(Change::LoosenReversePath {
-            name: link.name.clone(),
-        });
+        steps.push(Change::LoosenReversePath { link: link.index });
     }
     let Some(address) = tunnel.address else {
         return Vec::new();

@@ -54,7 +54,7 @@ async fn started_with(change: impl FnOnce(&mut PeerConfig)) -> (Running, u16) {
 /// The same, with a peer at this address.
 async fn started_for(peer: IpAddr, change: impl FnOnce(&mut PeerConfig)) -> (Running, u16) {
     let free = free_port();
-    let running = start(config(), at(free), IntCounter::new("refused", "them").unwrap()).unwrap();
+    let running = start(config(), at(free), Metrics::register().unwrap()).unwrap();
     let mut peer = PeerConfig::new(peer, Asn::new(64_512).unwrap());
     change(&mut peer);
     running
@@ -152,7 +152,7 @@ async fn a_stop_closes_without_a_notification_so_that_the_peer_keeps_our_routes(
 async fn a_port_that_is_taken_is_named() {
     let taken = std::net::TcpListener::bind("[::]:0").unwrap();
     let port = taken.local_addr().unwrap().port();
-    let error = start(config(), at(port), IntCounter::new("refused", "them").unwrap())
+    let error = start(config(), at(port), Metrics::register().unwrap())
         .expect_err("taken")
         .to_string();
     assert!(

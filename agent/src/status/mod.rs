@@ -121,6 +121,14 @@ pub struct PeerStatus {
     pub outer_source: Option<IpAddr>,
 }
 
+impl PeerStatus {
+    /// Whether there is a session.
+    #[must_use]
+    pub fn is_established(&self) -> bool {
+        self.state == "Established"
+    }
+}
+
 /// Why somebody is a peer, in calicoctl's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PeerType {

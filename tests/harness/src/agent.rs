@@ -23,6 +23,7 @@ pub struct Agent {
     namespace: Namespace,
     binary: PathBuf,
     folder: PathBuf,
+    is_confined: bool,
     child: Option<Child>,
 }
 
@@ -39,6 +40,7 @@ impl Agent {
             namespace,
             binary: binary.to_owned(),
             folder,
+            is_confined: false,
             child: None,
         };
         let text = format!(
@@ -79,6 +81,12 @@ impl Agent {
         lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
     }
 
+    /// From its next start on it may no more than in the container that the chart makes of it: three capabilities, and the
+    /// kernel's switches are read-only.
+    pub fn confine(&mut self) {
+        self.is_confined = true;
+    }
+
     /// Starts it.
     pub(crate) fn start(&mut self, record: &Record) -> Result<(), LabError> {
         let path = self.log();
@@ -87,7 +95,11 @@ impl Agent {
         let twin = log
             .try_clone()
             .map_err(LabError::io(format!("open {}", path.display())))?;
-        let mut command = Command::new(&self.binary);
+        let mut command = if self.is_confined {
+            confined(&self.binary)
+        } else {
+            Command::new(&self.binary)
+        };
         command.arg("agent").arg("--config").arg(self.config());
         command.stdin(Stdio::null()).stdout(log).stderr(twin);
         // The agent takes its settings from the environment as well: what is set for others is not meant for it.
@@ -297,4 +309,12 @@ impl Agent {
             let _ = child.wait();
         }
     }
+}
+/// A program as a container runtime starts it: of the mounts only `/proc/sys` is as there.
+fn confined(program: &Path) -> Command {
+    const SCRIPT: &str = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && \
+        exec setpriv --no-new-privs --inh-caps=-all --bounding-set=-all,+net_admin,+net_raw,+net_bind_service -- \"$0\" \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", SCRIPT]).arg(program);
+    command
 }

@@ -3,28 +3,23 @@
 //!
 //! Both processes end with the one that started them, whatever becomes of it, and their folder with the [`ApiServer`].
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::command::{run, run_with_input, show};
+use crate::command::{run, run_with_input};
+use crate::daemon::{command_in, died, end, spawn};
 use crate::record::kill;
-use crate::{LabError, Namespace, wait_for};
+use crate::{LabError, Namespace, kubernetes, wait_for};
 
-/// Names the server's binary, or that compressed (`.zst`).
-const BINARY: &str = "CULVERT_KUBE_APISERVER";
 /// Etcd and the server need some seconds each; a loaded machine ten times as many.
 const START: Duration = Duration::from_secs(180);
-/// How much of a log is shown with an error.
-const LAST_LINES: usize = 15;
 
 /// Who may do everything.
 pub const ADMIN: &str = "admin";
@@ -40,6 +35,8 @@ pub struct Setup {
     pub users: Vec<String>,
     /// Further arguments.
     pub arguments: Vec<String>,
+    /// Controllers run beside it, which make the service accounts that pods are given.
+    pub has_controllers: bool,
 }
 
 impl Default for Setup {
@@ -49,6 +46,7 @@ impl Default for Setup {
             namespace: None,
             users: Vec::new(),
             arguments: Vec::new(),
+            has_controllers: false,
         }
     }
 }
@@ -81,10 +79,11 @@ pub fn no_api_server() -> Option<String> {
         (!found).then(|| format!("there is no {name}; tests/run installs it"))
     };
     let programs = ["etcd", "kubectl", "openssl", "setpriv", "zstd"];
-    programs
-        .into_iter()
-        .find_map(program)
-        .or_else(|| binary().err().map(|error| error.to_string()))
+    programs.into_iter().find_map(program).or_else(|| {
+        kubernetes::program("kube-apiserver")
+            .err()
+            .map(|error| error.to_string())
+    })
 }
 
 impl ApiServer {
@@ -93,7 +92,7 @@ impl ApiServer {
     /// # Errors
     /// When a program is missing, or one of the two does not come up.
     pub fn start(setup: Setup) -> Result<Self, LabError> {
-        let binary = binary()?;
+        let binary = kubernetes::program("kube-apiserver")?;
         let folder = new_folder()?;
         make_certificates(folder.path(), setup.address)?;
         write_tokens(folder.path(), &setup.users)?;
@@ -282,9 +281,11 @@ impl ApiServer {
                 "--service-account-signing-key-file={}",
                 file("service-accounts.key")
             ),
-            // Pods are made without a controller that would make their service accounts.
-            "--disable-admission-plugins=ServiceAccount".to_owned(),
         ];
+        if !self.setup.has_controllers {
+            // A pod would wait for its service account for ever.
+            arguments.push("--disable-admission-plugins=ServiceAccount".to_owned());
+        }
         arguments.extend(self.setup.arguments.iter().cloned());
         arguments
     }
@@ -356,52 +357,6 @@ impl Ports {
     }
 }
 
-/// The server's binary: what the environment names, else the one that `tests/kubernetes/build` has made.
-fn binary() -> Result<PathBuf, LabError> {
-    let target = target_folder()?;
-    let named = std::env::var_os(BINARY).map(PathBuf::from);
-    let path = named.unwrap_or_else(|| target.join("kubernetes/kube-apiserver"));
-    if !path.is_file() {
-        return Err(LabError::NoApiServer(path));
-    }
-    if path.extension().is_none_or(|extension| extension != "zst") {
-        return Ok(path);
-    }
-    let unpacked = target.join("kubernetes/kube-apiserver.unpacked");
-    let modified = |path: &Path| fs::metadata(path).and_then(|data| data.modified()).ok();
-    if modified(&unpacked).is_some_and(|made| modified(&path).is_none_or(|packed| made >= packed)) {
-        return Ok(unpacked);
-    }
-    fs::create_dir_all(target.join("kubernetes"))
-        .map_err(LabError::io(format!("make {}", target.display())))?;
-    // Several processes may do this at once: each writes a file of its own, and the renames are equal.
-    let beside = target.join(format!("kubernetes/unpacking-{}", std::process::id()));
-    let mut command = Command::new("zstd");
-    command.args(["-q", "-f", "-d"]).arg(&path).arg("-o").arg(&beside);
-    run(command)?;
-    let mut permissions = fs::metadata(&beside)
-        .map_err(LabError::io(format!("look at {}", beside.display())))?
-        .permissions();
-    std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o755);
-    let finish = || {
-        fs::set_permissions(&beside, permissions)?;
-        File::options()
-            .append(true)
-            .open(&beside)?
-            .set_modified(std::time::SystemTime::now())?;
-        fs::rename(&beside, &unpacked)
-    };
-    finish().map_err(LabError::io(format!("make {}", unpacked.display())))?;
-    Ok(unpacked)
-}
-
-/// `target/`, which the running program is in.
-fn target_folder() -> Result<PathBuf, LabError> {
-    let program = std::env::current_exe().map_err(LabError::io("find the running program"))?;
-    let target = program.ancestors().find(|folder| folder.ends_with("target"));
-    Ok(target.map_or_else(|| PathBuf::from("target"), Path::to_owned))
-}
-
 fn new_folder() -> Result<tempfile::TempDir, LabError> {
     tempfile::Builder::new()
         .prefix("culvert-kubernetes-")
@@ -462,74 +417,6 @@ fn start_etcd(setup: &Setup, folder: &Path, ports: Ports) -> Result<Child, LabEr
     // It need not outlive the machine.
     command.args(["--log-level=error", "--unsafe-no-fsync"]);
     spawn(command, &folder.join("etcd.log"))
-}
-
-/// A program in a namespace, that ends with the thread that starts it; its number stays the same through all of it.
-fn command_in(namespace: Option<&Namespace>, program: &str) -> Command {
-    let mut command = match namespace {
-        Some(namespace) => {
-            let mut command = Command::new("nsenter");
-            command.arg(format!("--net={}", namespace.path())).arg("--");
-            command.arg("setpriv");
-            command
-        }
-        None => Command::new("setpriv"),
-    };
-    command.args(["--pdeathsig", "KILL", "--", program]);
-    command
-}
-
-type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
-
-/// Starts a program that lives as long as this process, at most. The kernel's "parent" is the thread that forked, and
-/// those of tests come and go: so one that stays does it.
-fn spawn(mut command: Command, log: &Path) -> Result<Child, LabError> {
-    use std::os::unix::process::CommandExt as _;
-
-    static KEEPER: LazyLock<Mutex<mpsc::Sender<Order>>> = LazyLock::new(|| {
-        let (orders, ordered) = mpsc::channel::<Order>();
-        std::thread::spawn(move || {
-            for (mut command, answer) in ordered {
-                let _ = answer.send(command.spawn());
-            }
-        });
-        Mutex::new(orders)
-    });
-    let shown = show(&command);
-    let file = |path: &Path| {
-        let opened = File::options().create(true).append(true).open(path);
-        opened.map_err(LabError::io(format!("open {}", path.display())))
-    };
-    command.process_group(0).stdin(Stdio::null());
-    command.stdout(file(log)?).stderr(file(log)?);
-    let (answer, answered) = mpsc::channel();
-    let keeper = KEEPER.lock().unwrap_or_else(PoisonError::into_inner);
-    // It ends with the process only.
-    let _ = keeper.send((command, answer));
-    drop(keeper);
-    let ended = || std::io::Error::other("the thread that starts processes is gone");
-    answered
-        .recv()
-        .unwrap_or_else(|_| Err(ended()))
-        .map_err(LabError::io(format!("start `{shown}`")))
-}
-
-fn end(mut child: Child) -> Result<(), LabError> {
-    kill(child.id(), Signal::SIGKILL);
-    child
-        .wait()
-        .map(drop)
-        .map_err(LabError::io("wait for the API server"))
-}
-
-fn died(program: &str, status: std::process::ExitStatus, log: &Path) -> LabError {
-    let text = fs::read_to_string(log).unwrap_or_default();
-    let lines: Vec<_> = text.lines().collect();
-    LabError::Command {
-        command: program.to_owned(),
-        status: status.to_string(),
-        output: lines[lines.len().saturating_sub(LAST_LINES)..].join("\n"),
-    }
 }
 
 fn post(address: SocketAddr, path: &str, body: &str) -> std::io::Result<String> {

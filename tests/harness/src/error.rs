@@ -60,11 +60,17 @@ pub enum LabError {
         "there is no culvert binary at {0}: build it (cargo build -p culvert-agent), or name one in CULVERT_BIN"
     )]
     NoBinary(PathBuf),
-    /// There is no `kube-apiserver` binary.
+    /// A program of Kubernetes is missing.
     #[error(
-        "there is no kube-apiserver at {0}: build it (tests/kubernetes/build, or tests/run), or name one in CULVERT_KUBE_APISERVER"
+        "there is no {name} at {path}: build it (tests/kubernetes/build, or tests/run), or name a kube-apiserver with it beside \
+         it in CULVERT_KUBE_APISERVER"
     )]
-    NoApiServer(PathBuf),
+    NoKubernetes {
+        /// The program.
+        name: String,
+        /// Where it should be.
+        path: PathBuf,
+    },
     /// Ctrl-C, or a signal that asks to end.
     #[error("interrupted")]
     Interrupted,

@@ -135,12 +135,10 @@ fn http_get(server: SocketAddr, page: &str) -> Result<(u16, String), LabError> {
     let mut ask = || {
         let mut stream = std::net::TcpStream::connect_timeout(&server, PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        write!(
-            stream,
-            "GET {page} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n"
-        )?;
+        write!(stream, "GET {page} HTTP/1.0\r\nHost: {server}\r\n\r\n")?;
         stream.read_to_string(&mut answer)
     };
+    // Of HTTP 1.0, so that the body comes as it is and not in chunks.
     ask().map_err(LabError::io(asked.clone()))?;
     let not_http = |reason: &str| LabError::Answer {
         what: asked,

@@ -153,7 +153,7 @@ impl Wiring<'_> {
 }
 
 /// A cable from a bridge of the fabric to a NIC of a node.
-fn cable(port: &str, bridge: &str, link: &str, node: &Namespace) -> [String; 2] {
+pub(crate) fn cable(port: &str, bridge: &str, link: &str, node: &Namespace) -> [String; 2] {
     [
         format!("link add {port} type veth peer name {link} netns {}", node.name()),
         format!("link set {port} master {bridge} up"),

@@ -28,6 +28,7 @@ fn agent() -> Agent {
         attachments: Arc::new(attachments(&source, running())),
         confirmations: crate::http::Confirmations::channel().0,
         inquiries: crate::inquiry::Inquiries::channel().0,
+        metrics: crate::metrics::Metrics::register().unwrap(),
     };
     let stop = CancellationToken::new();
     tokio::spawn(serve_socket(listener, api, stop.clone()));

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::InfoKind;
+use netlink_packet_route::link::{AfSpecInet, AfSpecUnspec, InetDevConf, InfoKind, LinkAttribute};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteNextHop, RouteNextHopFlags, RouteProtocol,
     RouteScope, RouteType, RouteVia,
@@ -58,6 +58,19 @@ pub(super) fn set_link(link: u32, mtu: u32) -> Request {
         RouteNetlinkMessage::NewLink(LinkUnspec::new_with_index(link).mtu(mtu).up().build()),
         0,
     )
+}
+
+/// Lets a link take packets from any source that there is a route to (`rp_filter` 2). A container of which the kernel's
+/// switches under `/proc/sys` are read-only may do this all the same (net/ipv4/devinet.c, `inet_set_link_af`).
+pub(super) fn loosen_reverse_path(link: u32) -> Request {
+    const LOOSE: i32 = 2;
+    let mut switches = InetDevConf::default();
+    switches.rp_filter = LOOSE;
+    let switches = AfSpecInet::DevConfRequest(switches);
+    let message = LinkUnspec::new_with_index(link).append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![
+        AfSpecUnspec::Inet(vec![switches]),
+    ]));
+    (RouteNetlinkMessage::NewLink(message.build()), 0)
 }
 
 /// Sets a link down.

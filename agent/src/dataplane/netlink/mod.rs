@@ -82,14 +82,12 @@ impl Netlink {
         let (request, harmless): (Request, &[Errno]) = match change {
             Change::EnableForwarding => return self.switch(sysctl::enable_forwarding),
             Change::EnableForwardingV6 => return self.switch(sysctl::enable_forwarding_v6),
-            Change::LoosenReversePath { name } => {
-                return self.switch(|| sysctl::set_link(name, "rp_filter", "2"));
-            }
             Change::SetPathMtuDiscovery { name, on, .. } => {
                 return self.switch(|| path_mtu_discovery::set(name, *on));
             }
             Change::CreateTunnel { name } => return create_tunnel(connection, name).await,
             Change::SetLink { link, mtu } => (encode::set_link(*link, *mtu), &[]),
+            Change::LoosenReversePath { link } => (encode::loosen_reverse_path(*link), &[]),
             Change::SetLinkDown { link } => (encode::set_link_down(*link), &[]),
             Change::AddAddress(address) => (encode::add_address(address), &[Errno::EEXIST]),
             Change::DeleteAddress(address) => (
@@ -377,7 +375,7 @@ fn words(change: &Change, names: &BTreeMap<u32, String>) -> String {
         Change::EnableForwardingV6 => "enable IPv6 forwarding".into(),
         Change::CreateTunnel { name } => format!("create the ipip tunnel {name}"),
         Change::SetLink { link, mtu } => format!("set {} up with mtu {mtu}", device(link)),
-        Change::LoosenReversePath { name } => format!("set net.ipv4.conf.{name}.rp_filter to 2"),
+        Change::LoosenReversePath { link } => format!("set net.ipv4.conf.{}.rp_filter to 2", device(link)),
         Change::SetPathMtuDiscovery { name, on, .. } => path_mtu_discovery::words(name, *on),
         Change::SetLinkDown { link } => format!("set {} down", device(link)),
         Change::AddAddress(address) => format!("add the address {}", at(address)),
