@@ -156,11 +156,12 @@ pub struct BgpConfig {
     pub accept_default_route: Switch,
 }
 
-/// Metrics and health.
+/// Metrics, health, and questions that change nothing.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct HttpConfig {
-    /// Address and port of `/metrics`, `/healthz` and `/readyz`. Default: `127.0.0.1:9179`.
+    /// Address and port of `/metrics`, `/healthz`, `/readyz`, and of what `culvert status` asks under `/v1`: others reach it
+    /// only where this is no loopback address. Default: `127.0.0.1:9179`.
     #[serde(deserialize_with = "values::socket_address")]
     pub listen: SocketAddr,
     /// `on` or `off`: whether each peer has series of its own in `/metrics`, or only those that have no session. A thousand

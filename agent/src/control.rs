@@ -49,7 +49,7 @@ use crate::desired::{Settings, TUNNEL_DEVICE};
 use crate::events;
 use crate::fib::{Change, Desired, PROTOCOL_KERNEL, Route, Snapshot};
 use crate::firewall;
-use crate::http::{self, Confirmations};
+use crate::http::{self, Confirmations, Questions};
 use crate::inquiry::{Inquiries, Inquiry};
 use crate::metrics::Metrics;
 use crate::node::{self, AddressError, Missing};
@@ -142,7 +142,9 @@ pub async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Agen
     let metrics = Metrics::register()?;
     let store = Arc::new(datastore_of(config, copy.is_some()).measured(metrics.clone()));
     let allocator = Allocator::measured(Arc::clone(&store) as _, node, metrics.clone());
-    serve_http(config, &metrics, status_reader.clone(), &stop).await?;
+    let (inquiries, mut asked) = Inquiries::channel();
+    let questions = Questions::new(status_reader.clone(), inquiries.clone());
+    serve_http(config, &metrics, status_reader.clone(), questions, &stop).await?;
     let (confirmations, mut confirmed) = Confirmations::channel();
     let (tell, told) = events::channel();
     if let Some(file) = config_file {
@@ -155,14 +157,14 @@ pub async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Agen
         status_reader.clone(),
     )
     .telling(tell);
-    let reader = status_reader.clone();
-    let mut asked = serve_socket(
-        &config.socket,
-        attachments,
-        reader,
+    let api = http::SocketApi {
+        status: status_reader.clone(),
+        attachments: Arc::new(attachments),
         confirmations,
-        (&metrics, &stop),
-    )?;
+        inquiries,
+        metrics: metrics.clone(),
+    };
+    serve_socket(&config.socket, api, &stop)?;
     let told_of_node = tell_of_node(&(Arc::clone(&store) as _), config, status_reader.clone(), told);
     let collector = start_collector(config, &store, status_reader, &metrics, &stop);
     let agent = Agent {
@@ -308,23 +310,15 @@ fn start_collector(
     metrics: &Metrics,
     stop: &CancellationToken,
 ) -> JoinHandle<()> {
-    collector::start(
-        Arc::clone(store) as _,
-        config.node_name.as_str().to_owned(),
-        collection_terms(config),
-        status,
-        metrics.clone(),
-        stop.clone(),
-    )
-}
-
-fn collection_terms(config: &Config) -> collector::Terms {
+    let node = config.node_name.as_str().to_owned();
+    let store = Arc::clone(store) as _;
     let config = &config.garbage_collection;
-    collector::Terms {
+    let terms = collector::Terms {
         mode: config.mode,
         interval: Duration::from_secs(u64::from(config.interval.get())),
         grace_seconds: u64::from(config.grace_period.get()),
-    }
+    };
+    collector::start(store, node, terms, status, metrics.clone(), stop.clone())
 }
 
 fn terms_of(config: &Config, settings: &Settings, patience: (Instant, Duration)) -> Terms {
@@ -439,6 +433,7 @@ async fn serve_http(
     config: &Config,
     metrics: &Metrics,
     status: watch::Receiver<Arc<AgentStatus>>,
+    questions: Questions,
     stop: &CancellationToken,
 ) -> Result<(), AgentError> {
     let address = config.http.listen;
@@ -448,37 +443,22 @@ async fn serve_http(
     let (metrics, stop) = (metrics.clone(), stop.clone());
     let all_peers = config.http.peer_metrics.0;
     tokio::spawn(async move {
-        if let Err(error) = http::serve(listener, metrics, all_peers, status, stop).await {
-            warn!(%error, "metrics and health are no longer served");
+        if let Err(error) = http::serve(listener, metrics, all_peers, status, questions, stop).await {
+            warn!(%error, "metrics, health and answers are no longer served");
         }
     });
     Ok(())
 }
 
-/// Returns where the questions come out that only the control loop can answer.
-fn serve_socket(
-    path: &Path,
-    attachments: Attachments,
-    status: watch::Receiver<Arc<AgentStatus>>,
-    confirmations: Confirmations,
-    (metrics, stop): (&Metrics, &CancellationToken),
-) -> Result<mpsc::Receiver<Inquiry>, AgentError> {
+fn serve_socket(path: &Path, api: http::SocketApi, stop: &CancellationToken) -> Result<(), AgentError> {
     let listener = http::bind_socket(path)?;
-    let (inquiries, asked) = Inquiries::channel();
-    let api = http::SocketApi {
-        status,
-        attachments: Arc::new(attachments),
-        confirmations,
-        inquiries,
-        metrics: metrics.clone(),
-    };
     let stop = stop.clone();
     tokio::spawn(async move {
         if let Err(error) = http::serve_socket(listener, api, stop).await {
             warn!(%error, "the agent's socket is no longer served");
         }
     });
-    Ok(asked)
+    Ok(())
 }
 
 fn stop_on_signals(stop: &CancellationToken) -> Result<(), AgentError> {

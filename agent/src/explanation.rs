@@ -21,6 +21,24 @@ use crate::fib::{MAIN_TABLE, Route, RouteKind};
 use crate::inquiry::Known;
 use crate::status::AgentStatus;
 
+/// It is neither an address nor a range.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is neither an address such as 10.65.17.70 nor a range such as 10.65.17.64/26")]
+pub struct NoDestination(String);
+
+/// What somebody asks for: an address, which is a range of one, or a range, without bits beyond its length.
+///
+/// # Errors
+/// When it is neither.
+pub fn parse_destination(text: &str) -> Result<IpNet, NoDestination> {
+    let range = text
+        .parse()
+        .or_else(|_| text.parse().map(|address: IpAddr| IpNet::from(address)));
+    range
+        .map_err(|_| NoDestination(text.to_owned()))
+        .map(|range: IpNet| range.trunc())
+}
+
 /// All that is known of the way to a destination, from one node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -236,8 +236,8 @@ fn refuses(_: &Server) -> Outcome {
             &["metrics.service: true"],
         ),
         (
-            "{metrics: {service: true, serviceMonitor: {enabled: true}}}",
-            &["http.address: 0.0.0.0"],
+            "{http: {address: 127.0.0.1}, metrics: {service: true, serviceMonitor: {enabled: true}}}",
+            &["http.address: node"],
         ),
         (
             "{resources: {limits: {memory: lots}}}",

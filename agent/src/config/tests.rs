@@ -220,3 +220,15 @@ fn the_api_server_takes_the_place_of_the_folder() {
         Location::Kubernetes(Access::InCluster)
     );
 }
+
+#[test]
+fn an_address_of_ipv6_may_stand_before_its_port_without_brackets() {
+    for (text, listen) in [
+        ("10.0.0.1:9179", "10.0.0.1:9179"),
+        ("[fd00::1]:9179", "[fd00::1]:9179"),
+        ("fd00::1:9179", "[fd00::1]:9179"),
+    ] {
+        let config = parse("", &[("CULVERT_HTTP_LISTEN", text)]).unwrap();
+        assert_eq!(config.http.listen, listen.parse().unwrap(), "{text}");
+    }
+}

@@ -49,8 +49,15 @@ impl<'de> Deserialize<'de> for NodeName {
 pub(super) fn socket_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
     let text = String::deserialize(deserializer)?;
     let allowed = &"an address and a port, such as 127.0.0.1:9179 or [::]:9179";
+    // Kubernetes puts a host's address before a colon as it is: of IPv6 without brackets.
+    let unbracketed = || {
+        let (address, port) = text.rsplit_once(':')?;
+        Some(SocketAddr::new(address.parse().ok()?, port.parse().ok()?))
+    };
     text.parse()
-        .map_err(|_| de::Error::invalid_value(Unexpected::Str(&text), allowed))
+        .ok()
+        .or_else(unbracketed)
+        .ok_or_else(|| de::Error::invalid_value(Unexpected::Str(&text), allowed))
 }
 
 pub(super) fn ipv4_address<'de, D: Deserializer<'de>>(

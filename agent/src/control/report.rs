@@ -21,7 +21,7 @@ use crate::peering::OriginKind;
 use crate::reconcile::{Actual, Difference, overshadowing};
 use crate::status::{
     AgentStatus, DatastoreStatus, FirewallStatus, PeerStatus, PeerType, RouteProblem, RouteStatus,
-    SourceStatus,
+    SessionCounts, SourceStatus,
 };
 
 /// So many problems of one kind the status names.
@@ -57,21 +57,24 @@ pub(super) fn status(known: &Observation<'_>) -> AgentStatus {
     let node = &known.settings.node;
     let own = known.cluster.node(node);
     let nodes = known.cluster.nodes_by_address();
+    let peers: Vec<PeerStatus> = known
+        .peers
+        .iter()
+        .map(|session| peer(session, &nodes, known))
+        .collect();
     AgentStatus {
         node: node.clone(),
         address: Some(IpAddr::V4(known.settings.address)),
         asn: known.asn.get(),
         version: known.former.version.clone(),
         started: known.former.started,
+        answered: None,
         datastore: DatastoreStatus {
             in_sync: known.in_sync,
             problem: known.remarks.datastore.clone(),
         },
-        peers: known
-            .peers
-            .iter()
-            .map(|session| peer(session, &nodes, known))
-            .collect(),
+        sessions: SessionCounts::of(&peers),
+        peers,
         routes: routes(known),
         sources: SourceStatus {
             mismatches: known.sources.mismatches(),

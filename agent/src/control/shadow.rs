@@ -15,6 +15,7 @@ use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::dataplane::{Dataplane, Netlink};
 use crate::datastore::{self, Datastore, MissingFolder};
+use crate::http::Questions;
 use crate::metrics::Metrics;
 use crate::reconcile::Actual;
 use crate::shadow::{self, Shadow};
@@ -70,7 +71,8 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
     stop_on_signals(&stop)?;
     let node = config.node_name.as_str();
     let (status, reader) = watch::channel(Arc::new(AgentStatus::starting(node)));
-    serve_http(config, &Metrics::register()?, reader, &stop).await?;
+    let questions = Questions::about_status(reader.clone());
+    serve_http(config, &Metrics::register()?, reader, questions, &stop).await?;
     info!(
         node,
         "in the shadow: nothing is written, neither to the kernel nor to the datastore"

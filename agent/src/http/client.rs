@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use super::{Peers, Question};
 use crate::cni::{
     AddAnswer, AddRequest, Addresses, CheckRequest, Container, Containers, NetworkRequest, Problem,
 };
@@ -68,7 +69,7 @@ pub enum ClientError {
         /// The socket.
         socket: PathBuf,
         /// What was asked.
-        path: &'static str,
+        path: String,
         /// What is wrong with it.
         source: serde_json::Error,
     },
@@ -112,7 +113,7 @@ impl Client {
     /// # Errors
     /// When there is no agent, or no answer of it.
     pub async fn status(&self) -> Result<AgentStatus, ClientError> {
-        self.ask(Method::GET, "/v1/status", Bytes::new()).await
+        self.question(Question::Status(Peers::All)).await
     }
 
     /// Confirms the deletions that the agent holds.
@@ -129,7 +130,7 @@ impl Client {
     /// # Errors
     /// When there is no agent, or the peer that is asked for is none of its.
     pub async fn bgp_routes(&self, request: &RibRequest) -> Result<RibRoutes, ClientError> {
-        self.post("/v1/bgp/routes", request).await
+        self.question(Question::Routes(*request)).await
     }
 
     /// Begins sessions anew; returns their peers.
@@ -145,7 +146,7 @@ impl Client {
     /// # Errors
     /// When there is no agent, or it is about to end.
     pub async fn explain(&self, destination: IpNet) -> Result<Explanation, ClientError> {
-        self.post("/v1/route/explain", &destination).await
+        self.question(Question::Explain(destination)).await
     }
 
     /// What is wrong with the agent's node.
@@ -153,7 +154,15 @@ impl Client {
     /// # Errors
     /// When there is no agent, or it is about to end.
     pub async fn doctor(&self) -> Result<Report, ClientError> {
-        self.ask(Method::POST, "/v1/doctor", Bytes::new()).await
+        self.question(Question::Doctor).await
+    }
+
+    /// Asks what changes nothing. `T` is what [`Question`] says of the answer.
+    ///
+    /// # Errors
+    /// When there is no agent, or it refuses.
+    pub async fn question<T: DeserializeOwned>(&self, question: Question) -> Result<T, ClientError> {
+        self.ask(Method::GET, &question.target(), Bytes::new()).await
     }
 
     /// An address for a container.
@@ -198,7 +207,7 @@ impl Client {
 
     async fn post<T: DeserializeOwned>(
         &self,
-        path: &'static str,
+        path: &str,
         request: &impl Serialize,
     ) -> Result<T, ClientError> {
         let body = serde_json::to_vec(request).map_err(|error| self.broken(error))?;
@@ -208,7 +217,7 @@ impl Client {
     async fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
-        path: &'static str,
+        path: &str,
         body: Bytes,
     ) -> Result<T, ClientError> {
         let (granted, answer) = tokio::time::timeout(self.limit, self.exchange(method, path, body))
@@ -219,7 +228,7 @@ impl Client {
             })??;
         let unreadable = |source| ClientError::Unreadable {
             socket: self.socket.clone(),
-            path,
+            path: path.to_owned(),
             source,
         };
         if granted {

@@ -1,4 +1,4 @@
-//! `/metrics`, `/healthz` and `/readyz`.
+//! `/metrics`, `/healthz` and `/readyz`, and beside them the questions that change nothing.
 
 use std::io;
 use std::sync::Arc;
@@ -13,14 +13,15 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::Limits;
+use super::{Limits, Questions};
 use crate::metrics::Metrics;
 use crate::status::AgentStatus;
 
-/// Prometheus, two probes of the kubelet, and a few people.
+/// Prometheus, two probes of the kubelet, and a few people, maybe by way of the API server.
 const LIMITS: Limits = Limits {
     connections: 32,
     head: Duration::from_secs(10),
+    life: Some(Duration::from_secs(60)),
 };
 
 #[derive(Clone)]
@@ -30,8 +31,8 @@ struct Health {
     status: watch::Receiver<Arc<AgentStatus>>,
 }
 
-/// Serves metrics and health on `listener` until `stop`; with series of their own for `all_peers`, or for those alone that
-/// have no session.
+/// Serves metrics and health, and answers `questions`, on `listener` until `stop`; with series of their own for `all_peers`, or
+/// for those alone that have no session.
 ///
 /// # Errors
 /// When the listener fails.
@@ -40,6 +41,7 @@ pub async fn serve(
     metrics: Metrics,
     all_peers: bool,
     status: watch::Receiver<Arc<AgentStatus>>,
+    questions: Questions,
     stop: CancellationToken,
 ) -> io::Result<()> {
     let router = Router::new()
@@ -50,7 +52,8 @@ pub async fn serve(
             metrics,
             all_peers,
             status,
-        });
+        })
+        .merge(questions.router());
     super::serve_until(listener, router, LIMITS, stop).await
 }
 
@@ -90,6 +93,7 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
+    use crate::inquiry::Inquiries;
     use crate::status::{DatastoreStatus, RouteStatus};
 
     struct Server {
@@ -106,7 +110,15 @@ mod tests {
         let metrics = Metrics::register().unwrap();
         let (status, receiver) = watch::channel(Arc::new(AgentStatus::starting("a")));
         let stop = CancellationToken::new();
-        let task = tokio::spawn(serve(listener, metrics.clone(), false, receiver, stop.clone()));
+        let questions = Questions::new(receiver.clone(), Inquiries::channel().0);
+        let task = tokio::spawn(serve(
+            listener,
+            metrics.clone(),
+            false,
+            receiver,
+            questions,
+            stop.clone(),
+        ));
         Server {
             address,
             metrics,
@@ -186,6 +198,7 @@ mod tests {
         let limits = Limits {
             connections: 2,
             head: Duration::from_millis(50),
+            life: None,
         };
         let router = Router::new().route("/", axum::routing::get(async || "here"));
         let stop = CancellationToken::new();

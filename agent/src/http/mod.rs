@@ -1,7 +1,10 @@
-//! HTTP: metrics and health over TCP for whoever watches the node, status and attachments over the agent's own socket.
+//! HTTP: metrics, health and questions over TCP for whoever watches the node; questions, attachments and what changes
+//! anything over the agent's own socket.
 
+mod answer;
 mod client;
 mod health;
+mod questions;
 mod socket;
 
 use std::io;
@@ -20,6 +23,7 @@ use tracing::debug;
 
 pub use client::{Client, ClientError};
 pub use health::serve;
+pub use questions::{Peers, Question, Questions};
 pub use socket::{Confirmations, SocketApi, SocketError, bind_socket, serve_socket, somebody_listens};
 
 /// How long requests under way may take after the stop: the agent ends within a second.
@@ -33,6 +37,8 @@ struct Limits {
     connections: usize,
     /// A connection on which no whole request head comes for so long is closed.
     head: Duration,
+    /// A connection is closed when it is so old, whatever is under way: who asks for much must also read it.
+    life: Option<Duration>,
 }
 
 /// Serves until the stop, and then lets the requests under way end, for a while.
@@ -63,8 +69,14 @@ where
             .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                debug!(%error, "a connection ended early");
+            let ended = match limits.life {
+                Some(life) => tokio::time::timeout(life, connection).await,
+                None => Ok(connection.await),
+            };
+            match ended {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => debug!(%error, "a connection ended early"),
+                Err(_) => debug!("a connection was closed for its age"),
             }
             drop(place);
         });

@@ -11,22 +11,19 @@ use std::time::{Duration, Instant};
 
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::response::Response;
+use axum::routing::post;
 use axum::{Json, Router};
-use ipnet::IpNet;
-use serde::Serialize;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Limits;
+use super::answer::{Refusal, finish};
+use super::questions::Questions;
 use crate::cni::{AddRequest, Attachments, CheckRequest, Container, NetworkRequest, Problem};
-use crate::doctor::Host;
 use crate::inquiry::Inquiries;
 use crate::metrics::Metrics;
-use crate::ribs::RibRequest;
 use crate::speaker::Clear;
 use crate::status::AgentStatus;
 use crate::withdrawal::Accepted;
@@ -35,6 +32,8 @@ use crate::withdrawal::Accepted;
 const LIMITS: Limits = Limits {
     connections: 512,
     head: Duration::from_secs(10),
+    // Whoever may connect may do everything, and an allocation waits for the datastore.
+    life: None,
 };
 
 /// Why the socket cannot be had.
@@ -151,37 +150,22 @@ pub struct SocketApi {
 /// # Errors
 /// When the listener fails.
 pub async fn serve_socket(listener: UnixListener, api: SocketApi, stop: CancellationToken) -> io::Result<()> {
+    let questions = Questions::new(api.status.clone(), api.inquiries.clone());
     let router = Router::new()
-        .route("/v1/status", get(status))
         .route("/v1/withdrawal/accept", post(accept_withdrawal))
-        .route("/v1/bgp/routes", post(bgp_routes))
         .route("/v1/bgp/clear", post(bgp_clear))
-        .route("/v1/route/explain", post(explain))
-        .route("/v1/doctor", post(doctor))
         .route("/v1/cni/add", post(add))
         .route("/v1/cni/del", post(del))
         .route("/v1/cni/check", post(check))
         .route("/v1/cni/addresses", post(addresses))
         .route("/v1/cni/containers", post(containers))
-        .with_state(api);
+        .with_state(api)
+        .merge(questions.router());
     super::serve_until(listener, router, LIMITS, stop).await
-}
-
-async fn status(State(api): State<SocketApi>) -> Response {
-    let latest = Arc::clone(&api.status.borrow());
-    Json(&*latest).into_response()
 }
 
 async fn accept_withdrawal(State(api): State<SocketApi>) -> Result<Response, Refusal> {
     finish(async move { api.confirmations.confirm().await }).await
-}
-
-async fn bgp_routes(
-    State(api): State<SocketApi>,
-    request: Result<Json<RibRequest>, JsonRejection>,
-) -> Result<Response, Refusal> {
-    let Json(request) = request?;
-    finish(async move { api.inquiries.routes(request).await }).await
 }
 
 async fn bgp_clear(
@@ -190,24 +174,6 @@ async fn bgp_clear(
 ) -> Result<Response, Refusal> {
     let Json(clear) = request?;
     finish(async move { api.inquiries.clear(clear).await }).await
-}
-
-async fn explain(
-    State(api): State<SocketApi>,
-    request: Result<Json<IpNet>, JsonRejection>,
-) -> Result<Response, Refusal> {
-    let Json(destination) = request?;
-    finish(async move { api.inquiries.explain(destination).await }).await
-}
-
-async fn doctor(State(api): State<SocketApi>) -> Result<Response, Refusal> {
-    let status = Arc::clone(&api.status.borrow());
-    finish(async move {
-        let nodes = status.peers.iter().map(|peer| peer.address);
-        let host = Host::look(nodes).await;
-        api.inquiries.examine(host).await
-    })
-    .await
 }
 
 async fn add(
@@ -264,49 +230,6 @@ async fn counted<T>(
         metrics.cni_failures.with_label_values(&[command]).inc();
     }
     result
-}
-
-/// Runs the work to its end even when the one who asked is gone: half an allocation helps nobody.
-async fn finish<T: Serialize + Send + 'static>(
-    work: impl Future<Output = Result<T, Problem>> + Send + 'static,
-) -> Result<Response, Refusal> {
-    match tokio::spawn(work).await {
-        Ok(Ok(answer)) => Ok(Json(answer).into_response()),
-        Ok(Err(problem)) => Err(Refusal {
-            status: StatusCode::UNPROCESSABLE_ENTITY,
-            problem,
-        }),
-        Err(ended) => Err(Refusal {
-            status: StatusCode::INTERNAL_SERVER_ERROR,
-            problem: Problem {
-                reason: format!("the agent failed in this request: {ended}"),
-                retry: true,
-            },
-        }),
-    }
-}
-
-struct Refusal {
-    status: StatusCode,
-    problem: Problem,
-}
-
-impl From<JsonRejection> for Refusal {
-    fn from(rejection: JsonRejection) -> Self {
-        Self {
-            status: rejection.status(),
-            problem: Problem {
-                reason: rejection.body_text(),
-                retry: false,
-            },
-        }
-    }
-}
-
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        (self.status, Json(self.problem)).into_response()
-    }
 }
 
 #[cfg(test)]

@@ -20,6 +20,12 @@ pub const SESSION_STATES: [&str; 6] = [
     "Established",
 ];
 
+/// The last of them.
+const ESTABLISHED: &str = "Established";
+
+/// So many peers, and so many problems of each kind, a status tells where only what is wrong is asked for.
+const EXCEPTIONS_TOLD: usize = 32;
+
 /// How many problems a sentence names before it only counts them.
 const PROBLEMS_NAMED: usize = 3;
 
@@ -37,10 +43,16 @@ pub struct AgentStatus {
     pub version: String,
     /// When the agent was started.
     pub started: Timestamp,
+    /// The agent's time of day when it was asked for this; none in what nobody asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered: Option<Timestamp>,
     /// Where the resources are read from.
     pub datastore: DatastoreStatus,
-    /// The BGP peers.
+    /// The BGP peers; not always all of them, see [`sessions`](Self::sessions).
     pub peers: Vec<PeerStatus>,
+    /// How many sessions there should be, and how many there are.
+    #[serde(default)]
+    pub sessions: SessionCounts,
     /// The routes.
     pub routes: RouteStatus,
     /// The source of encapsulated packets.
@@ -122,10 +134,37 @@ pub struct PeerStatus {
 }
 
 impl PeerStatus {
-    /// Whether there is a session.
+    /// Whether the session is Established.
     #[must_use]
     pub fn is_established(&self) -> bool {
-        self.state == "Established"
+        self.state == ESTABLISHED
+    }
+}
+
+/// The sessions of a node, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionCounts {
+    /// How many peers there are, each with one session.
+    pub peers: usize,
+    /// How many of the sessions are Established.
+    pub established: usize,
+}
+
+impl SessionCounts {
+    /// Counts the sessions of all peers of a node.
+    #[must_use]
+    pub fn of(peers: &[PeerStatus]) -> Self {
+        Self {
+            peers: peers.len(),
+            established: peers.iter().filter(|peer| peer.is_established()).count(),
+        }
+    }
+
+    /// How many are not.
+    #[must_use]
+    pub fn down(self) -> usize {
+        self.peers.saturating_sub(self.established)
     }
 }
 
@@ -223,6 +262,25 @@ impl AgentStatus {
             started: Timestamp::now(),
             ..Self::default()
         }
+    }
+
+    /// What is wrong, without the peers whose sessions are as they should be, and of everything no more than a reader can take
+    /// in: what is told of a node among a thousand. The counts are those of all.
+    #[must_use]
+    pub fn exceptional(&self) -> Self {
+        let mut told = self.clone();
+        let mismatches = &self.sources.mismatches;
+        told.peers.retain(|peer| {
+            !peer.is_established() || mismatches.iter().any(|mismatch| mismatch.peer == peer.address)
+        });
+        told.peers.truncate(EXCEPTIONS_TOLD);
+        told.routes.failed.truncate(EXCEPTIONS_TOLD);
+        told.routes.rejected.truncate(EXCEPTIONS_TOLD);
+        told.sources.mismatches.truncate(EXCEPTIONS_TOLD);
+        told.sources.problems.truncate(EXCEPTIONS_TOLD);
+        told.firewall.refused.truncate(EXCEPTIONS_TOLD);
+        told.problems.truncate(EXCEPTIONS_TOLD);
+        told
     }
 
     /// Whether a pod can be attached now. That takes less than to be ready: a route that is missing keeps nobody from it.
@@ -394,6 +452,47 @@ mod tests {
                     .into()
             )
         );
+    }
+
+    #[test]
+    fn of_the_peers_of_a_node_among_many_only_those_are_told_that_something_is_wrong_with() {
+        let peer = |n: u8, state: &str| PeerStatus {
+            address: [172, 18, 0, n].into(),
+            node: None,
+            r#type: PeerType::Mesh,
+            state: state.into(),
+            since: Timestamp::UNIX_EPOCH,
+            reason: None,
+            prefixes_received: 0,
+            prefixes_sent: 0,
+            established_count: 0,
+            failures: 0,
+            failed: None,
+            stale: false,
+            outer_source: None,
+        };
+        let mut status = settled();
+        status.peers = (1..=100).map(|n| peer(n, "Established")).collect();
+        status.peers[7].state = "Active".into();
+        status.sessions = SessionCounts::of(&status.peers);
+        status.sources.mismatches = vec![SourceMismatch {
+            peer: [172, 18, 0, 51].into(),
+            source: [10, 0, 0, 1].into(),
+            problem: "wrong".into(),
+        }];
+        let told = status.exceptional();
+        let addresses: Vec<_> = told.peers.iter().map(|peer| peer.address.to_string()).collect();
+        assert_eq!(addresses, ["172.18.0.8", "172.18.0.51"]);
+        assert_eq!(
+            told.sessions,
+            SessionCounts {
+                peers: 100,
+                established: 99
+            }
+        );
+        assert_eq!(told.sessions.down(), 1);
+        status.peers = (0..=255).map(|n| peer(n, "Idle")).collect();
+        assert_eq!(status.exceptional().peers.len(), EXCEPTIONS_TOLD);
     }
 
     #[test]

@@ -42,6 +42,9 @@ capabilities:
 {{- /* Where kubelet reaches the agent: from the node itself. */ -}}
 {{- define "culvert.probe" -}}
 httpGet:
+  {{- /* Without a host kubelet asks the pod's address, which is the node's. */}}
+  {{- if ne .Values.http.address "node" }}
   host: {{ if eq .Values.http.address "0.0.0.0" }}127.0.0.1{{ else }}{{ .Values.http.address }}{{ end }}
+  {{- end }}
   port: {{ .Values.http.port }}
 {{- end }}

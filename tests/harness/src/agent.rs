@@ -1,7 +1,7 @@
 //! The real agent in a node's namespace: started, killed, ended and asked.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,8 +12,8 @@ use crate::record::{Record, kill};
 use crate::status::Status;
 use crate::{LabError, Namespace, wait_for};
 
-/// Where an agent answers HTTP, in its own namespace.
-pub const HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9179);
+/// Where an agent answers HTTP, in its own namespace. The other nodes reach it at its address.
+pub const HTTP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9179);
 /// How much of a log is shown with an error.
 const LAST_LINES: usize = 25;
 
@@ -44,10 +44,11 @@ impl Agent {
             child: None,
         };
         let text = format!(
-            "nodeName: {name}\ndatastore:\n  directory: {}\nstate:\n  directory: {}\nsocket: {}\nhttp:\n  listen: {HTTP}\nlog:\n  format: human\n  level: info\n",
+            "nodeName: {name}\ndatastore:\n  directory: {}\nstate:\n  directory: {}\nsocket: {}\nhttp:\n  listen: 0.0.0.0:{}\nlog:\n  format: human\n  level: info\n",
             datastore.display(),
             agent.folder.join("state").display(),
-            agent.socket().display()
+            agent.socket().display(),
+            HTTP.port()
         );
         fs::create_dir_all(&agent.folder)
             .and_then(|()| fs::write(agent.config(), text))
