@@ -397,7 +397,7 @@ fn a_way_that_takes_less_than_the_tunnel_sends_is_found() {
 #[test]
 fn a_pool_around_the_api_servers_service_is_found() {
     let found = only(Check::Pools, |world| {
-        world.host.service = Some("10.122.0.1".parse().unwrap())
+        world.host.service = Some("10.122.0.1".parse().unwrap());
     });
     assert!(found.evidence.contains("is at 10.122.0.1"), "{found:#?}");
 }
