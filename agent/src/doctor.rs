@@ -60,6 +60,8 @@ pub enum Check {
     Conntrack,
     /// The clock is kept in step with those of others.
     Clock,
+    /// Packets come to the other nodes and back: looked at only where somebody asks for probes.
+    Ways,
 }
 
 impl Check {
@@ -105,6 +107,7 @@ impl Check {
             Check::Strangers => "unknown tunnel peers",
             Check::Conntrack => "connection tracking",
             Check::Clock => "clock",
+            Check::Ways => "ways to other nodes",
         }
     }
 }
@@ -136,6 +139,9 @@ pub struct Report {
     pub node: String,
     /// All that is wrong, in the order of the checks; empty where all is well.
     pub findings: Vec<Finding>,
+    /// The ways to other nodes were probed as well.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub probed: bool,
 }
 
 /// Looks at everything.
@@ -160,12 +166,15 @@ pub(crate) fn examine(known: &Known<'_>, host: &Host) -> Report {
             Check::Strangers => peers::strangers(known),
             Check::Conntrack => host::conntrack(host),
             Check::Clock => host::clock(host),
+            // Not a function of what is known.
+            Check::Ways => Vec::new(),
         };
         findings.extend(first(found));
     }
     Report {
         node: known.settings.node.clone(),
         findings,
+        probed: false,
     }
 }
 

@@ -36,5 +36,6 @@ pub mod shadow;
 pub mod speaker;
 pub mod status;
 mod table;
+pub mod trace;
 pub mod uapi;
 pub mod withdrawal;

@@ -1,12 +1,16 @@
 //! `culvert doctor`: what is wrong with this node, and what mends it.
 
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::time::Duration;
 
 use clap::Args;
 
 use super::CliError;
 use super::asked::{AgentArguments, Output};
 use crate::doctor::{Fix, Report};
+
+/// How long the probes of all nodes may take.
+const PROBES: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -20,12 +24,23 @@ pub(super) struct Arguments {
     /// With --fix: do not wait for a yes.
     #[arg(long, requires = "fix")]
     yes: bool,
+    /// Send probes as well: a few packets through the tunnel to other nodes and back, and TCP connections where a session is
+    /// down. Sixteen nodes at most are looked at.
+    #[arg(long)]
+    probe: bool,
     #[command(flatten)]
     agent: AgentArguments,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
-    let report = arguments.agent.ask(async |agent| agent.doctor().await)?;
+    let mut report = arguments.agent.ask(async |agent| agent.doctor().await)?;
+    if arguments.probe {
+        let ways = arguments
+            .agent
+            .ask_within(PROBES, async |agent| agent.ways().await)?;
+        report.findings.extend(ways);
+        report.probed = true;
+    }
     super::print(&arguments.output.of(&report, Report::render)?)?;
     if arguments.fix {
         return mend(&report, arguments.yes);

@@ -13,6 +13,7 @@ mod rollout;
 mod route;
 mod shadow;
 mod store;
+mod trace;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -54,6 +55,9 @@ enum Command {
     /// Find out why packets go where they go.
     #[command(subcommand)]
     Route(route::Command),
+    /// Follow packets from one pod to another and back, hop by hop: a few are sent, and counted on both nodes. The exit
+    /// status is 1 where some are lost.
+    Trace(trace::Arguments),
     /// Look at the addresses of the cluster, and mend what is wrong with them.
     #[command(subcommand)]
     Ipam(ipam::Command),
@@ -119,6 +123,9 @@ pub enum CliError {
     /// Something is wrong with this node, or with the way to a destination; what, is printed before.
     #[error("something is wrong: findings: {0}")]
     Findings(usize),
+    /// Packets were lost; where is printed before.
+    #[error("packets are lost on the way, as said above")]
+    Lost,
     /// Nobody has said yes.
     #[error("nothing was changed: answer y on a terminal, or say --yes")]
     Unconfirmed,
@@ -213,6 +220,7 @@ pub fn run() -> Result<(), CliError> {
         Command::Bgp(command) => bgp::run(&command),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Route(command) => route::run(&command),
+        Command::Trace(arguments) => trace::run(&arguments),
         Command::Ipam(command) => ipam::run(&command),
         Command::Get(arguments) => get::run(&arguments),
         Command::Completions(arguments) => generated::completions(&arguments, Arguments::command()),

@@ -11,6 +11,7 @@ use crate::inquiry::{Inquiry, Known, Undone};
 use crate::reconcile::Actual;
 use crate::speaker::{Command, Running};
 use crate::status::AgentStatus;
+use crate::trace;
 
 /// What the loop knows.
 pub(super) struct Answering<'a> {
@@ -49,6 +50,15 @@ pub(super) async fn give(known: Answering<'_>, speaker: &Running, inquiry: Inqui
             answer,
         } => {
             let _ = answer.send(explanation::explain(&told, destination, (*bgp).as_ref()));
+        }
+        Inquiry::Locate { from, to, answer } => {
+            let _ = answer.send(trace::locate(&told, from, to));
+        }
+        Inquiry::IsOfNode { address, answer } => {
+            let _ = answer.send(told.is_of_node(address));
+        }
+        Inquiry::Neighbours { answer } => {
+            let _ = answer.send(told.neighbours());
         }
     }
 }

@@ -4,6 +4,7 @@ mod iptables;
 mod namespace;
 mod netlink;
 mod path_mtu_discovery;
+pub mod probe;
 mod source;
 mod sysctl;
 mod xtables;
