@@ -211,6 +211,7 @@ fn plan() {
         cluster: &cluster,
         learned: &learned,
         actual: &actual,
+        converged: true,
     };
     let first = desired::plan(&settings, known);
     for change in diff(&first.desired, &actual, &OURS, Removal::Now) {
@@ -227,6 +228,7 @@ fn plan() {
             cluster: &cluster,
             learned: &learned,
             actual: &actual,
+            converged: true,
         };
         let plan = desired::plan(&settings, known);
         let planned = Instant::now();
@@ -248,6 +250,7 @@ fn known<'a>(cluster: &'a Cluster, learned: &'a Learned, actual: &'a Actual) -> 
         cluster,
         learned,
         actual,
+        converged: true,
     }
 }
 

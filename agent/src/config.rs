@@ -139,6 +139,9 @@ pub struct BgpConfig {
     pub connect_retry: Ranged<1, 3_600>,
     /// Seconds for which peers are asked to keep this node's routes while its agent restarts, 0 to 4095. Default: 120.
     pub restart_time: Ranged<0, 4_095>,
+    /// Seconds, after those of `restart_time`, for which routes of a node that is gone are kept as the last choice, here and at
+    /// peers that ask for no less (RFC 9494 §4.2), 0 to 16777215. Default: 0, not at all.
+    pub long_lived_stale_time: Ranged<0, 16_777_215>,
     /// The namespace of the Secrets with the passwords of peers. Default: `default`.
     pub secret_namespace: String,
     /// `off`, `receive`, `send` or `both`: whether sessions carry several paths to one destination (RFC 7911), as far as the
@@ -296,6 +299,7 @@ impl Default for BgpConfig {
             hold_time: HoldSeconds::default(),
             connect_retry: const { Ranged::new(5) },
             restart_time: const { Ranged::new(120) },
+            long_lived_stale_time: const { Ranged::new(0) },
             secret_namespace: DEFAULT_NAMESPACE.to_owned(),
             add_path: AddPath::Off,
             max_prefixes: const { Ranged::new(200_000) },

@@ -268,6 +268,9 @@ pub struct Known<'a> {
     pub learned: &'a Learned,
     /// The kernel.
     pub actual: &'a Actual,
+    /// The peers have told all they know, or had their time to. Before that what a former run has left in the kernel may yet
+    /// be wanted.
+    pub converged: bool,
 }
 
 /// Computes all that should be from all that is known.

@@ -40,6 +40,8 @@ pub struct Speaking {
     pub secret_namespace: String,
     /// Whether a default route that a router of the network tells of is installed.
     pub accepts_default: bool,
+    /// Seconds for which routes that are stale stay after the restart time (RFC 9494 §4.2), here and at the peers.
+    pub long_lived_stale_time: u32,
     /// How many paths and routes its sessions carry.
     pub paths: PathTerms,
 }
@@ -53,6 +55,7 @@ impl Default for Speaking {
             port: None,
             secret_namespace: DEFAULT_NAMESPACE.to_owned(),
             accepts_default: false,
+            long_lived_stale_time: 0,
             paths: PathTerms::default(),
         }
     }
@@ -147,8 +150,11 @@ pub enum Fault {
     #[error("it says neither by peerIP and asNumber nor by peerSelector who the peer is, and is left out")]
     NoPeer,
     /// Pods as peers.
-    #[error("Culvert does not speak BGP with pods: localWorkloadSelector is left out")]
-    Workloads,
+    #[error("Culvert does not speak BGP with pods: {field} is left out")]
+    Workloads {
+        /// The field.
+        field: &'static str,
+    },
     /// Two resources, one peer.
     #[error("{address} is a peer already, by BGPPeer {by}, and is left out here: keep one of the two")]
     Twice {
@@ -171,11 +177,11 @@ pub enum Fault {
         /// Its name.
         name: String,
     },
-    /// A rule that is about no route. In Calico, too, a route has no interface when it comes in from a peer, and this
-    /// node's blocks never have one (BIRD: `ifname` is not defined before a next hop is resolved, and for a blackhole).
+    /// A rule by the interface that a route leads to. Which one that is the kernel's routes say, and they may change at any
+    /// time; the filters are the speaker's, which knows of none.
     #[error(
-        "{rule} asks for interface {interface}, which neither a route from a peer has when filters see it nor a block of \
-         this node: the rule is about none of them; use cidr or source"
+        "{rule} asks for interface {interface}, of which filters of routes from and to peers know nothing: the rule is \
+         applied to no route; use cidr, source, peerType or communities"
     )]
     Interface {
         /// Its place.
@@ -261,6 +267,14 @@ pub fn peering(local: Local<'_>, cluster: &Cluster) -> Peering {
     peers::add_configured(local, cluster, &mut policies, &mut peering);
     peers::add_mesh(local, cluster, &mut policies, &mut peering);
     peering.problems.extend(policies.into_problems());
+    for field in ["localWorkloadPeeringIPV4", "localWorkloadPeeringIPV6"] {
+        if cluster.bgp().configuration().unknown.contains_key(field) {
+            peering.problems.insert(Problem {
+                resource: "BGPConfiguration default".to_owned(),
+                fault: Fault::Workloads { field },
+            });
+        }
+    }
     peering
 }
 

@@ -63,6 +63,7 @@ pub fn compare(settings: &Settings, cluster: &Cluster, actual: &Actual) -> Shado
         cluster,
         learned: &learned,
         actual,
+        converged: true,
     };
     let plan = plan(settings, known);
     let ours = Ours {

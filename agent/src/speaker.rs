@@ -328,7 +328,7 @@ impl Driver {
                 }
                 0
             }
-            SocketEvent::Received { id, bytes } => {
+            SocketEvent::Received { id, bytes, turn } => {
                 self.unheard.remove(&id);
                 self.traffic.note();
                 if self.connections.contains_key(&id) {
@@ -337,6 +337,7 @@ impl Driver {
                         bytes: &bytes,
                     });
                 }
+                drop(turn);
                 bytes.len()
             }
             SocketEvent::Closed { id, error } => {

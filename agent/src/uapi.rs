@@ -46,7 +46,7 @@ impl SocketFamily {
     }
 }
 
-/// Signs the segments to `peer`, and takes none from it that is not signed (RFC 2385); without a key, no longer.
+/// Signs the segments to `peer`, and takes none from it that is not signed (RFC 2385 §2); without a key, no longer.
 ///
 /// # Errors
 /// When the key is empty or longer than [`MD5_KEY_MAX`], `peer` is not of the socket's family, or the kernel refuses:

@@ -17,17 +17,17 @@ pub(crate) struct Exabgp {
 }
 
 impl Exabgp {
-    /// A peer of the agent's in its AS, at `address`, that announces these routes through `next_hop`: each with what stands
+    /// A peer of the agent's in AS `asn`, at `address`, that announces these routes through `next_hop`: each with what stands
     /// behind it in its configuration, such as `attribute [ TYPE FLAGS OCTETS ]`.
     pub(crate) fn start(
         pair: &Pair,
-        address: Ipv4Addr,
+        (address, asn): (Ipv4Addr, u32),
         next_hop: Ipv4Addr,
         routes: &[(&str, String)],
     ) -> Result<Self, LabError> {
         let folder = pair.folder()?;
         let config = folder.join("exabgp.conf");
-        super::daemon::write(&config, &configuration(address, next_hop, routes))?;
+        super::daemon::write(&config, &configuration((address, asn), next_hop, routes))?;
         let mut exabgp = Command::new(PROGRAM);
         exabgp
             .env("exabgp.daemon.user", "root")
@@ -46,7 +46,7 @@ impl Exabgp {
     }
 }
 
-fn configuration(address: Ipv4Addr, next_hop: Ipv4Addr, routes: &[(&str, String)]) -> String {
+fn configuration((address, asn): (Ipv4Addr, u32), next_hop: Ipv4Addr, routes: &[(&str, String)]) -> String {
     let ours = pair::OUR_ADDRESS;
     let routes: String = routes
         .iter()
@@ -56,7 +56,7 @@ fn configuration(address: Ipv4Addr, next_hop: Ipv4Addr, routes: &[(&str, String)
         "neighbor {ours} {{
   router-id {address};
   local-address {address};
-  local-as 64512;
+  local-as {asn};
   peer-as 64512;
   hold-time 90;
   static {{

@@ -46,7 +46,7 @@ pub(crate) fn costs_its_route_and_not_the_session() -> Result<(), Failed> {
     let mut pair = Pair::build(&manifests(&Terms::default()))?;
     pair.start_agent()?;
     let routes = ROUTES.map(|(block, attribute, _)| (block, attribute.to_owned()));
-    let exabgp = Exabgp::start(&pair, pair::THEIR_ADDRESS, pair::THEIR_ADDRESS, &routes)?;
+    let exabgp = Exabgp::start(&pair, (pair::THEIR_ADDRESS, 64512), pair::THEIR_ADDRESS, &routes)?;
     seen(&pair).map_err(|error| explained(&pair, &exabgp, &error))
 }
 
@@ -57,7 +57,7 @@ pub(crate) fn ends_the_session() -> Result<(), Failed> {
         let mut pair = Pair::build(&manifests(&Terms::default()))?;
         let capture = pair.capture()?;
         pair.start_agent()?;
-        let exabgp = Exabgp::start(&pair, theirs, theirs, &[(block, attribute.to_owned())])?;
+        let exabgp = Exabgp::start(&pair, (theirs, 64512), theirs, &[(block, attribute.to_owned())])?;
         let filter = format!(
             "ip.src == {} && bgp.type == 3 && bgp.notify.major_error == 3 && bgp.notify.minor_error_update == {subcode}",
             pair::OUR_ADDRESS

@@ -54,12 +54,13 @@ fn keeps_routes(kind: &Kind) -> bool {
 
 /// All of them.
 #[rustfmt::skip]
-pub(crate) const ALL: [Feature; 18] = [
+pub(crate) const ALL: [Feature; 20] = [
     Feature { name: "routes_go_both_ways_and_a_withdrawn_one_goes", terms: Terms::default, can: every, act: routes::exchanged },
     Feature { name: "ipv6_routes_go_both_ways_over_ipv6", terms: routes::ipv6, can: every, act: routes::exchanged_ipv6 },
     Feature { name: "it_asks_for_all_routes_again", terms: Terms::default, can: every, act: routes::refreshed },
     Feature { name: "its_routes_stay_while_it_restarts", terms: Terms::default, can: keeps_routes, act: routes::it_restarts },
     Feature { name: "it_keeps_our_routes_while_the_agent_restarts", terms: Terms::default, can: keeps_routes, act: routes::agent_restarts },
+    Feature { name: "its_routes_stay_as_the_last_choice_when_it_does_not_come_back", terms: routes::long_lived, can: routes::keeps_routes_for_long, act: routes::it_stays_away },
     Feature { name: "a_session_has_a_password", terms: protection::password, can: every, act: routes::exchanged },
     Feature { name: "a_session_with_a_password_comes_back_when_the_agent_does", terms: protection::password, can: every, act: protection::comes_back },
     Feature { name: "a_wrong_password_is_told_in_words", terms: protection::wrong_password, can: every, act: protection::refused },
@@ -67,6 +68,7 @@ pub(crate) const ALL: [Feature; 18] = [
     Feature { name: "routes_go_to_and_from_another_as", terms: external::two_octets, can: every, act: external::exchanged },
     Feature { name: "routes_go_to_and_from_an_as_of_four_octets", terms: external::four_octets, can: every, act: external::exchanged },
     Feature { name: "what_a_router_tells_of_the_outside_is_installed", terms: external::router, can: every, act: external::installed },
+    Feature { name: "packets_go_through_two_routers_with_one_destination", terms: external::router, can: every, act: external::shared },
     Feature { name: "communities_are_carried_and_matched", terms: policy::communities, can: every, act: policy::carried_and_matched },
     Feature { name: "path_identifiers_go_both_ways", terms: paths::add_path, can: every, act: paths::identified },
     Feature { name: "too_many_routes_end_the_session", terms: paths::limited, can: every, act: paths::cut_off },

@@ -229,6 +229,11 @@ fn refuses(_: &Server) -> Outcome {
         ("{cni: {binDir: opt/cni}}", &["cni.binDir"]),
         ("{cni: {cniVersion: 0.2.0}}", &["cni.cniVersion", "1.1.0"]),
         ("{routes: {sourcePin: true}}", &["routes.sourcePin", "on"]),
+        ("{bgp: {addPath: some}}", &["bgp.addPath", "receive", "both"]),
+        (
+            "{bgp: {acceptDefaultRoute: true}}",
+            &["bgp.acceptDefaultRoute", "on"],
+        ),
         ("{tolerations: all}", &["tolerations", "array"]),
         ("{image: {repository: 'culvert:1'}}", &["image.repository"]),
         (
@@ -263,11 +268,14 @@ fn refuses(_: &Server) -> Outcome {
 }
 
 /// The least and the greatest number of a value.
-const BOUNDS: [(&str, &str, u64, u64); 10] = [
+const BOUNDS: [(&str, &str, u64, u64); 13] = [
     ("datastore", "syncTimeout", 1, 3_600),
     ("safety", "maxVanishShare", 1, 100),
     ("bgp", "connectRetry", 1, 3_600),
     ("bgp", "restartTime", 0, 4_095),
+    ("bgp", "longLivedStaleTime", 0, 16_777_215),
+    ("bgp", "maxPrefixes", 1, 10_000_000),
+    ("bgp", "multipath", 1, 64),
     ("bgp", "listenPort", 1, 65_535),
     ("garbageCollection", "interval", 1, 86_400),
     ("garbageCollection", "gracePeriod", 0, 604_800),

@@ -95,7 +95,9 @@ pub struct BgpConfigurationSpec {
         skip_serializing_if = "Option::is_none"
     )]
     pub ipv6_normal_route_priority: Option<u32>,
-    /// Anything else, as it was read.
+    /// Anything else, as it was read. Of Calico's fields: `logSeverityScreen` (the agent's own log has `log.level`),
+    /// `programClusterRoutes` (which of Calico's two programs writes routes; here there is one), and `localWorkloadPeeringIPV4`
+    /// and `…V6`, which are named as left out.
     #[serde(flatten)]
     pub unknown: UnknownFields,
 }

@@ -41,13 +41,18 @@ fn a_wrong_switch_or_table_is_told_what_is_allowed() {
 }
 
 #[test]
-fn a_wrong_number_of_paths_or_prefixes_is_told_what_is_allowed() {
+fn a_wrong_number_of_paths_prefixes_or_seconds_is_told_what_is_allowed() {
     for (text, words) in [
         (
             "addPath: some",
             &["bgp.addPath", "some", "off", "receive", "send", "both"][..],
         ),
         ("maxPrefixes: 0", &["bgp.maxPrefixes", "0", "1 to 10000000"]),
+        // RFC 9494 §3.1: three octets.
+        (
+            "longLivedStaleTime: 16777216",
+            &["bgp.longLivedStaleTime", "16777216", "0 to 16777215"],
+        ),
     ] {
         let error = parse(&format!("bgp: {{{text}}}"), &[]).unwrap_err();
         assert!(words.iter().all(|word| error.contains(word)), "{error}");

@@ -67,6 +67,10 @@ pub(super) const VARIABLES: &[Variable] = &[
         text: false,
     },
     Variable {
+        path: &["bgp", "longLivedStaleTime"],
+        text: false,
+    },
+    Variable {
         path: &["bgp", "secretNamespace"],
         text: true,
     },

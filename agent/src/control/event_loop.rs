@@ -320,7 +320,11 @@ impl EventLoop {
                 self.learned.insert(prefix, best);
             }
         }
-        self.converged |= news.converged;
+        if news.converged && !self.converged {
+            // What a former run left counts no longer as a way.
+            self.changed.everything = true;
+            self.converged = true;
+        }
         wake
     }
 
@@ -407,6 +411,7 @@ impl EventLoop {
             cluster: &self.cluster,
             learned: &self.learned,
             actual: &self.actual,
+            converged: self.converged,
         };
         let updated = self.planner.update(known, &changed);
         let desired = &self.planner.plan().desired;
@@ -485,7 +490,7 @@ impl EventLoop {
             }
         }
         if total > self.failures.len() {
-            info!(changes = total, failed = self.failures.len(), "kernel updated");
+            debug!(changes = total, failed = self.failures.len(), "kernel updated");
         }
         if self.failures.is_empty() {
             self.retry_wait = RETRY.0;

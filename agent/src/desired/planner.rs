@@ -14,8 +14,8 @@ use ipnet::IpNet;
 
 use super::external::{External, Outside};
 use super::multipath::equal_shares;
-use super::underlay::{self, Underlay};
-use super::ways::{Way, Ways};
+use super::underlay::{self, Former, Underlay};
+use super::ways::{Way, Ways, could_lead};
 use super::{IPIP_OVERHEAD, Known, Plan, Rejected, Rejection, Settings, TUNNEL_DEVICE};
 use crate::cluster::ClusterChange;
 use crate::fib::{Desired, Link, MAIN_TABLE, Route, RouteKey, RouteKind, SCOPE_UNIVERSE, Tunnel};
@@ -52,6 +52,8 @@ pub struct Planner {
     settings: Settings,
     plan: Plan,
     ways: Ways,
+    /// The advertised addresses of all nodes.
+    nodes: BTreeSet<IpAddr>,
     /// This node's blocks.
     own_blocks: BTreeSet<IpNet>,
     /// The destinations outside the cluster.
@@ -76,6 +78,7 @@ impl Planner {
             settings,
             plan: Plan::default(),
             ways: Ways::default(),
+            nodes: BTreeSet::new(),
             own_blocks: BTreeSet::new(),
             external: External::default(),
         }
@@ -100,7 +103,12 @@ impl Planner {
         if beyond_routes {
             return self.update_everything(known);
         }
-        let updated = self.update_touched(known, changed);
+        let mut prefixes: BTreeSet<IpNet> = changed.learned.iter().map(|prefix| prefix.net()).collect();
+        prefixes.extend(self.external.touched(&changed.kernel, known.actual));
+        if prefixes.iter().any(|prefix| self.is_way_to_node(known, prefix)) {
+            return self.update_everything(known);
+        }
+        let updated = self.update_touched(known, changed, prefixes);
         debug_assert_eq!(
             self.plan,
             super::plan(&self.settings, known),
@@ -111,7 +119,14 @@ impl Planner {
 
     fn update_everything(&mut self, known: Known<'_>) -> Updated {
         let before = mem::replace(&mut self.plan, frame(&self.settings, known));
-        let underlay = Underlay::new(&self.settings, known.actual);
+        self.nodes = known.cluster.nodes_by_address().into_keys().collect();
+        let (learned, held) = self.learned_ways_to_nodes(known);
+        let former = Former {
+            cluster: known.cluster,
+            held: &held,
+            all: !known.converged,
+        };
+        let underlay = Underlay::new(&self.settings, known.actual, &learned, former);
         self.ways = Ways::new(
             &self.settings,
             known,
@@ -142,12 +157,42 @@ impl Planner {
         }
     }
 
-    fn update_touched(&mut self, known: Known<'_>, changed: &Changed) -> Updated {
+    /// The routes to destinations outside the cluster by which packets get to nodes, and those of them that are held as they
+    /// are. They rest on no way to a node.
+    fn learned_ways_to_nodes(&self, known: Known<'_>) -> (BTreeMap<RouteKey, Route>, BTreeSet<RouteKey>) {
+        let (mut routes, mut held) = (BTreeMap::new(), BTreeSet::new());
+        let gateways = self.plan.peering.gateways.keys();
+        let gateways = gateways.map(|peer| IpNet::from(*peer));
+        for prefix in known.learned.keys().map(|prefix| prefix.net()).chain(gateways) {
+            let range = prefix.network()..=prefix.broadcast();
+            if self.nodes.range(range).next().is_none() || known.cluster.pool_of(&prefix).is_some() {
+                continue;
+            }
+            let outcome = self.outcome(known, prefix);
+            let key = RouteKey::main(prefix);
+            if outcome.is_held {
+                held.insert(key);
+            }
+            routes.extend(outcome.route.map(|route| (key, route)));
+        }
+        (routes, held)
+    }
+
+    /// Whether packets to a node may take what a router tells of `prefix`.
+    fn is_way_to_node(&self, known: Known<'_>, prefix: &IpNet) -> bool {
+        self.ways.are_asked_of(prefix) && known.cluster.pool_of(prefix).is_none()
+    }
+
+    /// Looks again at `prefixes`, and at what else changed.
+    fn update_touched(
+        &mut self,
+        known: Known<'_>,
+        changed: &Changed,
+        mut prefixes: BTreeSet<IpNet>,
+    ) -> Updated {
         let mut updated = Updated::default();
-        let mut prefixes: BTreeSet<IpNet> = changed.learned.iter().map(|prefix| prefix.net()).collect();
         let in_main = changed.kernel.routes.iter().filter(|key| key.table == MAIN_TABLE);
         prefixes.extend(in_main.map(|key| key.prefix));
-        prefixes.extend(self.external.touched(&changed.kernel, known.actual));
         if changed.cluster >= ClusterChange::Blocks {
             let now = known.cluster.blocks_of(&self.settings.node).collect();
             let before = mem::replace(&mut self.own_blocks, now);
@@ -249,17 +294,17 @@ impl Planner {
         let peering = &self.plan.peering;
         let is_to_router = is_single_address(&prefix) && peering.gateways.contains_key(&prefix.addr());
         if !is_to_router {
-            let way = self.ways.to(known.cluster, prefix, hop);
             // A node of the mesh has nothing to tell of what lies outside the pools.
             let is_router = || {
                 let origin = peering.origins.get(&hop.peer);
                 origin.is_some_and(|origin| origin.kind != OriginKind::Mesh)
             };
-            let is_outside = matches!(way, Err(Rejection::NextHopUnknown { .. }))
+            let is_outside = !self.nodes.contains(&hop.address)
                 && known.cluster.pool_of(&prefix).is_none()
-                && is_router();
+                && is_router()
+                && could_lead(known.cluster, prefix, hop).is_ok();
             if !is_outside {
-                return way.map(Cow::Borrowed);
+                return self.ways.to(known.cluster, prefix, hop).map(Cow::Borrowed);
             }
         }
         outside.insert(hop.address);

@@ -73,6 +73,7 @@ fn plan_of(cluster: &Cluster, learned: &Learned, kernel: Snapshot) -> Plan {
             cluster,
             learned,
             actual: &Actual::new(kernel),
+            converged: true,
         },
     )
 }
@@ -309,6 +310,7 @@ fn pinning(pool_fields: &str, kernel: Snapshot) -> Plan {
         cluster: &cluster(pool_fields),
         learned: &Learned::new(),
         actual: &Actual::new(kernel),
+        converged: true,
     };
     plan(&settings, known)
 }
@@ -458,6 +460,7 @@ fn a_narrower_path_to_a_node_limits_the_routes_to_its_blocks_and_no_others() {
                 cluster: &cluster(&format!("ipipMode: {}", case.mode)),
                 learned: &learned(LEARNED),
                 actual: &Actual::new(kernel),
+                converged: true,
             };
             let plan = plan(&settings, known);
             let mtus = LEARNED.iter().map(|(prefix, _)| {

@@ -6,6 +6,10 @@
 //! takes no address of its own, and `src` on a route through it sets the inner source alone. So each node gets a route
 //! in a table of ours, a pin, that repeats the way of the main table with the advertised address as source; and a rule
 //! leads there what this host encapsulates, and nothing else.
+//!
+//! In a fabric that has no default route the way to another node is itself a route of ours, learned from a router at the top
+//! of the rack. Such routes are part of the underlay too. They cannot lead back into it: their next hops lie on subnets
+//! that the host knows by itself, and are neither nodes nor behind the tunnel (`external.rs`).
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +18,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::IpNet;
 
 use super::{Settings, TUNNEL_DEVICE};
+use crate::cluster::Cluster;
 use crate::fib::{MAIN_TABLE, NextHop, Route, RouteKey, RouteKind, Rule, SCOPE_LINK, SCOPE_UNIVERSE};
 use crate::reconcile::Actual;
 
@@ -133,13 +138,30 @@ impl Watched {
     }
 }
 
+/// Which routes of ours that are in the kernel, and are not wanted as they are, stay there all the same.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Former<'a> {
+    pub(super) cluster: &'a Cluster,
+    /// Those that lack something for the moment.
+    pub(super) held: &'a BTreeSet<RouteKey>,
+    /// All, since peers may yet tell of them.
+    pub(super) all: bool,
+}
+
+impl Former<'_> {
+    /// Whether a route of ours is one that a router told, and stays.
+    fn stays(&self, route: &Route) -> bool {
+        (self.all || self.held.contains(&route.key)) && self.cluster.pool_of(&route.key.prefix).is_none()
+    }
+}
+
 /// How packets get to a node.
 struct UnderlayWay {
     next_hops: Vec<NextHop>,
     mtu: Option<u32>,
 }
 
-/// The main table's routes that are neither ours nor through the tunnel.
+/// The main table's routes that are not through the tunnel, nor ours to where pods are.
 pub(super) struct Underlay<'a> {
     actual: &'a Actual,
     routes: Vec<&'a Route>,
@@ -148,12 +170,21 @@ pub(super) struct Underlay<'a> {
 }
 
 impl<'a> Underlay<'a> {
-    pub(super) fn new(settings: &Settings, actual: &'a Actual) -> Self {
+    /// What the host knows by itself, and of ours `learned`: the ways to nodes that routers tell, as they should be.
+    pub(super) fn new(
+        settings: &Settings,
+        actual: &'a Actual,
+        learned: &'a BTreeMap<RouteKey, Route>,
+        former: Former<'_>,
+    ) -> Self {
         let tunnel = actual.link_named(TUNNEL_DEVICE).map(|link| link.index);
-        let routes = actual.routes().filter(|route| {
-            route.key.table == MAIN_TABLE
-                && route.protocol != settings.protocol
-                && route.next_hops.iter().all(|hop| Some(hop.link) != tunnel)
+        let present = actual.routes().filter(|route| {
+            let is_ours = route.protocol == settings.protocol;
+            // What is learned takes the place of whatever has its key.
+            (!is_ours || former.stays(route)) && !learned.contains_key(&route.key)
+        });
+        let routes = present.chain(learned.values()).filter(|route| {
+            route.key.table == MAIN_TABLE && route.next_hops.iter().all(|hop| Some(hop.link) != tunnel)
         });
         let address = IpAddr::V4(settings.address);
         Self {

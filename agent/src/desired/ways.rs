@@ -100,24 +100,15 @@ impl Ways {
         addresses.filter(|address| !self.own_addresses.contains(&IpAddr::V4(*address)))
     }
 
+    /// Whether packets to a node may take a route of the main table to `prefix`.
+    pub(super) fn are_asked_of(&self, prefix: &IpNet) -> bool {
+        self.watched.is_asked_for(prefix)
+    }
+
     /// The way to `prefix` through `hop`, which must be the advertised address of a node and never a pod's.
     pub(super) fn to(&self, cluster: &Cluster, prefix: IpNet, hop: BgpNextHop) -> Result<&Way, Rejection> {
+        could_lead(cluster, prefix, hop)?;
         let (next_hop, peer) = (hop.address, hop.peer);
-        if let Some(pool) = cluster.pool_of(&IpNet::from(next_hop)) {
-            return Err(Rejection::NextHopInPool {
-                next_hop,
-                pool: pool.cidr,
-                peer,
-            });
-        }
-        if prefix.addr().is_ipv4() != next_hop.is_ipv4() {
-            return Err(Rejection::OtherFamily { next_hop, peer });
-        }
-        if let IpAddr::V6(next_hop) = next_hop
-            && next_hop.is_unicast_link_local()
-        {
-            return Err(Rejection::NextHopLinkLocal { next_hop, peer });
-        }
         let Some(node) = self.nodes.get(&next_hop) else {
             return Err(Rejection::NextHopUnknown { next_hop, peer });
         };
@@ -173,6 +164,27 @@ impl Ways {
                 .iter()
                 .any(|address| self.own_addresses.contains(address))
     }
+}
+
+/// Whether `hop` is an address through which there may be a way to `prefix`, be it a node's or a router's.
+pub(super) fn could_lead(cluster: &Cluster, prefix: IpNet, hop: BgpNextHop) -> Result<(), Rejection> {
+    let (next_hop, peer) = (hop.address, hop.peer);
+    if let Some(pool) = cluster.pool_of(&IpNet::from(next_hop)) {
+        return Err(Rejection::NextHopInPool {
+            next_hop,
+            pool: pool.cidr,
+            peer,
+        });
+    }
+    if prefix.addr().is_ipv4() != next_hop.is_ipv4() {
+        return Err(Rejection::OtherFamily { next_hop, peer });
+    }
+    if let IpAddr::V6(next_hop) = next_hop
+        && next_hop.is_unicast_link_local()
+    {
+        return Err(Rejection::NextHopLinkLocal { next_hop, peer });
+    }
+    Ok(())
 }
 
 impl NodeWays {

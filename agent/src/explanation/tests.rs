@@ -107,6 +107,7 @@ impl World {
                 cluster: &self.cluster,
                 learned: &learned,
                 actual: &actual,
+                converged: true,
             },
         );
         let known = Known {

@@ -46,6 +46,7 @@ pub(super) fn password(
     let text = std::str::from_utf8(&value)
         .map(|text| text.trim_end_matches(['\r', '\n']))
         .ok();
+    // RFC 2385 §4.5: 80 octets of text, as all routers take them.
     match text.filter(|text| (1..=MD5_KEY_MAX).contains(&text.len())) {
         Some(text) => Ok(Some(Password::new(text))),
         None => Err(Fault::Password {

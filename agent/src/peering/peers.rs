@@ -179,7 +179,9 @@ fn neighbours<'a>(
         return Ok(out);
     }
     if given(spec.local_workload_selector.as_ref()).is_some() {
-        return Err(Fault::Workloads);
+        return Err(Fault::Workloads {
+            field: "localWorkloadSelector",
+        });
     }
     let asn = spec.as_number.and_then(|number| Asn::new(number.0));
     let (Some(peer), Some(asn)) = (spec.peer_ip, asn) else {
@@ -238,6 +240,7 @@ fn config_of(neighbour: &Neighbour<'_>, paths: PathTerms, local: Local<'_>, clus
         IpAddr::V6(_) => Family::IPV6_UNICAST,
     };
     config.families = [(family, paths.of_family())].into();
+    config.long_lived_stale_time = local.speaking.long_lived_stale_time;
     let of_node = neighbour
         .node
         .and_then(|(name, _)| cluster.bgp().listen_port(name));

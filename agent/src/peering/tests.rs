@@ -281,6 +281,24 @@ fn secret(namespace: &str, key: &str, value: &str) -> Value {
 }
 
 #[test]
+fn pods_as_peers_are_left_out_and_named() {
+    let pods = peer(
+        "pods",
+        &json!({"localWorkloadSelector": "app == 'router'", "asNumber": 65_001}),
+    );
+    let gateway = settings(r#"{"localWorkloadPeeringIPV4": "169.254.1.1"}"#);
+    let peering = of(&with(three_nodes(), &[pods, gateway]));
+    assert_eq!(addresses(&peering), ["172.18.0.2", "172.18.0.3"]);
+    assert_eq!(
+        problems(&peering),
+        [
+            "BGPConfiguration default: Culvert does not speak BGP with pods: localWorkloadPeeringIPV4 is left out",
+            "BGPPeer pods: Culvert does not speak BGP with pods: localWorkloadSelector is left out",
+        ]
+    );
+}
+
+#[test]
 fn a_password_is_read_from_its_secret_and_what_is_missing_is_named() {
     let wanted = json!({"password": {"secretKeyRef": {"name": "bgp", "key": "tor"}}});
     let optional = json!({"password": {"secretKeyRef": {"name": "bgp", "key": "tor", "optional": true}}});
@@ -505,7 +523,7 @@ fn a_rule_that_cannot_be_applied_is_named_and_the_others_of_its_filter_are() {
     assert_eq!(
         said,
         [
-            "BGPFilter f: exportV4[0] asks for interface eth*, which neither a route from a peer has when filters see it nor a block of this node: the rule is about none of them; use cidr or source"
+            "BGPFilter f: exportV4[0] asks for interface eth*, of which filters of routes from and to peers know nothing: the rule is applied to no route; use cidr, source, peerType or communities"
         ]
     );
 }

@@ -23,7 +23,7 @@ pub enum Observed {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Touched {
     /// The keys of routes. Not those of our own in the main table that were written where nothing was, or over another of
-    /// ours: there may be a hundred thousand of them, and no plan rests on them.
+    /// ours: there may be a hundred thousand of them, and a plan rests on none of them while it is wanted.
     pub routes: BTreeSet<RouteKey>,
     /// The links, by index.
     pub links: BTreeSet<u32>,

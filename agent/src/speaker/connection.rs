@@ -1,8 +1,9 @@
 //! One TCP connection: dialled or accepted, read by a task of its own, written at once, or by another task where the peer
 //! does not keep up.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::io;
+use std::io::{self, Read};
 use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -13,8 +14,9 @@ use culvert_bgp::config::{Password, PeerConfig};
 use culvert_bgp::id::ConnectionId;
 use culvert_bgp::speaker::TransportError;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -39,13 +41,28 @@ const READ_SIZE: usize = 65_536;
 /// Internetwork control, as routers mark their own traffic (RFC 4594 §3.2: CS6).
 const TOS_INTERNETWORK_CONTROL: u32 = 0xc0;
 
+thread_local! {
+    /// Where octets are read to, before as much room is made for them as they need: a thousand connections that are read at
+    /// once do not take 64 MiB.
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_SIZE]);
+}
+
+/// Of one connection so many events, of up to 64 KiB each, wait for the owner at most: a peer that sends without end keeps
+/// the others waiting for no more than these.
+const TURNS: usize = 4;
+
 /// What a socket tells the owner of the speaker.
 #[derive(Debug)]
 pub(super) enum SocketEvent {
     /// A dial succeeded.
     Dialled { id: ConnectionId, stream: TcpStream },
     /// Bytes came.
-    Received { id: ConnectionId, bytes: Vec<u8> },
+    Received {
+        id: ConnectionId,
+        bytes: Vec<u8>,
+        /// Given back once the event was seen to.
+        turn: OwnedSemaphorePermit,
+    },
     /// A dial failed, or a connection ended.
     Closed { id: ConnectionId, error: TransportError },
 }
@@ -186,24 +203,15 @@ impl Backlog {
 }
 
 async fn read(id: ConnectionId, stream: Arc<TcpStream>, events: mpsc::Sender<SocketEvent>) {
-    loop {
-        let mut bytes = Vec::new();
-        let read = match stream.readable().await {
-            Ok(()) => {
-                bytes.reserve_exact(READ_SIZE);
-                stream.try_read_buf(&mut bytes)
-            }
-            Err(error) => Err(error),
-        };
-        let event = match read {
-            Ok(0) => SocketEvent::Closed {
+    let turns = Arc::new(Semaphore::new(TURNS));
+    // Nobody closes it.
+    while let Ok(turn) = Arc::clone(&turns).acquire_owned().await {
+        let event = match stream.readable().await.and_then(|()| take(&stream)) {
+            Ok(bytes) if bytes.is_empty() => SocketEvent::Closed {
                 id,
                 error: TransportError::Ended,
             },
-            Ok(_) => {
-                bytes.shrink_to_fit();
-                SocketEvent::Received { id, bytes }
-            }
+            Ok(bytes) => SocketEvent::Received { id, bytes, turn },
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => SocketEvent::Closed {
                 id,
@@ -214,6 +222,30 @@ async fn read(id: ConnectionId, stream: Arc<TcpStream>, events: mpsc::Sender<Soc
         if events.send(event).await.is_err() || last {
             return;
         }
+    }
+}
+
+/// What has come; nothing at the end of the stream.
+///
+/// A read that leaves room has emptied the socket: it counts as not readable until the kernel tells of more, so that it
+/// need not be read in vain.
+fn take(stream: &TcpStream) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = stream.try_io(Interest::READABLE, || {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let count = (&*SockRef::from(stream)).read(scratch)?;
+            bytes.extend_from_slice(scratch.get(..count).unwrap_or_default());
+            let is_empty = count > 0 && count < scratch.len();
+            if is_empty {
+                Err(io::ErrorKind::WouldBlock.into())
+            } else {
+                Ok(())
+            }
+        })
+    });
+    match read {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock && !bytes.is_empty() => Ok(bytes),
+        read => read.map(|()| bytes),
     }
 }
 
@@ -402,7 +434,7 @@ fn transport_error(error: &io::Error) -> TransportError {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use tokio::io::AsyncReadExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
 
@@ -413,6 +445,52 @@ pub(super) mod tests {
         let (peer, _) = listener.accept().await.unwrap();
         let (events, _) = mpsc::channel(1);
         (Connection::spawn(ConnectionId(1), dialled, events), peer)
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_floods_keeps_the_others_waiting_for_its_turns_alone() {
+        let (events, mut queue) = mpsc::channel(256);
+        let mut ends = Vec::new();
+        for id in [1, 2] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let dialled = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let ours = Connection::spawn(ConnectionId(id), dialled, events.clone());
+            ends.push((ours, listener.accept().await.unwrap().0));
+        }
+        let (_quiet, mut other) = ends.pop().unwrap();
+        let (_flooded, mut flood) = ends.pop().unwrap();
+        let flooding = tokio::spawn(async move { while flood.write_all(&[0; 1 << 16]).await.is_ok() {} });
+        // Each round lets everybody go on who can: more events would be there by the end, were there no limit.
+        let mut idle_rounds = 0;
+        while idle_rounds < 1000 {
+            idle_rounds = if queue.len() < TURNS { 0 } else { idle_rounds + 1 };
+            tokio::task::yield_now().await;
+        }
+        other.write_all(&[1]).await.unwrap();
+        let mut before = 0;
+        while let Some(event) = queue.recv().await {
+            match event {
+                SocketEvent::Received {
+                    id: ConnectionId(1),
+                    bytes,
+                    turn,
+                } => {
+                    assert!(bytes.len() <= READ_SIZE);
+                    before += 1;
+                    // While the other one's waits, what is seen to makes room behind it only.
+                    if before >= TURNS {
+                        std::mem::forget(turn);
+                    }
+                }
+                SocketEvent::Received { id, bytes, .. } => {
+                    assert_eq!((id, bytes.as_slice()), (ConnectionId(2), &[1][..]));
+                    break;
+                }
+                event => panic!("{event:?}"),
+            }
+        }
+        flooding.abort();
+        assert!((TURNS..=2 * TURNS).contains(&before), "{before} events first");
     }
 
     #[tokio::test]

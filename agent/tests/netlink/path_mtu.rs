@@ -63,6 +63,7 @@ async fn converge(netlink: &Netlink) -> Vec<Change> {
             cluster: &cluster,
             learned: &learned,
             actual: &actual,
+            converged: true,
         };
         let desired = Desired {
             // The device is the test's own.

@@ -108,7 +108,7 @@ fn files_below(folder: &Path, found: &mut Vec<PathBuf>) {
 
 fn files() -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for folder in ["src", "tests", "fuzz"] {
+    for folder in ["src", "tests", "fuzz", "../agent/src"] {
         files_below(&here().join(folder), &mut found);
     }
     found
@@ -170,8 +170,12 @@ fn each_requirement_that_is_done_is_cited_where_the_code_does_it() {
     {
         let files = quoted(&code);
         let read = |file: &&str| {
-            fs::read_to_string(src.join(file))
-                .unwrap_or_else(|_| panic!("COMPLIANCE.md, line {line}: no file {file}"))
+            let path = if file.starts_with("agent/") {
+                here().join("..").join(file)
+            } else {
+                src.join(file)
+            };
+            fs::read_to_string(path).unwrap_or_else(|_| panic!("COMPLIANCE.md, line {line}: no file {file}"))
         };
         let texts: Vec<String> = files.iter().map(read).collect();
         if !state.starts_with("done") {

@@ -83,8 +83,12 @@ impl Peer for Bird1 {
         self.ask("reload in agent").map(drop)
     }
 
+    fn die(&mut self) -> Result<(), LabError> {
+        self.daemon.kill()
+    }
+
     fn crash(&mut self, pair: &Pair) -> Result<(), LabError> {
-        self.daemon.kill()?;
+        self.die()?;
         self.daemon = run(pair, &self.folder, self.over_ipv6, &["-R"])?;
         self.wait()
     }

@@ -96,8 +96,12 @@ impl Peer for Bird2 {
         self.ask("reload in agent").map(drop)
     }
 
+    fn die(&mut self) -> Result<(), LabError> {
+        self.daemon.kill()
+    }
+
     fn crash(&mut self, pair: &Pair) -> Result<(), LabError> {
-        self.daemon.kill()?;
+        self.die()?;
         // As the routing daemon of a node is started again: with recovery (-R).
         self.daemon = run(pair, &self.folder, &["-R"])?;
         self.wait()
@@ -174,6 +178,10 @@ fn configuration(terms: &Terms) -> String {
     } else {
         "  graceful restart off;\n"
     };
+    if terms.long_lived {
+        options +=
+            "  graceful restart time 1;\n  long lived graceful restart on;\n  long lived stale time 3600;\n";
+    }
     if terms.reflects {
         options += "  rr client;\n";
     }

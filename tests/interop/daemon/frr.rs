@@ -164,8 +164,12 @@ impl Peer for Frr {
             .map(drop)
     }
 
+    fn die(&mut self) -> Result<(), LabError> {
+        self.bgpd.kill()
+    }
+
     fn crash(&mut self, pair: &Pair) -> Result<(), LabError> {
-        self.bgpd.kill()?;
+        self.die()?;
         self.bgpd = run_bgpd(pair, &self.folder)?;
         self.wait()
     }
@@ -214,6 +218,11 @@ fn configuration(terms: &Terms) -> String {
     } else {
         " bgp graceful-restart-disable\n"
     };
+    let long_lived = if terms.long_lived {
+        " bgp graceful-restart restart-time 1\n bgp long-lived-graceful-restart stale-time 3600\n"
+    } else {
+        ""
+    };
     let map = if terms.community { " route-map own" } else { "" };
     let family = |name: &str, blocks: &[&str]| {
         let networks: String = blocks
@@ -247,7 +256,7 @@ router bgp {their_asn}
  bgp router-id {id}
  no bgp ebgp-requires-policy
  no bgp network import-check
-{restart}{neighbour}{families}
+{restart}{long_lived}{neighbour}{families}
 route-map own permit 10
  set community {asn}:{value}
 ",

@@ -126,8 +126,12 @@ impl Peer for GoBgp {
             .map(drop)
     }
 
+    fn die(&mut self) -> Result<(), LabError> {
+        self.daemon.kill()
+    }
+
     fn crash(&mut self, pair: &Pair) -> Result<(), LabError> {
-        self.daemon.kill()?;
+        self.die()?;
         // Its routes come by its command line, once it runs. It must not have told all it has (End-of-RIB) before that.
         write(
             &self.folder.join("gobgpd.toml"),

@@ -48,6 +48,8 @@ pub(crate) struct Terms {
     pub(crate) ttl_security: bool,
     /// Graceful restart (RFC 4724).
     pub(crate) graceful_restart: bool,
+    /// Long-lived graceful restart (RFC 9494) behind a graceful restart of a second.
+    pub(crate) long_lived: bool,
     /// The daemon is a route reflector, and the agent its client (RFC 4456).
     pub(crate) reflects: bool,
     /// The agent is a route reflector, and the daemon its client.
@@ -62,6 +64,8 @@ pub(crate) struct Terms {
     pub(crate) is_router: bool,
     /// The most routes that the agent takes.
     pub(crate) max_prefixes: Option<u32>,
+    /// The section `bgp` of the agent's configuration, in one line; empty for none.
+    pub(crate) configured: &'static str,
 }
 
 impl Default for Terms {
@@ -75,6 +79,7 @@ impl Default for Terms {
             our_password: None,
             ttl_security: false,
             graceful_restart: true,
+            long_lived: false,
             reflects: false,
             agent_reflects: false,
             add_path: false,
@@ -82,6 +87,7 @@ impl Default for Terms {
             rejects_community: false,
             is_router: false,
             max_prefixes: None,
+            configured: "",
         }
     }
 }
@@ -148,7 +154,10 @@ pub(crate) trait Peer {
     /// Asks the agent for all its routes once more (RFC 2918).
     fn refresh(&mut self) -> Result<(), LabError>;
 
-    /// Dies without a word, as a crash would have it, and is started again.
+    /// Dies without a word, as a crash would have it.
+    fn die(&mut self) -> Result<(), LabError>;
+
+    /// Dies so, and is started again.
     fn crash(&mut self, pair: &Pair) -> Result<(), LabError>;
 
     /// The end of its log.

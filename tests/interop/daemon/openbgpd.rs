@@ -132,8 +132,12 @@ impl Peer for OpenBgpd {
             .map(drop)
     }
 
+    fn die(&mut self) -> Result<(), LabError> {
+        self.daemon.kill()
+    }
+
     fn crash(&mut self, pair: &Pair) -> Result<(), LabError> {
-        self.daemon.kill()?;
+        self.die()?;
         self.daemon = run(pair, &self.folder)?;
         self.wait()
     }

@@ -1,10 +1,13 @@
 //! A daemon in another AS.
 
+use harness::pair::THEIR_ADDRESS;
 use libtest_mimic::Failed;
 
+use super::manifests::SECOND_CLIENT;
 use super::routes;
 use super::session::Session;
 use crate::daemon::{OUTSIDE, Terms};
+use crate::exabgp::Exabgp;
 
 pub(super) fn two_octets() -> Terms {
     Terms {
@@ -50,4 +53,36 @@ pub(super) fn installed(session: &mut Session) -> Result<(), Failed> {
     session.wait_until_has(OUTSIDE, false)?;
     session.peer.announce(true)?;
     Ok(session.wait_until_has(OUTSIDE, true)?)
+}
+
+/// Two routers tell of the same destination: the kernel has both as next hops, what is left when one withdraws it, and one
+/// alone where the agent is told so (`bgp.multipath`).
+pub(super) fn shared(session: &mut Session) -> Result<(), Failed> {
+    session.wait_until_up()?;
+    session
+        .pair
+        .theirs
+        .ip(&format!("addr add {SECOND_CLIENT}/24 dev eth0"))?;
+    let second = (SECOND_CLIENT, session.terms.their_asn);
+    let _second = Exabgp::start(&session.pair, second, SECOND_CLIENT, &[(OUTSIDE, String::new())])?;
+    let hop = |address| format!("via {address} dev eth0");
+    let (first, second) = (hop(THEIR_ADDRESS), hop(SECOND_CLIENT));
+    for announced in [true, false, true] {
+        session.peer.announce(announced)?;
+        let what = if announced {
+            "through both routers"
+        } else {
+            "through the second"
+        };
+        session.wait_until_kernel_has("-4", OUTSIDE, what, |shown| {
+            let is_ours = shown.contains("proto culvert");
+            is_ours && shown.contains(&second) && shown.contains(&first) == announced
+        })?;
+    }
+    session.restart_agent_with("multipath: 1")?;
+    Ok(
+        session.wait_until_kernel_has("-4", OUTSIDE, "through one router", |shown| {
+            shown.contains("proto culvert") && shown.matches(" via ").count() == 1
+        })?,
+    )
 }

@@ -12,7 +12,7 @@ pub(super) const OUR_COMMUNITY: &str = "64512:100";
 /// The agent's IPv6 block, where the session is one of IPv6.
 pub(super) const OUR_BLOCK_6: &str = "fd65:1::/122";
 
-/// A second client of the agent as route reflector.
+/// A second client of the agent as route reflector, or a second router.
 pub(super) const SECOND_CLIENT: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 3);
 
 /// The cluster: this node, the daemon as another node, and a pool around both blocks. The daemon is a peer of the mesh,
@@ -205,6 +205,8 @@ metadata:
     );
     if terms.agent_reflects {
         theirs + &manifest("second", SECOND_CLIENT.into(), terms.our_asn, "", "")
+    } else if terms.is_router {
+        theirs + &manifest("second", SECOND_CLIENT.into(), terms.their_asn, "", "")
     } else {
         theirs
     }

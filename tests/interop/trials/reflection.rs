@@ -39,7 +39,12 @@ pub(super) fn reflected(session: &mut Session) -> Result<(), Failed> {
     let theirs = &session.pair.theirs;
     theirs.ip(&format!("addr add {SECOND_CLIENT}/24 dev eth0"))?;
     let routes = [(SECOND_BLOCK, String::new())];
-    let _second = Exabgp::start(&session.pair, SECOND_CLIENT, SECOND_NEXT_HOP, &routes)?;
+    let _second = Exabgp::start(
+        &session.pair,
+        (SECOND_CLIENT, session.terms.our_asn),
+        SECOND_NEXT_HOP,
+        &routes,
+    )?;
     let learned = session.wait_until_it_has(SECOND_BLOCK)?;
     crate::ensure(learned.next_hop == SECOND_NEXT_HOP.to_string(), || {
         format!("the daemon has the other client's block with {learned:?}")

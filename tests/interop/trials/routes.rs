@@ -1,11 +1,12 @@
 //! Routes, and what becomes of them while one of the two restarts.
 
+use harness::pair::THEIR_ADDRESS_6;
 use harness::wait_for;
 use libtest_mimic::Failed;
 
 use super::manifests::OUR_BLOCK_6;
 use super::session::{PATIENCE, Session};
-use crate::daemon::{THEIR_BLOCK, Terms};
+use crate::daemon::{Kind, THEIR_BLOCK, THEIR_BLOCK_6, Terms};
 
 /// Both have each other's block, and the daemon's goes and comes when it says so.
 pub(super) fn exchanged(session: &mut Session) -> Result<(), Failed> {
@@ -38,11 +39,28 @@ pub(super) fn exchanged_ipv6(session: &mut Session) -> Result<(), Failed> {
         learned.next_hop == session.terms.our_address().to_string(),
         || format!("the daemon has our block with {learned:?}"),
     )?;
-    session.wait_until_received(1)?;
-    session.peer.announce(false)?;
-    session.wait_until_received(0)?;
-    session.peer.announce(true)?;
-    Ok(session.wait_until_received(1)?)
+    for announced in [true, false, true] {
+        session.peer.announce(announced)?;
+        session.wait_until_received(u64::from(announced))?;
+        let wanted = format!("{THEIR_BLOCK_6} via {THEIR_ADDRESS_6} dev eth0 proto culvert");
+        let (what, source) = (
+            if announced { "installed" } else { "removed" },
+            format!("src {}", session.terms.our_address()),
+        );
+        session.wait_until_kernel_has("-6", THEIR_BLOCK_6, what, |shown| {
+            if announced {
+                shown.contains(&wanted) && shown.contains(&source)
+            } else {
+                shown.trim().is_empty()
+            }
+        })?;
+    }
+    // Its own block answers for addresses that no pod has.
+    Ok(
+        session.wait_until_kernel_has("-6", OUR_BLOCK_6, "a blackhole", |shown| {
+            shown.contains("blackhole") && shown.contains("proto culvert")
+        })?,
+    )
 }
 
 /// The daemon asks for all routes once more, and has the same afterwards.
@@ -70,6 +88,43 @@ pub(super) fn it_restarts(session: &mut Session) -> Result<(), Failed> {
         .find(|line| line.starts_with("Deleted") && line.contains(THEIR_BLOCK));
     crate::ensure(deleted.is_none(), || {
         format!("the route was withdrawn: {deleted:?}")
+    })?;
+    Ok(session.wait_until_installed(true)?)
+}
+
+/// The daemons that keep routes for long (RFC 9494), and ask others to.
+pub(super) fn keeps_routes_for_long(kind: &Kind) -> bool {
+    ["bird_2", "frr"].contains(&kind.name)
+}
+
+pub(super) fn long_lived() -> Terms {
+    Terms {
+        long_lived: true,
+        configured: "longLivedStaleTime: 7200",
+        ..Terms::default()
+    }
+}
+
+/// The daemon dies and does not come back: when its restart time is over its route is the last choice (LLGR_STALE), and has
+/// not left the agent's kernel.
+pub(super) fn it_stays_away(session: &mut Session) -> Result<(), Failed> {
+    session.wait_until_up()?;
+    session.wait_until_installed(true)?;
+    let watch = session.pair.watch_routes()?;
+    session.peer.die()?;
+    wait_for("the route to be stale for long", PATIENCE, || {
+        let routes = session
+            .pair
+            .agent
+            .ask(&["bgp", "routes", "received", "-o", "json"]);
+        let routes = routes.map_err(|e| e.to_string())?;
+        // RFC 9494 §4.6.
+        routes.contains("65535:6").then_some(()).ok_or(routes)
+    })?;
+    let events = watch.end()?;
+    let touched = events.iter().find(|line| line.contains(THEIR_BLOCK));
+    crate::ensure(touched.is_none(), || {
+        format!("the route did not stay as it was: {touched:?}")
     })?;
     Ok(session.wait_until_installed(true)?)
 }

@@ -23,12 +23,29 @@ pub(super) struct Session {
     pub(super) capture: PacketFile,
 }
 
+/// Puts a line behind the agent's configuration, in place of one that was put there before.
+fn configure(pair: &Pair, bgp: &str) -> Result<(), LabError> {
+    let path = pair.agent.config();
+    let io = |source| LabError::Io {
+        operation: format!("change {}", path.display()),
+        source,
+    };
+    let text = std::fs::read_to_string(&path).map_err(io)?;
+    let kept = text.lines().filter(|line| !line.starts_with("bgp:"));
+    let mut text: String = kept.flat_map(|line| [line, "\n"]).collect();
+    if !bgp.is_empty() {
+        text += &format!("bgp: {{{bgp}}}\n");
+    }
+    std::fs::write(&path, text).map_err(io)
+}
+
 impl Session {
     /// Starts both; nobody has waited for the session yet.
     pub(super) fn start(kind: Kind, terms: Terms) -> Result<Self, Failed> {
         let mut pair = Pair::build(&manifests(&terms))?;
         let peer = (kind.start)(&pair, &terms)?;
         let capture = pair.capture()?;
+        configure(&pair, terms.configured)?;
         pair.start_agent()?;
         Ok(Self {
             peer,
@@ -41,6 +58,13 @@ impl Session {
     /// Gives the agent what its terms are by now, as an operator changes resources while all runs.
     pub(super) fn configure(&self) -> Result<(), LabError> {
         self.pair.configure(&manifests(&self.terms))
+    }
+
+    /// Starts the agent anew, with this in the section `bgp` of its configuration.
+    pub(super) fn restart_agent_with(&mut self, bgp: &str) -> Result<(), LabError> {
+        self.pair.agent.terminate()?;
+        configure(&self.pair, bgp)?;
+        self.pair.start_agent()
     }
 
     pub(super) fn wait_until_up(&self) -> Result<(), LabError> {
@@ -112,6 +136,27 @@ impl Session {
             match status.prefixes_received().get(address.as_str()) {
                 Some(received) if *received == count => Ok(()),
                 other => Err(format!("{other:?}")),
+            }
+        })
+    }
+
+    /// Waits until the agent's kernel has `wanted` of this destination, as `ip -oneline route show` prints it.
+    pub(super) fn wait_until_kernel_has(
+        &self,
+        family: &str,
+        destination: &str,
+        what: &str,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<(), LabError> {
+        wait_for(&format!("{destination} to be {what}"), PATIENCE, || {
+            match self
+                .pair
+                .ours
+                .ip(&format!("{family} -oneline route show {destination}"))
+            {
+                Ok(shown) if wanted(&shown) => Ok(()),
+                Ok(shown) => Err(format!("{shown:?}")),
+                Err(error) => Err(error.to_string()),
             }
         })
     }

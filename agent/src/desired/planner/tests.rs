@@ -33,7 +33,7 @@ const ADDRESSES_V6: [&str; 3] = ["2001:db8::11", "2001:db8::12", "2001:db8:1::13
 const ROUTERS: [&str; 2] = ["172.18.0.254", "192.0.2.1"];
 
 /// Blocks, pods, and what lies in no pool.
-const PREFIXES: [&str; 13] = [
+const PREFIXES: [&str; 16] = [
     "10.65.42.0/26",
     "10.65.42.64/26",
     "10.65.42.7/32",
@@ -47,6 +47,9 @@ const PREFIXES: [&str; 13] = [
     "198.51.100.0/25",
     "0.0.0.0/0",
     "192.0.2.1/32",
+    "172.19.0.0/16",
+    "172.19.0.13/32",
+    "2001:db8:1::/64",
 ];
 
 /// So many of them are claimed now and then.
@@ -75,6 +78,8 @@ enum Event {
     Learned(Prefix, Vec<BgpNextHop>),
     Kernel(KernelEvent),
     Applied(Change),
+    /// The peers have told all.
+    Converged,
     /// Something is said to have changed that has not.
     Noise(Prefix),
 }
@@ -326,6 +331,7 @@ fn some_event() -> impl Strategy<Value = Event> {
         4 => (some_prefix(), some_best()).prop_map(|(prefix, best)| Event::Learned(prefix, best)),
         4 => some_kernel_event().prop_map(Event::Kernel),
         1 => applied.prop_map(Event::Applied),
+        1 => Just(Event::Converged),
         1 => some_prefix().prop_map(Event::Noise),
     ]
 }
@@ -335,6 +341,7 @@ struct World {
     cluster: Cluster,
     learned: Learned,
     actual: Actual,
+    converged: bool,
     changed: Changed,
     /// Routes that were written or deleted: whoever does that looks at them again.
     written: BTreeSet<RouteKey>,
@@ -386,6 +393,7 @@ impl World {
             cluster,
             learned: Learned::new(),
             actual,
+            converged: false,
             written: BTreeSet::new(),
             changed: Changed {
                 everything: true,
@@ -399,6 +407,7 @@ impl World {
             cluster: &self.cluster,
             learned: &self.learned,
             actual: &self.actual,
+            converged: self.converged,
         }
     }
 
@@ -425,8 +434,14 @@ impl World {
             Event::Applied(change) => {
                 if let Change::ReplaceRoute(route) | Change::DeleteRoute(route) = &change {
                     self.written.insert(route.key);
+                    // The loop writes none that is not wanted, and says when one is wanted no longer.
+                    self.changed.learned.insert(Prefix::new(route.key.prefix));
                 }
                 self.actual.applied(&change);
+            }
+            Event::Converged => {
+                self.changed.everything = true;
+                self.converged = true;
             }
             Event::Noise(prefix) => drop(self.changed.learned.insert(prefix)),
         }

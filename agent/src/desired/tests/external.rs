@@ -165,6 +165,7 @@ fn a_default_route_is_taken_where_the_configuration_says_so_and_nobody_else_has_
             cluster: &cluster,
             learned: &learned,
             actual: &Actual::new(kernel),
+            converged: true,
         };
         plan(&settings, known)
     };
@@ -217,4 +218,83 @@ fn a_router_that_is_reached_through_another_gets_a_route_and_may_be_a_next_hop()
     let next_hop = "198.51.100.9".parse().unwrap();
     assert_eq!(routes, Vec::<String>::new(), "the gateway is nowhere");
     assert_eq!(rejected, [Rejection::NotConnected { next_hop }]);
+}
+
+/// What a plan says of the ways to the node behind a router: the routes of all tables, printed, and the nodes not reached.
+fn ways_of(cluster: &Cluster, learned: &Learned, kernel: Snapshot) -> (Vec<String>, usize) {
+    let settings = Settings {
+        pin_table: Some(886),
+        ..settings()
+    };
+    let known = Known {
+        cluster,
+        learned,
+        actual: &Actual::new(kernel),
+        converged: true,
+    };
+    let plan = plan(&settings, known);
+    let routes = printed(&plan)
+        .into_iter()
+        .filter(|route| !route.starts_with("blackhole"));
+    (routes.collect(), plan.unpinned.len())
+}
+
+#[test]
+fn in_a_fabric_without_a_default_route_nodes_are_reached_as_its_routers_tell() {
+    let block = ("10.65.17.64/26", "172.19.0.13");
+    for (mode, expected) in [
+        (
+            "ipipMode: Always",
+            &[
+                "10.65.17.64/26 via 172.19.0.13 dev tunl0 proto 86 onlink",
+                "172.19.0.0/24 via 172.18.0.254 dev eth0 proto 86",
+                "172.18.0.12 dev eth0 table 886 proto 86 scope link src 172.18.0.11",
+                "172.19.0.13 via 172.18.0.254 dev eth0 table 886 proto 86 src 172.18.0.11",
+            ][..],
+        ),
+        (
+            "ipipMode: Never",
+            &[
+                "10.65.17.64/26 via 172.18.0.254 dev eth0 proto 86 src 172.18.0.11 onlink",
+                "172.19.0.0/24 via 172.18.0.254 dev eth0 proto 86",
+            ],
+        ),
+    ] {
+        let mut cluster = cluster(mode);
+        cluster.upsert(&router("tor", &json!({"peerIP": ROUTER, "asNumber": 65_001})));
+        let mut kernel = kernel();
+        kernel.routes.truncate(1);
+        // Without what the router tells there is no way, and what is there is left alone.
+        let mut known = learned(&[block]);
+        let (routes, unpinned) = ways_of(&cluster, &known, kernel.clone());
+        assert!(
+            !routes.iter().any(|route| route.contains("172.19.0.13 via")),
+            "{routes:?}"
+        );
+        assert_eq!(unpinned, usize::from(mode.ends_with("Always")));
+
+        known.extend(told(ROUTER, "172.19.0.0/24", &[ROUTER]));
+        let (routes, unpinned) = ways_of(&cluster, &known, kernel);
+        let mut expected = expected.to_vec();
+        expected.sort_unstable();
+        let mut routes: Vec<&str> = routes.iter().map(String::as_str).collect();
+        routes.sort_unstable();
+        assert_eq!((routes, unpinned), (expected, 0), "{mode}");
+    }
+}
+
+#[test]
+fn what_a_node_says_of_the_way_to_another_is_none() {
+    // Not even where it names itself: the way to a node never leads through one, nor through a tunnel to it.
+    let mut known = learned(&[("10.65.17.64/26", "172.19.0.13")]);
+    known.extend(told("172.18.0.12", "172.19.0.13/32", &["172.18.0.12"]));
+    known.extend(told(ROUTER, "172.19.0.0/24", &["172.19.0.13"]));
+    let mut kernel = kernel();
+    kernel.routes.truncate(1);
+    let (routes, unpinned) = ways_of(&with_router(), &known, kernel);
+    assert_eq!(unpinned, 1);
+    assert!(
+        !routes.iter().any(|route| route.starts_with("172.19")),
+        "{routes:?}"
+    );
 }

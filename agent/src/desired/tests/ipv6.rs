@@ -68,6 +68,7 @@ fn plan_with(settings: &Settings, cluster: &Cluster, learned: &Learned, kernel: 
             cluster,
             learned,
             actual: &actual,
+            converged: true,
         },
     )
 }

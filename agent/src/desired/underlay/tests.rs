@@ -1,6 +1,9 @@
 //! Tables: a host's links, addresses and main table, and the pins that follow.
 
+mod learned;
+
 use super::*;
+use crate::api::Object;
 use crate::fib::{Address, Link, Snapshot};
 
 const T: u32 = 886;
@@ -55,6 +58,14 @@ fn route(words: &str) -> Route {
     }
 }
 
+/// The same of ours.
+fn ours(words: &str) -> Route {
+    Route {
+        protocol: OURS,
+        ..route(words)
+    }
+}
+
 fn host(addresses: &[&str], routes: Vec<Route>) -> Snapshot {
     let links = LINKS.iter().map(|name| Link {
         index: link(name),
@@ -93,9 +104,37 @@ fn settings(address: &str) -> Settings {
 }
 
 fn pins_of(address: &str, peers: &[&str], host: Snapshot) -> Pins {
+    pins_with(address, peers, host, &[], &[], true)
+}
+
+/// The pins, where routers tell of `learned`, what there is to `held` stays as it is, and the peers have `converged`.
+fn pins_with(
+    address: &str,
+    peers: &[&str],
+    host: Snapshot,
+    learned: &[&str],
+    held: &[&str],
+    converged: bool,
+) -> Pins {
     let settings = settings(address);
     let actual = Actual::new(host);
-    let underlay = Underlay::new(&settings, &actual);
+    let learned: BTreeMap<RouteKey, Route> = learned
+        .iter()
+        .map(|words| ours(words))
+        .map(|route| (route.key, route))
+        .collect();
+    let mut cluster = Cluster::default();
+    let yaml = "metadata: {name: pool}\nspec: {cidr: 10.65.0.0/16}";
+    cluster.upsert(&Object::IpPool(serde_yaml::from_str(yaml).unwrap()));
+    let former = Former {
+        cluster: &cluster,
+        held: &held
+            .iter()
+            .map(|prefix| RouteKey::main(prefix.parse().unwrap()))
+            .collect(),
+        all: !converged,
+    };
+    let underlay = Underlay::new(&settings, &actual, &learned, former);
     let peers = peers.iter().map(|peer| peer.parse().unwrap());
     let pins = pins(&settings, T, peers, &underlay);
     for (key, pin) in &pins.routes {

@@ -29,6 +29,24 @@ fn told(annotations: &Value) -> (FamilyConfig, FamilyConfig, Vec<String>) {
 }
 
 #[test]
+fn routers_and_nodes_are_offered_to_keep_routes_for_long_as_the_agent_was_told() {
+    let tor = peer("tor", &json!({"peerIP": "192.0.2.1", "asNumber": 65001}));
+    for seconds in [0, 3600] {
+        let speaking = Speaking {
+            long_lived_stale_time: seconds,
+            ..Speaking::default()
+        };
+        let peering = peering(n1(&speaking), &with(three_nodes(), std::slice::from_ref(&tor)));
+        let offered: Vec<u32> = peering
+            .peers
+            .values()
+            .map(|peer| peer.long_lived_stale_time)
+            .collect();
+        assert_eq!(offered, [seconds; 3]);
+    }
+}
+
+#[test]
 fn the_configuration_holds_for_all_peers_and_annotations_for_those_of_one_resource() {
     let paths = |family: FamilyConfig| {
         (
