@@ -11,39 +11,28 @@ use crate::ensure;
 /// Far more than anything here takes.
 const GENEROUS: Duration = Duration::from_secs(90);
 
-/// The nodes of the laboratory have no packet filter where their kernel has none: nothing else is wrong with them.
+/// Nothing is wrong with any node. Where their kernel has no packet filter, that is all that is.
 fn is_well(lab: &Lab) -> Result<(), LabError> {
-    for node in lab.nodes() {
-        wait_for("nothing to be wrong", GENEROUS, || {
-            let text = report(&node.agent).map_err(|error| error.to_string())?;
-            let without_filter =
-                text.contains("the packet filter is not written") && text.contains("\n1 finding.");
-            if without_filter || text.contains("Nothing is wrong.") {
-                Ok(())
-            } else {
-                Err(text)
-            }
-        })?;
-    }
-    Ok(())
-}
-
-/// The same after objects were deleted: a pool that was in use is given up only when somebody says so.
-fn is_well_again(lab: &Lab) -> Result<(), LabError> {
-    for node in lab.nodes() {
-        wait_for("the deletions to be told and accepted", GENEROUS, || {
+    wait_for("nothing to be wrong", GENEROUS, || {
+        let mut wrong = Vec::new();
+        for node in lab.nodes() {
             let text = report(&node.agent).map_err(|error| error.to_string())?;
             if text.contains("deletions are held") {
-                // Somebody may have put the objects back meanwhile: then nothing is held.
+                // A pool that was in use is given up only when somebody says so; or the objects are just back.
                 let _ = node.agent.accept_withdrawal();
             }
-            if text.contains("overlap") || text.contains("does not exist") || text.contains("exhausted") {
-                return Err(text);
+            let without_filter =
+                text.contains("the packet filter is not written") && text.contains("\n1 finding.");
+            if !without_filter && !text.contains("Nothing is wrong.") {
+                wrong.push(text);
             }
+        }
+        if wrong.is_empty() {
             Ok(())
-        })?;
-    }
-    is_well(lab)
+        } else {
+            Err(wrong.join("\n"))
+        }
+    })
 }
 
 fn pool(name: &str, cidr: &str, more: &str) -> String {
@@ -88,7 +77,7 @@ pub(crate) fn in_the_datastore(lab: &mut Lab) -> Result<(), Failed> {
     lab.delete_object("BlockAffinity", &claim_name("node8", BLOCK))?;
     lab.delete_object("IPPool", "more")?;
     told?;
-    Ok(is_well_again(lab)?)
+    Ok(is_well(lab)?)
 }
 
 /// The datastore is away for a while; then the only pool that is left has no block for a node that has none of it.
@@ -120,7 +109,7 @@ pub(crate) fn away_and_exhausted(lab: &mut Lab) -> Result<(), Failed> {
     }
     lab.delete_object("IPPool", "tiny")?;
     told?;
-    Ok(is_well_again(lab)?)
+    Ok(is_well(lab)?)
 }
 
 /// Forwarding is switched off, and the tunnel set down, again and again: each time it is mended at once, and the doctor
