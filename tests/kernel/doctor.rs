@@ -123,9 +123,10 @@ fn strict_filter(lab: &Lab) -> Result<(), Failed> {
     Ok(mended.map(drop)?)
 }
 
-/// A filter of somebody else's drops all tunnelled packets: the doctor there names the rule.
+/// A filter of somebody else's drops all tunnelled packets: the doctor there names the rule, with the first node that it
+/// keeps out.
 fn tunnel_filter(lab: &Lab) -> Result<(), Failed> {
-    let (node, other) = (lab.node(1), lab.node(3));
+    let (node, other) = (lab.node(1), lab.node(Layout::lone_number()));
     let nft = |command: &str| node.namespace.run("nft", &[command]);
     nft(
         "add table inet guard; add chain inet guard input { type filter hook input priority 0; }; \
