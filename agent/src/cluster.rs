@@ -250,6 +250,12 @@ impl Cluster {
         self.pools.iter().map(|(name, pool)| (name.as_str(), pool))
     }
 
+    /// Whether pods may get IPv6 addresses at all.
+    #[must_use]
+    pub fn gives_ipv6(&self) -> bool {
+        self.pools().any(|(_, pool)| pool.gives_ipv6())
+    }
+
     /// The pool that all of `net` lies in; of several the smallest.
     #[must_use]
     pub fn pool_of(&self, net: &IpNet) -> Option<&IpPoolSpec> {
@@ -269,9 +275,15 @@ impl Cluster {
         self.claims.confirmed().find(|(block, _)| block.contains(net))
     }
 
-    /// All blocks, and the node whose each is. Only a confirmed claim counts.
-    pub fn confirmed_blocks(&self) -> impl Iterator<Item = (IpNet, &str)> {
+    /// All blocks that somebody has, with the node that has it. Only confirmed claims count.
+    pub fn claimed_blocks(&self) -> impl Iterator<Item = (IpNet, &str)> {
         self.claims.confirmed()
+    }
+
+    /// How many addresses of a block are in use, where that is known here.
+    #[must_use]
+    pub fn in_use(&self, block: &IpNet) -> Option<usize> {
+        self.blocks.get(&culvert_ipam::name::block(*block)).copied()
     }
 
     /// The addresses that `node` has in blocks that are not marked as its own: those of another node, or of none.
@@ -297,16 +309,13 @@ impl Cluster {
     /// How many addresses of `node`'s blocks are in use.
     #[must_use]
     pub fn addresses_in_use(&self, node: &str) -> usize {
-        self.blocks_of(node)
-            .map(|block| self.addresses_in_block(block))
-            .sum()
-    }
-
-    /// How many addresses of a block are in use, as far as this node watches it.
-    #[must_use]
-    pub fn addresses_in_block(&self, block: IpNet) -> usize {
-        let name = culvert_ipam::name::block(block);
-        self.blocks.get(&name).copied().unwrap_or(0)
+        let count = |block: IpNet| {
+            self.blocks
+                .get(&culvert_ipam::name::block(block))
+                .copied()
+                .unwrap_or(0)
+        };
+        self.blocks_of(node).map(count).sum()
     }
 }
 

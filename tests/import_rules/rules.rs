@@ -51,6 +51,7 @@ pub(crate) const RULES: &[Rule] = &[
         why: "the Kubernetes API is reached through the datastore only",
         files: EVERYWHERE,
         except: &["agent/src/datastore/kubernetes"],
+        // Each by its whole name: the laboratory has modules kube_….
         names: &[
             "kube",
             "kube_client",

@@ -18,7 +18,7 @@ pub(super) fn of(known: &Known<'_>) -> Vec<Finding> {
         return Vec::new();
     }
     let mut orphans: BTreeMap<&str, Vec<IpNet>> = BTreeMap::new();
-    for (block, node) in known.cluster.confirmed_blocks() {
+    for (block, node) in known.cluster.claimed_blocks() {
         if known.cluster.node(node).is_none() {
             orphans.entry(node).or_default().push(block);
         }
@@ -75,7 +75,7 @@ fn exhausted_pool(known: &Known<'_>, name: &str, pool: &IpPoolSpec) -> Option<Fi
     let of_pool = |block: &IpNet| pool.cidr.contains(block);
     let claimed = known
         .cluster
-        .confirmed_blocks()
+        .claimed_blocks()
         .filter(|(block, _)| of_pool(block))
         .count() as u128;
     let own: Vec<IpNet> = known
@@ -86,7 +86,7 @@ fn exhausted_pool(known: &Known<'_>, name: &str, pool: &IpPoolSpec) -> Option<Fi
     let room: u128 = own.iter().map(addresses_in).sum();
     let used: u128 = own
         .iter()
-        .map(|block| known.cluster.addresses_in_block(*block) as u128)
+        .map(|block| known.cluster.in_use(block).unwrap_or(0) as u128)
         .sum();
     (claimed >= there_are && used >= room).then(|| Finding {
         check: Check::Blocks,

@@ -174,7 +174,7 @@ fn forwarded(known: &Known<'_>) -> Vec<Question> {
         IpNet::V4(net) => net.hosts().nth(1),
         IpNet::V6(_) => None,
     };
-    let mut blocks = known.cluster.confirmed_blocks();
+    let mut blocks = known.cluster.claimed_blocks();
     let Some(far) = blocks
         .find(|(block, owner)| owner != node && block.addr().is_ipv4())
         .and_then(|(block, _)| inside(&block))

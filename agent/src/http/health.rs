@@ -56,6 +56,7 @@ pub async fn serve(
             status,
         })
         .merge(questions.router())
+        .merge(super::page::router())
         .merge(tracer.map(probes::for_nodes).unwrap_or_default());
     super::serve_until(listener, router, LIMITS, |address| Some(address.ip()), stop).await
 }

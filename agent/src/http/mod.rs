@@ -4,6 +4,7 @@
 mod answer;
 mod client;
 mod health;
+mod page;
 mod probes;
 mod questions;
 mod socket;
@@ -29,6 +30,7 @@ pub use probes::ask;
 
 pub use client::{Client, ClientError};
 pub use health::serve;
+pub use page::forward;
 pub use questions::{Peers, Question, Questions};
 pub use socket::{Confirmations, SocketApi, SocketError, bind_socket, serve_socket, somebody_listens};
 
