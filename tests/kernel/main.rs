@@ -116,7 +116,7 @@ const TRIALS: [(Layout, &str, Act); 57] = [
     (IPIP, "a_wrong_next_hop_and_a_lost_session_are_found_by_asking_for_the_way", explained::faults),
     (IPIP, "packets_are_followed_from_pod_to_pod_and_the_place_where_they_vanish_is_named", faults::on_the_way),
     (IPIP, "faults_in_the_datastore_are_found_by_the_doctor", faults::in_the_datastore),
-    (IPIP, "a_datastore_that_is_away_and_a_pool_that_is_used_up_are_found_by_the_doctor", faults::away_and_exhausted),
+    (IPIP, "a_datastore_that_is_away_is_found_by_the_doctor", faults::datastore_away),
     (IPIP, "what_others_keep_undoing_is_found_by_the_doctor", faults::undone),
     (IPIP, "what_keeps_a_session_down_is_found_by_the_doctor", faults::sessions),
     (IPIP, "a_killed_agent_loses_no_packet", restart::kill),
