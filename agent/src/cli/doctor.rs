@@ -1,37 +1,40 @@
 //! `culvert doctor`: what is wrong with this node, or with all of them, and what mends it.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+mod all;
+
+use std::io::{self, BufRead, IsTerminal, Write};
 use std::time::Duration;
 
 use clap::Args;
-use culvert_ipam::check;
-use culvert_ipam::forecast::Usage;
 
 use super::CliError;
 use super::asked::{AgentArguments, Output};
-use super::members::{MemberArguments, Members};
-use crate::allocation;
-use crate::api::Service;
-use crate::datastore::{self, Datastore, DatastoreError};
-use crate::doctor::Report;
-use crate::doctor::cluster::{self, Addresses, Cluster, ClusterReport, NodeSeen, PoolUse};
-use crate::http::{Peers, Question};
-use crate::inventory;
-use crate::status::AgentStatus;
-use crate::survey;
+use super::members::MemberArguments;
+use crate::doctor::cluster::ClusterReport;
+use crate::doctor::{Fix, Report};
 
-/// So much longer than the agents the datastore may take to list everything that has an address.
-const INVENTORY_TIMES: u32 = 3;
+/// How long the probes of all nodes may take.
+const PROBES: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// Look at all nodes, and at what no single node can see, by way of the API server.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["fix", "probe"])]
     all_nodes: bool,
     /// How to print it.
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
+    /// Mend what can be mended safely: switches of the kernel (sysctl), until the next start of the host. What will be done
+    /// is said first, with the command that undoes it, and a yes is waited for.
+    #[arg(long)]
+    fix: bool,
+    /// With --fix: do not wait for a yes.
+    #[arg(long, requires = "fix")]
+    yes: bool,
+    /// Send probes as well: a few packets through the tunnel to other nodes and back, and TCP connections where a session is
+    /// down. Sixteen nodes at most are looked at.
+    #[arg(long)]
+    probe: bool,
     #[command(flatten)]
     agent: AgentArguments,
     #[command(flatten)]
@@ -39,87 +42,75 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
-    let (text, count) = if arguments.all_nodes {
-        let report = super::runtime()?.block_on(examine(&arguments.members))?;
-        let count = report.findings.len();
-        (arguments.output.of(&report, ClusterReport::render)?, count)
-    } else {
-        let report = arguments.agent.ask(async |agent| agent.doctor().await)?;
-        let count = report.findings.len();
-        (arguments.output.of(&report, Report::render)?, count)
-    };
-    super::print(&text)?;
-    match count {
+    if arguments.all_nodes {
+        let report = super::runtime()?.block_on(all::examine(&arguments.members))?;
+        super::print(&arguments.output.of(&report, ClusterReport::render)?)?;
+        return match report.findings.len() {
+            0 => Ok(()),
+            count => Err(CliError::Findings(count)),
+        };
+    }
+    let mut report = arguments.agent.ask(async |agent| agent.doctor().await)?;
+    if arguments.probe {
+        let ways = arguments
+            .agent
+            .ask_within(PROBES, async |agent| agent.ways().await)?;
+        report.findings.extend(ways);
+        report.probed = true;
+    }
+    super::print(&arguments.output.of(&report, Report::render)?)?;
+    if arguments.fix {
+        return mend(&report, arguments.yes);
+    }
+    match report.findings.len() {
         0 => Ok(()),
         count => Err(CliError::Findings(count)),
     }
 }
 
-/// Asks all agents, looks at the addresses of the cluster, and judges.
-async fn examine(arguments: &MemberArguments) -> Result<ClusterReport, CliError> {
-    let members = arguments.find().await?;
-    let terms = arguments.terms();
-    let patience = terms.all * INVENTORY_TIMES;
-    let (statuses, reports, addresses, services) = futures_util::join!(
-        survey::ask::<AgentStatus>(&members.agents, Question::Status(Peers::Exceptional), terms),
-        survey::ask::<Report>(&members.agents, Question::Doctor, terms),
-        in_time(patience, addresses(members.store.as_ref())),
-        in_time(patience, service_addresses(members.store.as_ref())),
-    );
-    let nodes = statuses.into_iter().zip(reports).map(|(status, report)| {
-        let told = status.outcome.as_ref().ok().and_then(|told| told.answered);
-        NodeSeen {
-            node: status.member.node.clone(),
-            address: status.member.address,
-            clock: told.map(|told| status.clock(told)),
-            status: status.outcome.map_err(|reason| reason.to_string()),
-            report: report.outcome.map_err(|reason| reason.to_string()),
-        }
-    });
-    let Members { listed_within, .. } = members;
-    Ok(cluster::examine(&Cluster {
-        nodes: nodes.collect(),
-        addresses,
-        services,
-        listed_within,
-    }))
-}
-
-/// What was read, or in words why not.
-async fn in_time<T>(
-    patience: Duration,
-    work: impl Future<Output = Result<T, DatastoreError>>,
-) -> Result<T, String> {
-    match tokio::time::timeout(patience, work).await {
-        Ok(read) => read.map_err(|error| error.to_string()),
-        Err(_) => Err(format!("not all was listed within {} s", patience.as_secs())),
+/// Does what is safe, and fails where something is left that it cannot do.
+fn mend(report: &Report, is_confirmed: bool) -> Result<(), CliError> {
+    let mut fixes: Vec<&Fix> = report
+        .findings
+        .iter()
+        .filter_map(|finding| finding.fix.as_ref())
+        .collect();
+    let left = report.findings.len() - fixes.len();
+    fixes.sort();
+    fixes.dedup();
+    let mut told = String::new();
+    for fix in &fixes {
+        let undo = fix.undo()?;
+        told += &format!("To be done: {}\n  to undo it: {undo}\n", fix.command());
+    }
+    if fixes.is_empty() {
+        told += "There is nothing that --fix may mend.\n";
+    }
+    super::print(&told)?;
+    if !fixes.is_empty() && !is_confirmed && !ask()? {
+        return Err(CliError::Unconfirmed);
+    }
+    for fix in fixes {
+        fix.apply()?;
+        super::print(&format!("Done: {}\n", fix.command()))?;
+    }
+    match left {
+        0 => Ok(()),
+        count => Err(CliError::Findings(count)),
     }
 }
 
-async fn addresses(store: &dyn Datastore) -> Result<Addresses, DatastoreError> {
-    let snapshot = inventory::read(store).await?;
-    let problems = check::cluster(&snapshot, allocation::now());
-    let pools = snapshot.pools.iter().map(|pool| PoolUse {
-        name: pool.name().to_owned(),
-        cidr: pool.cidr(),
-        usage: Usage::of(pool, &snapshot),
-    });
-    Ok(Addresses {
-        pools: pools.collect(),
-        problems: problems.into_iter().map(|problem| problem.finding).collect(),
-    })
-}
-
-/// The addresses of the services, each with a service whose it is.
-async fn service_addresses(store: &dyn Datastore) -> Result<BTreeMap<IpAddr, String>, DatastoreError> {
-    let services = datastore::list::<Service>(store).await?;
-    let mut found = BTreeMap::new();
-    for service in services {
-        let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
-        let name = format!("{namespace}/{}", service.metadata.name);
-        let addresses = service.spec.cluster_ip.iter().chain(&service.spec.cluster_ips);
-        // A headless one says None.
-        found.extend(addresses.filter_map(|address| Some((address.parse().ok()?, name.clone()))));
+/// Waits for a yes; nobody to ask is a no.
+fn ask() -> Result<bool, CliError> {
+    if !io::stdin().is_terminal() {
+        return Ok(false);
     }
-    Ok(found)
+    super::print("Do this now? [y/N] ")?;
+    io::stdout().flush().map_err(CliError::Output)?;
+    let mut answer = String::new();
+    io::stdin()
+        .lock()
+        .read_line(&mut answer)
+        .map_err(CliError::Output)?;
+    Ok(["y", "yes"].contains(&answer.trim().to_lowercase().as_str()))
 }

@@ -12,12 +12,13 @@ use crate::desired::{Learned, Plan, Settings};
 use crate::doctor;
 use crate::explanation;
 use crate::fib::{Change, RouteKey};
-use crate::inquiry::{Inquiry, Known};
+use crate::inquiry::{Inquiry, Known, Undone};
 use crate::kernel_view::KernelView;
 use crate::page::{self, Recent};
 use crate::reconcile::{Actual, Difference};
 use crate::speaker::{Command, Running};
 use crate::status::{AgentStatus, PeerRoutes};
+use crate::trace;
 
 /// What the loop knows.
 pub(super) struct Answering<'a> {
@@ -29,6 +30,7 @@ pub(super) struct Answering<'a> {
     pub(super) difference: &'a Difference,
     pub(super) failures: &'a [(Change, DataplaneError)],
     pub(super) fights: &'a Fights,
+    pub(super) undone: Undone,
     pub(super) status: &'a AgentStatus,
     pub(super) recent: &'a Recent,
 }
@@ -42,6 +44,7 @@ pub(super) async fn give(known: Answering<'_>, speaker: &Running, inquiry: Inqui
         plan: known.plan,
         actual: known.actual,
         status: known.status,
+        undone: known.undone,
         refused: &refused,
     };
     match inquiry {
@@ -66,6 +69,15 @@ pub(super) async fn give(known: Answering<'_>, speaker: &Running, inquiry: Inqui
             answer,
         } => {
             let _ = answer.send(explanation::explain(&told, destination, (*bgp).as_ref()));
+        }
+        Inquiry::Locate { from, to, answer } => {
+            let _ = answer.send(trace::locate(&told, from, to));
+        }
+        Inquiry::IsOfNode { address, answer } => {
+            let _ = answer.send(told.is_of_node(address));
+        }
+        Inquiry::Neighbours { answer } => {
+            let _ = answer.send(told.neighbours());
         }
     }
 }

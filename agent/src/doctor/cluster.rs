@@ -174,6 +174,7 @@ fn joined(cluster: &Cluster) -> Vec<ClusterFinding> {
         let silent = |reason: &String| {
             vec![Finding {
                 check: super::Check::Agent,
+                fix: None,
                 finding: "the agent does not answer".to_owned(),
                 evidence: reason.clone(),
                 consequence: "what it would find is not told here; its routes stay in the kernel as they are"

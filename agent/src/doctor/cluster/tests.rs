@@ -35,6 +35,7 @@ fn seen(n: u8, told: Vec<PeerStatus>) -> NodeSeen {
         report: Ok(Report {
             node: node.clone(),
             findings: vec![],
+            probed: false,
         }),
         node,
     }
@@ -269,11 +270,13 @@ fn the_same_on_many_nodes_is_one_finding_with_what_most_nodes_have_first() {
         evidence: evidence.to_owned(),
         consequence: "c".to_owned(),
         cure: "d".to_owned(),
+        fix: None,
     };
     let mut cluster = well();
     for (at, node) in cluster.nodes.iter_mut().enumerate() {
         node.report = Ok(Report {
             node: node.node.clone(),
+            probed: false,
             findings: vec![
                 finding(Check::Conntrack, "full", &format!("{at} of 9")),
                 finding(Check::Agent, "the agent is not ready", "why"),
