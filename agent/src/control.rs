@@ -47,7 +47,7 @@ use crate::datastore::last_good::{LastGood, LastGoodCopy};
 use crate::datastore::{self, Datastore, DatastoreError, MissingFolder};
 use crate::desired::{Settings, TUNNEL_DEVICE};
 use crate::events;
-use crate::fib::{Change, Desired, PROTOCOL_KERNEL, Route, Snapshot};
+use crate::fib::{Change, Desired, PROTOCOL_KERNEL, PROTOCOLS_OF_CALICO, Route, Snapshot};
 use crate::firewall;
 use crate::http::{self, Confirmations, Questions};
 use crate::inquiry::{Inquiries, Inquiry};
@@ -413,8 +413,10 @@ fn start_speaker(
     protocol: u8,
     metrics: &Metrics,
 ) -> Result<speaker::Running, SpeakerError> {
-    // RFC 4724 §4.1: the routes of a former run are what "restarted" means to the peers.
-    let restarted = kernel.routes.iter().any(|route| route.protocol == protocol);
+    // RFC 4724 §4.1: the routes of a former run are what "restarted" means to the peers; so are those of the daemon whose place
+    // this one takes. Peers that were told otherwise would drop this node's blocks until they are told them anew.
+    let is_kept = |of: u8| of == protocol || PROTOCOLS_OF_CALICO.contains(&of);
+    let restarted = kernel.routes.iter().any(|route| is_kept(route.protocol));
     let speaker = SpeakerConfig {
         hold_time: config.bgp.hold_time.get(),
         connect_retry: Duration::from_secs(u64::from(config.bgp.connect_retry.get())),

@@ -20,6 +20,9 @@ pub const PROTOCOL_KERNEL: u8 = 2;
 
 /// `RTPROT_BIRD`: the protocol of routes of BIRD's, which Calico's nodes run.
 pub const PROTOCOL_BIRD: u8 = 12;
+/// The protocols of the routes of Calico's nodes: BIRD's, and the number that Felix uses (felix/dataplane/linux,
+/// `DefaultRouteProto`).
+pub const PROTOCOLS_OF_CALICO: [u8; 2] = [PROTOCOL_BIRD, 80];
 
 /// `RT_SCOPE_UNIVERSE`: the scope of routes through a gateway, and of blackholes.
 pub const SCOPE_UNIVERSE: u8 = 0;

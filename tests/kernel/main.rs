@@ -13,6 +13,7 @@ mod explained;
 mod fights;
 mod filter;
 mod hands;
+mod migration;
 mod multipath;
 mod nics;
 mod plugins;
@@ -92,7 +93,7 @@ enum Needs {
 
 /// All trials that need no packet filter; those on the same layout one after the other.
 #[rustfmt::skip]
-const TRIALS: [(Layout, &str, Act); 51] = [
+const TRIALS: [(Layout, &str, Act); 52] = [
     (DIRECT, "direct_mode_carries_pod_traffic_without_tunnels", encapsulation::carries),
     (DIRECT, "the_routes_of_peers_are_shown_and_a_session_is_cleared", explained::peers),
     (CROSS_SUBNET, "crosssubnet_mode_tunnels_between_subnets_only", encapsulation::carries),
@@ -117,6 +118,7 @@ const TRIALS: [(Layout, &str, Act); 51] = [
     (IPIP, "what_went_wrong_while_the_agent_was_down_is_repaired_at_its_start", restart::wrong_at_start),
     (IPIP, "cleanup_removes_all_that_is_ours_and_nothing_else", restart::clean_up),
     (IPIP, "beside_bird_a_shadow_names_every_difference_and_writes_nothing", shadow::beside_bird),
+    (IPIP, "nodes_of_calico_are_taken_over_one_by_one_and_given_back_with_no_packet_lost", migration::node_by_node),
     (IPIP, "a_pool_whose_ipip_mode_changes_loses_no_packet", pools::modes),
     (IPIP, "a_pool_that_is_disabled_keeps_its_routes", pools::disabled),
     (IPIP, "a_pool_that_is_not_exported_is_withdrawn_and_comes_back", pools::not_exported),

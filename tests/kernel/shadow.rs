@@ -10,6 +10,7 @@ use libtest_mimic::Failed;
 
 use crate::continuity::{arrived, train};
 use crate::ensure;
+use crate::migration::{hand_to_bird, of_bird};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -46,32 +47,6 @@ fn files(folder: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>, Failed> {
         }
     }
     Ok(found)
-}
-
-/// Gives BIRD's mark to the agent's routes, and takes away what only an agent of ours makes.
-fn hand_to_bird(node: &Namespace) -> Result<usize, Failed> {
-    let mut count = 0;
-    for route in node
-        .routes()?
-        .iter()
-        .filter(|route| route.contains("proto culvert"))
-    {
-        node.ip(&format!(
-            "route replace {}",
-            route.replace("proto culvert", "proto bird")
-        ))?;
-        count += 1;
-    }
-    for rule in node
-        .ip("rule show")?
-        .lines()
-        .filter(|rule| rule.contains("lookup 886"))
-    {
-        let (priority, _) = rule.split_once(':').ok_or("a rule without a priority")?;
-        node.ip(&format!("rule del priority {priority}"))?;
-    }
-    node.ip("route flush table 886")?;
-    Ok(count)
 }
 
 fn says(text: &str, words: &[String]) -> Result<(), Failed> {
@@ -113,7 +88,8 @@ pub(crate) fn beside_bird(lab: &mut Lab) -> Result<(), Failed> {
     let train = train(lab, "n1p1", "n2p1")?;
     let routed = lab.node(1).namespace.routes()?;
     lab.agent(1).terminate()?;
-    let count = hand_to_bird(&lab.node(1).namespace)?;
+    hand_to_bird(lab.node(1))?;
+    let count = of_bird(&lab.node(1).namespace)?;
     let before = Before::of(lab)?;
     let text = lab.node(1).agent.shadow()?;
     let taken_over = format!("take over: {count} routes of proto bird, as they are");

@@ -6,14 +6,11 @@ use std::net::IpAddr;
 use super::{Check, Finding, Host};
 use crate::api::EncapsulationMode;
 use crate::desired::TUNNEL_DEVICE;
-use crate::fib::{Link, MAIN_TABLE, PROTOCOL_BIRD, Route, protocol_name};
+use crate::fib::{Link, MAIN_TABLE, PROTOCOLS_OF_CALICO, Route, protocol_name};
 use crate::inquiry::Known;
 
 /// What IPIP adds to a packet, in bytes (RFC 2003 §3).
 const IPIP_OVERHEAD: u32 = 20;
-
-/// BIRD, and the number that Felix uses.
-const OTHER_DAEMONS: [u8; 2] = [PROTOCOL_BIRD, 80];
 
 /// The advertised address is on a link that is up, and on one node.
 pub(super) fn address(known: &Known<'_>) -> Vec<Finding> {
@@ -238,7 +235,7 @@ pub(super) fn routes(known: &Known<'_>) -> Vec<Finding> {
 fn foreign(known: &Known<'_>) -> Vec<Finding> {
     let in_pool = known.actual.routes().filter(|route| {
         route.key.table == MAIN_TABLE
-            && OTHER_DAEMONS.contains(&route.protocol)
+            && PROTOCOLS_OF_CALICO.contains(&route.protocol)
             && known.cluster.pool_of(&route.key.prefix).is_some()
     });
     in_pool

@@ -1,13 +1,16 @@
-//! BIRD 2 as one more node of the mesh: a peer that shares no code with the agents.
+//! BIRD 2 in place of an agent: as one more node of the mesh, or as Calico configures it.
 
 use std::fmt::Write as _;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+
 use crate::layout::{AS_NUMBER, BIRD_BLOCK, BIRD_POD, Layout};
-use crate::record::Record;
+use crate::record::{Record, kill};
 use crate::{LabError, Namespace, wait_for};
 
 /// A running BIRD.
@@ -24,16 +27,23 @@ impl Bird {
     pub(crate) fn start(
         namespace: Namespace,
         folder: &Path,
-        layout: &Layout,
+        configuration: &str,
         record: &Record,
     ) -> Result<Self, LabError> {
         let config = folder.join("bird.conf");
         fs::create_dir_all(folder)
-            .and_then(|()| fs::write(&config, configuration(layout)))
+            .and_then(|()| fs::write(&config, configuration))
             .map_err(LabError::io(format!("write {}", config.display())))?;
         let control = folder.join("bird.ctl");
         let mut command = Command::new("bird");
-        command.arg("-f").arg("-c").arg(&config).arg("-s").arg(&control);
+        // Its restart is one of those that peers keep routes for (RFC 4724).
+        command
+            .arg("-f")
+            .arg("-R")
+            .arg("-c")
+            .arg(&config)
+            .arg("-s")
+            .arg(&control);
         let log = fs::File::create(folder.join("bird.log")).map_err(LabError::io("create bird.log"))?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let child = namespace.spawn(command)?;
@@ -60,6 +70,12 @@ impl Bird {
         self.namespace.run("birdc", &arguments)
     }
 
+    /// Ends it at once, as the deletion of its pod does in the end: it leaves the kernel as it is, and peers are not told.
+    pub fn kill(mut self) {
+        kill(self.child.id(), Signal::SIGKILL);
+        self.reap();
+    }
+
     /// Collects the process after it was killed from outside.
     pub(crate) fn reap(&mut self) {
         let _ = self.child.wait();
@@ -76,8 +92,48 @@ pub(crate) fn places(layout: &Layout) -> Vec<String> {
     lines
 }
 
-/// The configuration: a session with every node, one block to announce, and all that is learned goes to the kernel.
-fn configuration(layout: &Layout) -> String {
+/// What Calico makes of a node with these blocks among these others (confd/etc/calico/confd/templates): only the blocks leave
+/// the node, and of two nodes the one whose address comes first as text dials. The routes to other nodes' blocks, which its
+/// fork of BIRD writes with `krt_tunnel`, are not written by this one.
+pub(crate) fn of_calico(own: Ipv4Addr, others: &[Ipv4Addr], blocks: &[String]) -> String {
+    let routes: String = blocks
+        .iter()
+        .map(|block| format!("route {block} blackhole; "))
+        .collect();
+    let mut text = format!(
+        "log stderr all;
+router id {own};
+protocol device {{ scan time 2; }}
+protocol static blocks {{ ipv4; {routes}}}
+protocol kernel {{ learn; persist; scan time 2; merge paths on; graceful restart; ipv4 {{ import all; export none; }}; }}
+template bgp mesh {{
+  local {own} as {AS_NUMBER};
+  multihop;
+  graceful restart;
+  connect delay time 2;
+  connect retry time 5;
+  error wait time 5,30;
+  ipv4 {{ import all; export where proto = \"blocks\"; add paths on; gateway recursive; next hop self; }};
+}}
+"
+    );
+    for other in others {
+        let passive = if other.to_string() > own.to_string() {
+            "on"
+        } else {
+            "off"
+        };
+        let name = other.to_string().replace('.', "_");
+        let _ = writeln!(
+            text,
+            "protocol bgp Mesh_{name} from mesh {{ neighbor {other} as {AS_NUMBER}; passive {passive}; }}"
+        );
+    }
+    text
+}
+
+/// A session with every node, one block to announce, and all that is learned goes to the kernel.
+pub(crate) fn in_the_mesh(layout: &Layout) -> String {
     let own = layout.address(layout.bird_number());
     let mut text = format!(
         "log stderr all;

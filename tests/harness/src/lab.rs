@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::agent::Agent;
-use crate::bird::Bird;
+use crate::bird::{self, Bird};
 use crate::command::{culvert, run_with_input};
 use crate::layout::{Layout, Names};
 use crate::pod::{Call, Pod};
@@ -106,7 +106,12 @@ impl Lab {
         }
         if layout.bird {
             let folder = lab.record.folder().join("bird");
-            lab.bird = Some(Bird::start(lab.names.bird(), &folder, &layout, &lab.record)?);
+            lab.bird = Some(Bird::start(
+                lab.names.bird(),
+                &folder,
+                &bird::in_the_mesh(&layout),
+                &lab.record,
+            )?);
         }
         Ok(lab)
     }
@@ -276,6 +281,22 @@ impl Lab {
     #[must_use]
     pub fn bird(&self) -> Option<&Bird> {
         self.bird.as_ref()
+    }
+
+    /// Starts BIRD on a node in place of its agent, as Calico would have it there with these blocks.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_bird_of_calico(&self, number: u8, blocks: &[String]) -> Result<Bird, LabError> {
+        let node = self.node(number);
+        let others: Vec<Ipv4Addr> = self
+            .nodes()
+            .filter(|other| other.number != number)
+            .map(|other| other.address)
+            .collect();
+        let folder = self.record.folder().join(format!("bird-of-node{number}"));
+        let configuration = bird::of_calico(node.address, &others, blocks);
+        Bird::start(node.namespace.clone(), &folder, &configuration, &self.record)
     }
 
     /// Starts the agent of a node.
