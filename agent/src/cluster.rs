@@ -250,6 +250,12 @@ impl Cluster {
         self.pools.iter().map(|(name, pool)| (name.as_str(), pool))
     }
 
+    /// Whether pods may get IPv6 addresses at all.
+    #[must_use]
+    pub fn gives_ipv6(&self) -> bool {
+        self.pools().any(|(_, pool)| pool.gives_ipv6())
+    }
+
     /// The pool that all of `net` lies in; of several the smallest.
     #[must_use]
     pub fn pool_of(&self, net: &IpNet) -> Option<&IpPoolSpec> {
@@ -267,6 +273,17 @@ impl Cluster {
     #[must_use]
     pub fn block_around(&self, net: &IpNet) -> Option<(IpNet, &str)> {
         self.claims.confirmed().find(|(block, _)| block.contains(net))
+    }
+
+    /// All blocks that somebody has, with the node that has it. Only confirmed claims count.
+    pub fn claimed_blocks(&self) -> impl Iterator<Item = (IpNet, &str)> {
+        self.claims.confirmed()
+    }
+
+    /// How many addresses of a block are in use, where that is known here.
+    #[must_use]
+    pub fn in_use(&self, block: &IpNet) -> Option<usize> {
+        self.blocks.get(&culvert_ipam::name::block(*block)).copied()
     }
 
     /// The addresses that `node` has in blocks that are not marked as its own: those of another node, or of none.

@@ -15,6 +15,7 @@ use crate::desired::{Plan, Settings};
 use crate::doctor::{Host, Report};
 use crate::explanation::{self, Explanation};
 use crate::fib::{Route, RouteKey};
+use crate::page::View;
 use crate::reconcile::Actual;
 use crate::ribs::{PeerUnknown, RibRequest, RibRoutes};
 use crate::speaker::{Clear, Query};
@@ -61,6 +62,11 @@ pub enum Inquiry {
         host: Box<Host>,
         /// Takes the answer.
         answer: oneshot::Sender<Report>,
+    },
+    /// What the page draws.
+    View {
+        /// Takes the answer.
+        answer: oneshot::Sender<View>,
     },
     /// Why packets for a destination go where they go.
     Explain {
@@ -117,6 +123,14 @@ impl Inquiries {
             answer,
         })
         .await
+    }
+
+    /// What the page draws.
+    ///
+    /// # Errors
+    /// When the agent is about to end.
+    pub async fn view(&self) -> Result<View, Problem> {
+        self.ask(|answer| Inquiry::View { answer }).await
     }
 
     /// What is wrong with this node.

@@ -27,6 +27,7 @@ pub mod leader;
 pub mod logging;
 pub mod metrics;
 pub mod node;
+pub mod page;
 pub mod peering;
 pub mod reconcile;
 pub mod ribs;

@@ -158,23 +158,16 @@ fn routed(lab: &Lab, from: u8, to: u8) -> Result<(), Failed> {
     )?)
 }
 
-/// Gives the first pod of each node an address of its node's IPv6 block, as a CNI plugin does; the addresses, by node.
+/// The IPv6 addresses that the first pods of the nodes were given, each in a block of its node; in the order of the nodes.
 fn pods(lab: &Lab) -> Result<Vec<Ipv6Addr>, Failed> {
     let mut addresses = Vec::new();
     for node in lab.nodes() {
-        let block = block(node)?;
-        let first: Ipv6Addr = block.split('/').next().unwrap_or_default().parse()?;
-        let address = Ipv6Addr::from(u128::from(first) + 5);
         let pod = lab.pod(&format!("n{}p1", node.number));
-        let host = &pod.host_interface;
-        node.namespace
-            .ip(&format!("addr replace fe80::1/64 dev {host} nodad"))?;
-        node.namespace
-            .ip(&format!("-6 route replace {address}/128 dev {host}"))?;
-        pod.namespace
-            .ip(&format!("addr replace {address}/128 dev eth0 nodad"))?;
-        pod.namespace
-            .ip("-6 route replace default via fe80::1 dev eth0")?;
+        let address = pod.address_v6.ok_or("a pod without IPv6")?;
+        let block: ipnet::Ipv6Net = block(node)?.parse()?;
+        ensure(block.contains(&address), || {
+            format!("{address} of {} is not in {block}", pod.name)
+        })?;
         addresses.push(address);
     }
     for (from, to) in [(1, 2), (2, 1)] {

@@ -33,6 +33,16 @@ type Wrong = (&'static str, Value, &'static [&'static str]);
 fn wrong() -> Vec<Wrong> {
     vec![
         ("IPPool", json!({"blockSize": 26}), &["spec.cidr", "Required"][..]),
+        (
+            "BGPConfiguration",
+            json!({"asNumber": "sixty-five"}),
+            &["spec.asNumber", "[0-9]"],
+        ),
+        (
+            "BGPConfiguration",
+            json!({"asNumber": 4_294_967_296_u64}),
+            &["spec.asNumber", "4294967295"],
+        ),
         ("IPPool", json!({"cidr": "10.70.0.0/33"}), &["spec.cidr", "cidr"]),
         (
             "IPPool",

@@ -22,6 +22,11 @@ pub(super) struct AgentArguments {
 }
 
 impl AgentArguments {
+    /// Who asks it.
+    pub(super) fn client(&self) -> Client {
+        Client::new(&self.socket, PATIENCE)
+    }
+
     /// Asks the agent.
     ///
     /// # Errors

@@ -13,8 +13,10 @@ mod rollout;
 mod route;
 mod shadow;
 mod store;
+mod ui;
 
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -50,6 +52,8 @@ enum Command {
     Bgp(bgp::Command),
     /// Look for what is wrong with this node. The exit status is 1 when something is.
     Doctor(doctor::Arguments),
+    /// Serve the page of the agent of this node to a browser on this machine: mesh, blocks, routes, events.
+    Ui(ui::Arguments),
     /// Find out why packets go where they go.
     #[command(subcommand)]
     Route(route::Command),
@@ -124,6 +128,14 @@ pub enum CliError {
     /// A pool cannot be split.
     #[error(transparent)]
     Split(Box<SplitError>),
+    /// The page cannot be served.
+    #[error("cannot listen on {address}: {source}; name another port with --port")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
     /// A file cannot be read or written.
     #[error("{}: {source}", path.display())]
     File {
@@ -205,6 +217,7 @@ pub fn run() -> Result<(), CliError> {
         Command::Node(command) => node::run(&command),
         Command::Bgp(command) => bgp::run(&command),
         Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Ui(arguments) => ui::run(&arguments),
         Command::Route(command) => route::run(&command),
         Command::Ipam(command) => ipam::run(&command),
         Command::Get(arguments) => get::run(&arguments),

@@ -15,8 +15,14 @@ const ADDRESSES: &str = "cni.projectcalico.org/ipAddrs";
 /// Addresses that nobody allocates. Calico takes them where its configuration allows it.
 const ADDRESSES_WITHOUT_IPAM: &str = "cni.projectcalico.org/ipAddrsNoIpam";
 
-/// The families of which a pod gets an address.
-pub(super) const FAMILIES: [Family; 1] = [Family::V4];
+/// The families of which a pod gets an address: IPv6 where the cluster has a pool of it and this node is known by one.
+pub(super) fn families(with_ipv6: bool) -> &'static [Family] {
+    if with_ipv6 {
+        &[Family::V4, Family::V6]
+    } else {
+        &[Family::V4]
+    }
+}
 
 type Annotations = BTreeMap<String, String>;
 
@@ -83,14 +89,14 @@ fn example(family: Family) -> &'static str {
 }
 
 /// Whether pools are named, so that it must be known which there are.
-pub(super) fn name_pools(pod: &Annotations, namespace: &Annotations) -> bool {
-    let named = |family| {
+pub(super) fn name_pools(pod: &Annotations, namespace: &Annotations, families: &[Family]) -> bool {
+    let named = |&family: &Family| {
         let annotation = pools_annotation(family);
         text(pod, annotation)
             .or_else(|| text(namespace, annotation))
             .is_some()
     };
-    FAMILIES.into_iter().any(named)
+    families.iter().any(named)
 }
 
 /// What to ask for: an address of each of these families, as the annotations say. `pools` are all that there are, by name.
@@ -230,7 +236,7 @@ mod tests {
     const V6_POOLS: &str = "cni.projectcalico.org/ipv6pools";
 
     fn asked(pod: &[(&str, &str)], namespace: &[(&str, &str)]) -> Result<Vec<Wanted>, String> {
-        of_families(pod, namespace, &FAMILIES)
+        of_families(pod, namespace, families(false))
     }
 
     fn of_families(

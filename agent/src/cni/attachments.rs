@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use culvert_ipam::allocator::Wanted;
-use culvert_ipam::pool::Use;
+use culvert_ipam::pool::{Family, Use};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tracing::info;
 
-use super::annotations::{self, AnnotationError, FAMILIES};
+use super::annotations::{self, AnnotationError};
 use super::protocol::Pod;
 use super::request::{
     AddAnswer, AddRequest, Addresses, CheckRequest, Container, Containers, NetworkRequest, Problem,
@@ -195,29 +195,42 @@ impl Attachments {
         let assigned = self.assign(&request, &node, &handle).await;
         let assigned = assigned.map_err(|problem| problem.of(pod));
         let addresses = assigned.inspect_err(|problem| self.tell(problem))?;
-        let Some(address) = addresses.first().copied() else {
-            let reason = format!(
-                "no address came of the request for {handle}; this is an error in culvert, report it"
-            );
-            return Err(Problem { reason, retry: false });
-        };
-        let IpAddr::V4(address) = address else {
+        let of_v4 = addresses.iter().find_map(|address| match address {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        });
+        let address_v6 = addresses.iter().find_map(|address| match address {
+            IpAddr::V6(address) => Some(*address),
+            IpAddr::V4(_) => None,
+        });
+        let Some(address) = of_v4 else {
             self.source.release(&handle).await?;
             return Err(Problem {
-                reason: format!("{address} was allocated, but pods get an IPv4 address: check the pools"),
+                reason: format!(
+                    "{addresses:?} was allocated, but pods get an IPv4 address first: check the pools, and what the pod's annotations name"
+                ),
                 retry: false,
             });
         };
         let pod = pod.map(|pod| format!("{}/{}", pod.namespace, pod.name));
-        info!(%handle, %address, pod, "address for a pod");
-        Ok(AddAnswer { address, mtu })
+        info!(%handle, %address, ?address_v6, pod, "address for a pod");
+        Ok(AddAnswer {
+            address,
+            address_v6,
+            mtu,
+        })
+    }
+
+    /// The families of which pods get an address at the moment.
+    fn families(&self) -> &'static [Family] {
+        annotations::families(self.status.borrow().pods_get_ipv6)
     }
 
     /// What the pod asks for, or what it has already.
     async fn assign(&self, request: &AddRequest, node: &str, handle: &str) -> Result<Vec<IpAddr>, Problem> {
         let (wanted, namespace) = match &request.pod {
             Some(pod) => in_time(self.asked_for(pod)).await?,
-            None => (FAMILIES.map(Wanted::one).into(), None),
+            None => (self.families().iter().copied().map(Wanted::one).collect(), None),
         };
         let assignment = Assignment {
             handle: handle.to_owned(),
@@ -243,7 +256,8 @@ impl Attachments {
         let none = BTreeMap::new();
         let of_pod = pod.as_ref().map_or(&none, |pod| &pod.metadata().annotations);
         let of_namespace = namespace.as_ref().map_or(&none, |metadata| &metadata.annotations);
-        let pools = if annotations::name_pools(of_pod, of_namespace) {
+        let families = self.families();
+        let pools = if annotations::name_pools(of_pod, of_namespace, families) {
             datastore::list::<IpPool>(&*self.store).await?
         } else {
             Vec::new()
@@ -252,7 +266,7 @@ impl Attachments {
             .into_iter()
             .map(|p| (p.metadata.name, p.spec.cidr))
             .collect();
-        let wanted = annotations::wanted(of_pod, of_namespace, &pools, &FAMILIES)?;
+        let wanted = annotations::wanted(of_pod, of_namespace, &pools, families)?;
         Ok((wanted, namespace.map(|metadata| metadata.labels)))
     }
 
@@ -310,23 +324,30 @@ impl Attachments {
         })
     }
 
-    /// Whether a container still has the address that it was given.
+    /// Whether a container still has the addresses that it was given.
     ///
     /// # Errors
     /// When it has not, and those of the source.
     pub async fn check(&self, request: CheckRequest) -> Result<(), Problem> {
         let handle = super::handle(&request.network, &request.container_id);
         let held = self.source.addresses(&handle).await?;
-        if held.contains(&IpAddr::V4(request.address)) {
-            return Ok(());
+        let given = [
+            Some(IpAddr::V4(request.address)),
+            request.address_v6.map(IpAddr::V6),
+        ];
+        match given
+            .into_iter()
+            .flatten()
+            .find(|address| !held.contains(address))
+        {
+            None => Ok(()),
+            Some(address) => Err(Problem {
+                reason: format!(
+                    "handle {handle} has the addresses {held:?}, and {address} is not one of them"
+                ),
+                retry: false,
+            }),
         }
-        Err(Problem {
-            reason: format!(
-                "handle {handle} has the addresses {held:?}, and {} is not one of them",
-                request.address
-            ),
-            retry: false,
-        })
     }
 
     fn node_and_mtu(&self) -> Result<(String, u32), Problem> {

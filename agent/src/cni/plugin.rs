@@ -1,7 +1,7 @@
 //! The plugin: one call of the container runtime, from its environment and standard input to its answer.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -37,7 +37,7 @@ pub(super) trait PodNetwork: Sync {
     async fn detach(&self, host: &str, netns: Option<&Path>, pod: &str) -> Result<(), DataplaneError>;
 
     /// The addresses that the host routes through its end of a pair.
-    fn addresses_behind(&self, host: &str) -> Result<Vec<Ipv4Addr>, CniError>;
+    fn addresses_behind(&self, host: &str) -> Result<Vec<IpAddr>, CniError>;
 
     /// The host's ends through which it routes any of these addresses.
     fn links_to(&self, addresses: &[IpAddr]) -> Result<Vec<String>, CniError>;
@@ -234,6 +234,7 @@ impl Call {
             pod_netns: netns,
             pod_name: self.interface.clone(),
             address: granted.address,
+            address_v6: granted.address_v6,
             mtu: granted.mtu,
         };
         match network.attach(&link).await {
@@ -248,6 +249,7 @@ impl Call {
                 },
                 netns: link.pod_netns,
                 address: link.address,
+                address_v6: link.address_v6,
                 mtu: link.mtu,
             }),
             Err(error) => {
@@ -270,7 +272,7 @@ impl Call {
             .addresses;
         // A pod that was set up anew has the same name and so the same host's end: a late DEL must not cut it off.
         let routed = network.addresses_behind(&self.host)?;
-        if routed.iter().all(|address| held.contains(&IpAddr::V4(*address))) {
+        if routed.iter().all(|address| held.contains(address)) {
             let netns = netns.filter(|path| link_check::of_another(path).is_ok());
             network
                 .detach(&self.host, netns.as_deref(), &self.interface)
@@ -298,26 +300,31 @@ impl Call {
             );
             return Err(CniError::new(Code::IncompatibleVersion, message));
         }
-        let address = config.previous_address()?;
+        let (address, address_v6) = config.previous_addresses()?;
         link_check::of_another(&netns)?;
         let found = link_check::addresses_in(&netns, &self.interface)?;
-        if !found.contains(&address) {
-            return changed(format!(
-                "{} in {} has the addresses {found:?}, not {address}",
-                self.interface,
-                netns.display()
-            ));
-        }
-        if !network.addresses_behind(&self.host)?.contains(&address) {
-            return changed(format!(
-                "the host has no route to {address} through {}",
-                self.host
-            ));
+        let routed = network.addresses_behind(&self.host)?;
+        let given = [Some(IpAddr::V4(address)), address_v6.map(IpAddr::V6)];
+        for address in given.into_iter().flatten() {
+            if !found.contains(&address) {
+                return changed(format!(
+                    "{} in {} has the addresses {found:?}, not {address}",
+                    self.interface,
+                    netns.display()
+                ));
+            }
+            if !routed.contains(&address) {
+                return changed(format!(
+                    "the host has no route to {address} through {}",
+                    self.host
+                ));
+            }
         }
         let request = CheckRequest {
             network: self.container.network.clone(),
             container_id: self.container.container_id.clone(),
             address,
+            address_v6,
         };
         match self.client.check(&request).await {
             Err(ClientError::Refused(problem)) if !problem.retry => changed(problem.reason),
@@ -354,7 +361,7 @@ impl PodNetwork for Kernel {
         detach_pod(host, netns, pod).await
     }
 
-    fn addresses_behind(&self, host: &str) -> Result<Vec<Ipv4Addr>, CniError> {
+    fn addresses_behind(&self, host: &str) -> Result<Vec<IpAddr>, CniError> {
         link_check::addresses_behind(host)
     }
 

@@ -1,6 +1,6 @@
 //! What the plugin asks the agent, and what the agent answers: JSON over the agent's socket.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +25,9 @@ pub struct AddRequest {
 pub struct AddAnswer {
     /// Its address.
     pub address: Ipv4Addr,
+    /// Its address of IPv6, where pods get one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address_v6: Option<Ipv6Addr>,
     /// The MTU of its interface in bytes.
     pub mtu: u32,
 }
@@ -76,6 +79,9 @@ pub struct CheckRequest {
     pub container_id: Name,
     /// The address that the container was given.
     pub address: Ipv4Addr,
+    /// That of IPv6, where it was given one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address_v6: Option<Ipv6Addr>,
 }
 
 /// Why the agent did not do it.

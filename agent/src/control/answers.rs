@@ -1,5 +1,7 @@
 //! What the loop answers to people's questions.
 
+use jiff::Timestamp;
+
 use super::fights::Fights;
 use crate::cluster::Cluster;
 use crate::dataplane::DataplaneError;
@@ -8,6 +10,7 @@ use crate::doctor;
 use crate::explanation;
 use crate::fib::{Change, RouteKey};
 use crate::inquiry::{Inquiry, Known};
+use crate::page::{self, Recent};
 use crate::reconcile::Actual;
 use crate::speaker::{Command, Running};
 use crate::status::AgentStatus;
@@ -21,6 +24,7 @@ pub(super) struct Answering<'a> {
     pub(super) failures: &'a [(Change, DataplaneError)],
     pub(super) fights: &'a Fights,
     pub(super) status: &'a AgentStatus,
+    pub(super) recent: &'a Recent,
 }
 
 /// Answers, or hands the question to the speaker. Should that be gone, the loop notices by itself.
@@ -40,6 +44,9 @@ pub(super) async fn give(known: Answering<'_>, speaker: &Running, inquiry: Inqui
         }
         Inquiry::Examine { host, answer } => {
             let _ = answer.send(doctor::examine(&told, &host));
+        }
+        Inquiry::View { answer } => {
+            let _ = answer.send(page::view(&told, known.recent, Timestamp::now()));
         }
         Inquiry::Explain {
             destination,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use culvert_bgp::id::{Asn, Prefix};
 use culvert_ipam::pool::Family;
 use ipnet::IpNet;
+use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -34,6 +35,7 @@ use crate::fib::{Change, KernelEvent, RouteKey};
 use crate::firewall;
 use crate::inquiry::Inquiry;
 use crate::metrics::Metrics;
+use crate::page::Recent;
 use crate::reconcile::{Actual, Difference, Observed, Ours, Removal};
 use crate::speaker::{Command, News, Running};
 use crate::status::AgentStatus;
@@ -110,6 +112,7 @@ pub(super) struct EventLoop {
     /// When the status, which has changed, is told.
     status_due: Option<Instant>,
     measures: Measures,
+    recent: Recent,
 }
 
 impl EventLoop {
@@ -163,6 +166,7 @@ impl EventLoop {
             status,
             status_due: None,
             measures: Measures::new(metrics),
+            recent: Recent::default(),
         }
     }
 
@@ -433,7 +437,7 @@ impl EventLoop {
         let is_known_by_v6 = self.settings.speaking.address_v6.is_some();
         let now = Needs {
             block: enabled().any(|pool| pool.cidr.addr().is_ipv4()),
-            block_v6: is_known_by_v6 && pools().any(IpPoolSpec::gives_ipv6),
+            block_v6: is_known_by_v6 && self.cluster.gives_ipv6(),
             tunnel_address: enabled().any(IpPoolSpec::may_tunnel),
             address_is_gone: self.renumbering.is_gone(Family::V4),
             address_v6_is_gone: self.renumbering.is_gone(Family::V6),
@@ -536,6 +540,7 @@ impl EventLoop {
         let rejected = self.planner.plan().rejected.len();
         let rejected = i64::try_from(rejected).unwrap_or(i64::MAX);
         self.measures.metrics.routes_rejected.set(rejected);
+        self.recent.note(&self.status.borrow(), &status, Timestamp::now());
         self.status.send_replace(Arc::new(status));
     }
 
@@ -548,6 +553,7 @@ impl EventLoop {
             failures: &self.failures,
             fights: self.repairs.fights(),
             status: &self.status.borrow().clone(),
+            recent: &self.recent,
         };
         answers::give(known, &self.speaker, inquiry).await;
     }

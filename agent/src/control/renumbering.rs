@@ -83,7 +83,7 @@ impl Renumbering {
                 .begin(ours_v6.is_some_and(|address| is_gone(IpAddr::V6(address)))),
         ];
         let changed = changed.contains(&true);
-        let uses_v6 = cluster.pools().any(|(_, pool)| pool.gives_ipv6());
+        let uses_v6 = cluster.gives_ipv6();
         let asks_for_v6 = ours_v6.is_none() && (uses_v6 || self.given_v6.is_some());
         let (wants_v4, wants_v6) = (self.v4.gone, self.v6.gone || asks_for_v6);
         for (of, wants) in [(&mut self.v4, wants_v4), (&mut self.v6, wants_v6)] {

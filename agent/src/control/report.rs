@@ -96,6 +96,7 @@ pub(super) fn status(known: &Observation<'_>) -> AgentStatus {
             _ => None,
         }),
         pod_mtu: known.plan.pod_mtu,
+        pods_get_ipv6: known.settings.speaking.address_v6.is_some() && known.cluster.gives_ipv6(),
         withdrawals_held: known.remarks.held,
         problems: known
             .remarks

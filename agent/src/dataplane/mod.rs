@@ -13,7 +13,9 @@ use tokio::sync::mpsc;
 
 pub use namespace::Namespace;
 pub use netlink::Netlink;
-pub use netlink::attach::{HOST_MAC, MacAddress, POD_GATEWAY, PodAttached, PodLink, attach_pod, detach_pod};
+pub use netlink::attach::{
+    HOST_MAC, MacAddress, POD_GATEWAY, POD_GATEWAY_V6, PodAttached, PodLink, attach_pod, detach_pod,
+};
 pub use netlink::nftables::{Nftables, TableChange, TableChanges, Written};
 
 use crate::fib::{Change, KernelEvent, Snapshot};

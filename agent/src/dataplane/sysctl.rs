@@ -81,6 +81,11 @@ pub(super) fn set_link(link: &str, key: &str, value: &str) -> Result<(), Datapla
     set(&format!("/proc/sys/net/ipv4/conf/{link}/{key}"), value)
 }
 
+/// Sets `net.ipv6.conf.LINK.KEY`.
+pub(super) fn set_link_v6(link: &str, key: &str, value: &str) -> Result<(), DataplaneError> {
+    set(&format!("/proc/sys/net/ipv6/conf/{link}/{key}"), value)
+}
+
 /// Sets `net.ipv4.neigh.LINK.KEY`.
 pub(super) fn set_neighbour(link: &str, key: &str, value: &str) -> Result<(), DataplaneError> {
     set(&format!("/proc/sys/net/ipv4/neigh/{link}/{key}"), value)

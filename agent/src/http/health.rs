@@ -53,7 +53,8 @@ pub async fn serve(
             all_peers,
             status,
         })
-        .merge(questions.router());
+        .merge(questions.router())
+        .merge(super::page::router());
     super::serve_until(listener, router, LIMITS, stop).await
 }
 

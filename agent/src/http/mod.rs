@@ -4,6 +4,7 @@
 mod answer;
 mod client;
 mod health;
+mod page;
 mod questions;
 mod socket;
 
@@ -23,6 +24,7 @@ use tracing::debug;
 
 pub use client::{Client, ClientError};
 pub use health::serve;
+pub use page::forward;
 pub use questions::{Peers, Question, Questions};
 pub use socket::{Confirmations, SocketApi, SocketError, bind_socket, serve_socket, somebody_listens};
 

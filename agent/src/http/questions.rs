@@ -44,6 +44,8 @@ const REST_MAX: Duration = Duration::from_secs(1);
 const PIECE: usize = 64 << 10;
 
 const STATUS: &str = "/v1/status";
+/// What the page asks for.
+pub(super) const VIEW: &str = "/v1/view";
 const DOCTOR: &str = "/v1/doctor";
 const EXPLAIN: &str = "/v1/route/explain";
 const ROUTES: &str = "/v1/bgp/routes";
@@ -63,6 +65,8 @@ pub enum Peers {
 pub enum Question {
     /// The agent's status: [`AgentStatus`].
     Status(Peers),
+    /// What the page draws: [`View`](crate::page::View).
+    View,
     /// What is wrong with the node: [`Report`](crate::doctor::Report).
     Doctor,
     /// Why packets for a destination go where they go: [`Explanation`](crate::explanation::Explanation).
@@ -78,6 +82,7 @@ impl Question {
         let (path, parameters) = match self {
             Question::Status(Peers::All) => (STATUS, vec![]),
             Question::Status(peers) => (STATUS, vec![("peers", name_of(peers))]),
+            Question::View => (VIEW, vec![]),
             Question::Doctor => (DOCTOR, vec![]),
             Question::Explain(destination) => (EXPLAIN, vec![("destination", destination.to_string())]),
             Question::Routes(request) => {
@@ -145,6 +150,7 @@ impl Questions {
     pub(super) fn router(self) -> Router {
         Router::new()
             .route(STATUS, get(status))
+            .route(VIEW, get(view))
             .route(DOCTOR, get(doctor))
             .route(EXPLAIN, get(explain))
             .route(ROUTES, get(routes))
@@ -256,6 +262,12 @@ async fn status(State(questions): State<Questions>, RawQuery(query): RawQuery) -
     };
     told.answered = Some(Timestamp::now());
     Ok(Json(told).into_response())
+}
+
+async fn view(State(questions): State<Questions>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
+    Parameters::read(query.as_deref()).end(&[])?;
+    let inquiries = questions.inquiries()?;
+    questions.answer(async move { inquiries.view().await }).await
 }
 
 async fn doctor(State(questions): State<Questions>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {

@@ -74,6 +74,9 @@ pub struct AgentStatus {
     pub tunnel_problem: Option<String>,
     /// The MTU of a pod's interface in bytes; zero until it is known.
     pub pod_mtu: u32,
+    /// Whether pods get an address of IPv6 as well: there is a pool of it, and this node is known by one.
+    #[serde(default)]
+    pub pods_get_ipv6: bool,
     /// How many deletions in the datastore are held, since too much would vanish at once.
     #[serde(default)]
     pub withdrawals_held: usize,

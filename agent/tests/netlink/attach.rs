@@ -48,6 +48,7 @@ impl Pod {
             pod_netns: self.path.clone(),
             pod_name: "eth0".into(),
             address: address.into(),
+            address_v6: None,
             mtu: 1420,
         }
     }
@@ -150,6 +151,51 @@ fn assert_inside(pod: &Pod, attached: &PodAttached) {
         end.contains(&attached.pod_mac.to_string()) && end.contains("mtu 1420"),
         "{end}"
     );
+}
+
+#[test]
+fn a_pod_of_both_families_has_two_ways_out_and_is_reached_by_ipv6_at_once() {
+    in_namespace(async || {
+        // As runtimes leave it that know nothing of IPv6.
+        let off = || fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+        off().unwrap();
+        fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
+        let (one, two) = (Pod::new(), Pod::new());
+        for (pod, host, v4, v6) in [(&one, "cali1", 1, "fd00:65::1"), (&two, "cali2", 2, "fd00:65::2")] {
+            Namespace::open(&pod.path).unwrap().run(off).unwrap();
+            let wanted = PodLink {
+                address_v6: Some(v6.parse().unwrap()),
+                ..pod.link(host, [10, 65, 42, v4])
+            };
+            // Twice: the second time finds what the first has left.
+            attach_pod(&wanted).await.unwrap();
+            attach_pod(&wanted).await.unwrap();
+        }
+        let routes = ip("-6 route show fd00:65::1");
+        assert!(routes.starts_with("fd00:65::1 dev cali1"), "{routes}");
+        let routes = one.ip("-6 route show default");
+        assert!(
+            routes.starts_with("default via fe80::ecee:eeff:feee:eeee dev eth0"),
+            "{routes}"
+        );
+        let (from, to) = (
+            Namespace::open(&one.path).unwrap(),
+            Namespace::open(&two.path).unwrap(),
+        );
+        // Nothing is tentative: binding works at once, and the first packet arrives.
+        let server = to.run(|| std::net::UdpSocket::bind("[fd00:65::2]:4000")).unwrap();
+        let limit = Some(std::time::Duration::from_secs(30));
+        server.set_read_timeout(limit).unwrap();
+        let client = from.run(|| std::net::UdpSocket::bind("[fd00:65::1]:0")).unwrap();
+        client
+            .send_to(b"by the other family", "[fd00:65::2]:4000")
+            .unwrap();
+        let mut buffer = [0; 64];
+        let (length, source) = server.recv_from(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"by the other family");
+        assert_eq!(source, client.local_addr().unwrap());
+        assert!(ip("route show").contains("10.65.42.1 dev cali1"));
+    });
 }
 
 #[test]

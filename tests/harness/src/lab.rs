@@ -330,12 +330,13 @@ impl Lab {
         self.record.namespace(pod.name())?;
         netns_batch("add", std::slice::from_ref(&pod))?;
         pod.ip_batch(&["link set lo up".to_owned()])?;
-        let (address, host_interface) = self.call(number, &pod, name).add()?;
+        let (address, address_v6, host_interface) = self.call(number, &pod, name).add()?;
         let pod = Pod {
             name: name.to_owned(),
             node: number,
             namespace: pod,
             address,
+            address_v6,
             host_interface,
         };
         self.pods.insert(name.to_owned(), pod.clone());

@@ -1,6 +1,6 @@
 //! Pods: a namespace each, attached to its node by the real CNI plugin.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::process::Command;
 
@@ -19,6 +19,8 @@ pub struct Pod {
     pub namespace: Namespace,
     /// Its IPv4 address.
     pub address: Ipv4Addr,
+    /// Its IPv6 address, where pods get one.
+    pub address_v6: Option<Ipv6Addr>,
     /// The node's end of its link, `cali…`.
     pub host_interface: String,
 }
@@ -56,15 +58,14 @@ pub(crate) struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Attaches the pod: its address, and the node's end of its link.
-    pub(crate) fn add(&self) -> Result<(Ipv4Addr, String), LabError> {
+    /// Attaches the pod: its addresses, and the node's end of its link.
+    pub(crate) fn add(&self) -> Result<(Ipv4Addr, Option<Ipv6Addr>, String), LabError> {
         let text = self.make("ADD")?;
         let result: Result1 = serde_json::from_str(&text).map_err(|e| self.answer(&e.to_string(), &text))?;
-        let address = result
-            .ips
-            .first()
-            .and_then(|ip| ip.address.split('/').next()?.parse().ok());
+        let bare = || result.ips.iter().filter_map(|ip| ip.address.split('/').next());
+        let address = bare().find_map(|address| address.parse().ok());
         let address = address.ok_or_else(|| self.answer("no IPv4 address", &text))?;
+        let address_v6 = bare().find_map(|address| address.parse().ok());
         let link = result
             .interfaces
             .into_iter()
@@ -72,6 +73,7 @@ impl Call<'_> {
             .find(|name| name.starts_with("cali"));
         Ok((
             address,
+            address_v6,
             link.ok_or_else(|| self.answer("no interface cali…", &text))?,
         ))
     }

@@ -6,7 +6,11 @@ use super::{cidr, list, number, object, one_of, switch, text};
 
 /// An AS number of 32 bits, also as Calico lets one write it: `"65536.10"`.
 fn as_number(description: &str) -> Value {
-    json!({"x-kubernetes-int-or-string": true, "description": description})
+    json!({
+        "x-kubernetes-int-or-string": true,
+        "minimum": 0, "maximum": u32::MAX, "pattern": r"^[0-9]{1,10}$|^[0-9]{1,5}\.[0-9]{1,5}$",
+        "description": description,
+    })
 }
 
 fn password(description: &str) -> Value {

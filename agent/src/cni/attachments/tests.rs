@@ -99,6 +99,7 @@ async fn an_address_is_assigned_under_calicos_handle_and_attributes_and_given_ba
         answer,
         AddAnswer {
             address: Ipv4Addr::new(10, 65, 42, 1),
+            address_v6: None,
             mtu: 1480
         }
     );
@@ -193,11 +194,53 @@ async fn check_names_the_addresses_that_there_are() {
         network: "k8s-pod-network".parse().unwrap(),
         container_id: "c1".parse().unwrap(),
         address: Ipv4Addr::new(10, 65, 42, 1),
+        address_v6: None,
     };
     let problem = attachments.check(request.clone()).await.unwrap_err();
     assert!(problem.reason.contains("k8s-pod-network.c1"), "{problem:?}");
     attachments.add(add_request()).await.unwrap();
     attachments.check(request).await.unwrap();
+}
+
+#[tokio::test]
+async fn where_the_node_is_known_by_ipv6_and_a_pool_has_it_pods_get_an_address_of_each_family() {
+    let store = Memory::of(
+        [
+            ip_pool("four", "10.1.0.0/24", 26),
+            ip_pool("six", "fd00:65::/64", 122),
+        ]
+        .map(Object::IpPool),
+    );
+    for (pods_get_ipv6, container) in [(false, "c1"), (true, "c2")] {
+        let status = AgentStatus {
+            pods_get_ipv6,
+            ..running()
+        };
+        let (_, status) = watch::channel(Arc::new(status));
+        let allocator = Allocator::new(store.clone(), "n1".to_owned());
+        let attachments = Attachments::new(Arc::new(allocator), store.clone(), status);
+        let request = AddRequest {
+            container_id: container.parse().unwrap(),
+            pod: None,
+            ..add_request()
+        };
+        let answer = attachments.add(request.clone()).await.unwrap();
+        assert_eq!(answer.address_v6.is_some(), pods_get_ipv6, "{answer:?}");
+        assert_eq!(attachments.add(request).await.unwrap(), answer, "asked again");
+        let check = |address_v6| CheckRequest {
+            network: "k8s-pod-network".parse().unwrap(),
+            container_id: container.parse().unwrap(),
+            address: answer.address,
+            address_v6,
+        };
+        attachments.check(check(answer.address_v6)).await.unwrap();
+        let another = check(Some("fd00:65::ffff".parse().unwrap()));
+        let problem = attachments.check(another).await.unwrap_err();
+        assert!(
+            problem.reason.contains("fd00:65::ffff is not one of them"),
+            "{problem:?}"
+        );
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The plugin against an agent in the same process and a kernel that only notes.
 
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 
 use tempfile::TempDir;
@@ -54,7 +55,7 @@ struct Noted {
     attached: Mutex<Vec<PodLink>>,
     detached: Mutex<Vec<(String, Option<PathBuf>, String)>>,
     refuses: bool,
-    routed: Vec<Ipv4Addr>,
+    routed: Vec<IpAddr>,
 }
 
 impl Noted {
@@ -85,15 +86,12 @@ impl PodNetwork for Noted {
         self.answer()
     }
 
-    fn addresses_behind(&self, _host: &str) -> Result<Vec<Ipv4Addr>, CniError> {
+    fn addresses_behind(&self, _host: &str) -> Result<Vec<IpAddr>, CniError> {
         Ok(self.routed.clone())
     }
 
     fn links_to(&self, addresses: &[IpAddr]) -> Result<Vec<String>, CniError> {
-        let routed = self
-            .routed
-            .iter()
-            .filter(|address| addresses.contains(&IpAddr::V4(**address)));
+        let routed = self.routed.iter().filter(|address| addresses.contains(*address));
         Ok(routed.map(|address| format!("cali-{address}")).collect())
     }
 }
@@ -250,9 +248,9 @@ async fn a_del_succeeds_though_the_namespace_is_gone() {
 #[tokio::test]
 async fn a_late_del_gives_the_address_back_and_leaves_the_pod_that_was_set_up_anew() {
     let agent = agent();
-    let old = Ipv4Addr::new(10, 65, 42, 1);
+    let old = IpAddr::from([10, 65, 42, 1]);
     for (routed, unwired) in [
-        (vec![Ipv4Addr::new(10, 65, 42, 9)], false),
+        (vec![IpAddr::from([10, 65, 42, 9])], false),
         (vec![old], true),
         (vec![], true),
     ] {
@@ -261,7 +259,7 @@ async fn a_late_del_gives_the_address_back_and_leaves_the_pod_that_was_set_up_an
             .held
             .lock()
             .unwrap()
-            .insert("k8s-pod-network.c1".into(), vec![old.into()]);
+            .insert("k8s-pod-network.c1".into(), vec![old]);
         let kernel = Noted {
             routed,
             ..Noted::default()
@@ -301,7 +299,7 @@ async fn gc_detaches_the_containers_that_are_not_named_and_no_others() {
         .into_iter()
         .collect();
     let kernel = Noted {
-        routed: vec![Ipv4Addr::new(10, 65, 42, 1), Ipv4Addr::new(10, 65, 42, 2)],
+        routed: vec![IpAddr::from([10, 65, 42, 1]), IpAddr::from([10, 65, 42, 2])],
         ..Noted::default()
     };
     // Without the list nothing is known to be unwanted.

@@ -1,7 +1,7 @@
 //! The network's configuration.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use ipnet::IpNet;
@@ -142,7 +142,7 @@ impl NetworkConfig {
     ///
     /// # Errors
     /// When there is no earlier result, or no IPv4 address in it.
-    pub fn previous_address(&self) -> Result<Ipv4Addr, CniError> {
+    pub fn previous_addresses(&self) -> Result<(Ipv4Addr, Option<Ipv6Addr>), CniError> {
         let invalid = |message| CniError::new(Code::InvalidConfig, message);
         let previous = self
             .prev_result
@@ -159,8 +159,13 @@ impl NetworkConfig {
             IpAddr::V4(address) => Some(address),
             IpAddr::V6(_) => None,
         };
+        let ipv6 = |ip: &PreviousAddress| match ip.address.addr() {
+            IpAddr::V6(address) => Some(address),
+            IpAddr::V4(_) => None,
+        };
         let address = previous.ips.iter().find_map(ipv4);
-        address.ok_or_else(|| invalid("prevResult.ips has no IPv4 address".to_owned()))
+        let address = address.ok_or_else(|| invalid("prevResult.ips has no IPv4 address".to_owned()))?;
+        Ok((address, previous.ips.iter().find_map(ipv6)))
     }
 }
 
@@ -211,11 +216,16 @@ mod tests {
             let input = format!(r#"{{"cniVersion":"1.0.0","name":"a","prevResult":{json}}}"#);
             NetworkConfig::parse(input.as_bytes())
                 .unwrap()
-                .previous_address()
+                .previous_addresses()
                 .map_err(|error| error.message)
         };
         let both = r#"{"ips":[{"address":"fd00::1/128"},{"address":"10.65.1.1/32","interface":1}]}"#;
-        assert_eq!(previous(both), Ok(Ipv4Addr::new(10, 65, 1, 1)));
+        let v4 = Ipv4Addr::new(10, 65, 1, 1);
+        assert_eq!(previous(both), Ok((v4, Some("fd00::1".parse().unwrap()))));
+        assert_eq!(
+            previous(r#"{"ips":[{"address":"10.65.1.1/32"}]}"#),
+            Ok((v4, None))
+        );
         assert_eq!(
             previous("null"),
             Err("CHECK needs prevResult, the answer to ADD".into())

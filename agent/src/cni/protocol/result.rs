@@ -1,12 +1,12 @@
 //! The result of ADD.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::NetworkConfig;
-use crate::dataplane::POD_GATEWAY;
+use crate::dataplane::{POD_GATEWAY, POD_GATEWAY_V6};
 
 /// What ADD made.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +19,8 @@ pub struct Attached {
     pub netns: PathBuf,
     /// The pod's address.
     pub address: Ipv4Addr,
+    /// Its address of IPv6, if it has one.
+    pub address_v6: Option<Ipv6Addr>,
     /// Bytes, of both ends.
     pub mtu: u32,
 }
@@ -42,10 +44,20 @@ impl Attached {
         let mut pod = serde_json::json!({
             "name": self.pod.name, "mac": self.pod.mac, "sandbox": self.netns,
         });
-        let address = Ipv4Net::from(self.address);
-        let mut ip = serde_json::json!({ "interface": 1, "address": address, "gateway": POD_GATEWAY });
+        let mut ips = vec![
+            serde_json::json!({ "interface": 1, "address": Ipv4Net::from(self.address), "gateway": POD_GATEWAY }),
+        ];
+        let mut routes = vec![serde_json::json!({ "dst": "0.0.0.0/0", "gw": POD_GATEWAY })];
+        if let Some(address) = self.address_v6 {
+            ips.push(
+                serde_json::json!({ "interface": 1, "address": Ipv6Net::from(address), "gateway": POD_GATEWAY_V6 }),
+            );
+            routes.push(serde_json::json!({ "dst": "::/0", "gw": POD_GATEWAY_V6 }));
+        }
         if version.starts_with("0.") {
-            ip["version"] = "4".into();
+            for (ip, family) in ips.iter_mut().zip(["4", "6"]) {
+                ip["version"] = family.into();
+            }
         }
         if version == "1.1.0" {
             host["mtu"] = self.mtu.into();
@@ -54,8 +66,8 @@ impl Attached {
         let mut result = serde_json::json!({
             "cniVersion": version,
             "interfaces": [host, pod],
-            "ips": [ip],
-            "routes": [{ "dst": "0.0.0.0/0", "gw": POD_GATEWAY }],
+            "ips": ips,
+            "routes": routes,
         });
         if let Some(dns) = &config.dns {
             result["dns"] = dns.clone();
@@ -71,6 +83,10 @@ mod tests {
     use super::*;
 
     fn result(version: &str) -> serde_json::Value {
+        dual(version, None)
+    }
+
+    fn dual(version: &str, address_v6: Option<&str>) -> serde_json::Value {
         let config =
             format!(r#"{{"cniVersion":"{version}","name":"a","dns":{{"nameservers":["10.96.0.10"]}}}}"#);
         let attached = Attached {
@@ -84,6 +100,7 @@ mod tests {
             },
             netns: "/run/netns/a".into(),
             address: Ipv4Addr::new(10, 65, 42, 1),
+            address_v6: address_v6.map(|address| address.parse().unwrap()),
             mtu: 1480,
         };
         attached.to_json(&NetworkConfig::parse(config.as_bytes()).unwrap())
@@ -103,6 +120,24 @@ mod tests {
             "dns": { "nameservers": ["10.96.0.10"] },
         });
         assert_eq!(result("1.0.0"), expected);
+    }
+
+    #[test]
+    fn a_pod_of_both_families_has_a_second_address_and_a_second_default_route() {
+        let result = dual("0.4.0", Some("fd00:65::1"));
+        assert_eq!(
+            result["ips"][1],
+            json!({"address": "fd00:65::1/128", "gateway": "fe80::ecee:eeff:feee:eeee", "interface": 1, "version": "6"})
+        );
+        assert_eq!(
+            result["routes"][1],
+            json!({"dst": "::/0", "gw": "fe80::ecee:eeff:feee:eeee"})
+        );
+        assert!(
+            dual("1.0.0", Some("fd00:65::1"))["ips"][1]
+                .get("version")
+                .is_none()
+        );
     }
 
     #[test]

@@ -6,11 +6,11 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage};
 use netlink_packet_route::neighbour::{
@@ -29,6 +29,9 @@ use crate::fib::{
 
 /// The gateway of every pod.
 pub const POD_GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+
+/// The gateway of every pod that has an address of IPv6: what follows from [`HOST_MAC`] (RFC 4291, appendix A).
+pub const POD_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee);
 
 /// The hardware address of every host end.
 pub const HOST_MAC: MacAddress = MacAddress([0xee; 6]);
@@ -61,6 +64,8 @@ pub struct PodLink {
     pub pod_name: String,
     /// The pod's address.
     pub address: Ipv4Addr,
+    /// Its address of IPv6, if it is to have one.
+    pub address_v6: Option<Ipv6Addr>,
     /// Of both ends, in bytes.
     pub mtu: u32,
 }
@@ -137,6 +142,16 @@ async fn wire(
     host_netns
         .run(|| Ok(switches(&pod.host_name)))
         .map_err(|source| DataplaneError::new("enter the network namespace of the host", source))??;
+    if pod.address_v6.is_some() {
+        prepare_v6(pod, host_netns, pod_netns)?;
+        let gateway = Address {
+            link: host_end.index,
+            net: IpNet::V6(LINK_LOCAL),
+        };
+        let operation = format!("give {} the address {LINK_LOCAL}", pod.host_name);
+        // Before it is up, when it would make the same by itself and probe for it.
+        ask(host, operation, encode::add_own_address(&gateway)).await?;
+    }
     ask(
         host,
         format!("set {} up", pod.host_name),
@@ -150,22 +165,64 @@ async fn wire(
     )
     .await?;
 
-    let address = Address {
-        link: pod_end.index,
-        net: host_prefix(pod.address),
-    };
-    let operation = format!("give {} in the pod the address {}", pod.pod_name, pod.address);
-    ask(inside, operation, encode::add_address(&address)).await?;
-    // Before the first route, so that the first packet finds it.
-    let operation = format!("tell the pod that {POD_GATEWAY} is at {host_mac}");
-    ask(inside, operation, neighbour(pod_end.index, host_mac)).await?;
-    let to_gateway = route(host_prefix(POD_GATEWAY), None, &pod_end);
-    install(inside, &to_gateway, &pod_end).await?;
-    let everywhere = route(IpNet::V4(Ipv4Net::default()), Some(POD_GATEWAY), &pod_end);
-    install(inside, &everywhere, &pod_end).await?;
-    let to_pod = route(host_prefix(pod.address), None, &host_end);
-    install(host, &to_pod, &host_end).await?;
+    let wanted = [Some(IpAddr::V4(pod.address)), pod.address_v6.map(IpAddr::V6)];
+    for address in wanted.into_iter().flatten() {
+        let (gateway, everywhere) = match address {
+            IpAddr::V4(_) => (IpAddr::V4(POD_GATEWAY), IpNet::V4(Ipv4Net::default())),
+            IpAddr::V6(_) => (IpAddr::V6(POD_GATEWAY_V6), IpNet::V6(Ipv6Net::default())),
+        };
+        let own = Address {
+            link: pod_end.index,
+            net: IpNet::from(address),
+        };
+        let operation = format!("give {} in the pod the address {address}", pod.pod_name);
+        ask(inside, operation, encode::add_own_address(&own)).await?;
+        // Before the first route, so that the first packet finds it.
+        let operation = format!("tell the pod that {gateway} is at {host_mac}");
+        ask(inside, operation, neighbour(pod_end.index, gateway, host_mac)).await?;
+        let to_gateway = route(IpNet::from(gateway), None, &pod_end);
+        install(inside, &to_gateway, &pod_end).await?;
+        install(inside, &route(everywhere, Some(gateway), &pod_end), &pod_end).await?;
+        let to_pod = route(IpNet::from(address), None, &host_end);
+        install(host, &to_pod, &host_end).await?;
+    }
     Ok(PodAttached { host_mac, pod_mac })
+}
+
+/// [`POD_GATEWAY_V6`] as the address of a link.
+const LINK_LOCAL: Ipv6Net = Ipv6Net::new_assert(POD_GATEWAY_V6, 64);
+
+/// What both ends need of the kernel's switches for IPv6, before they are up.
+fn prepare_v6(pod: &PodLink, host_netns: &Namespace, pod_netns: &Namespace) -> Result<(), DataplaneError> {
+    let entering = |what: &str, source| {
+        DataplaneError::new(format!("enter the network namespace of the {what}"), source)
+    };
+    host_netns
+        .run(|| Ok(switches_v6(&pod.host_name)))
+        .map_err(|source| entering("host", source))??;
+    // Many runtimes switch IPv6 off in what they make; no address that is given here needs to be probed for.
+    let inside = || {
+        sysctl::set_link_v6(&pod.pod_name, "disable_ipv6", "0")?;
+        sysctl::set_link_v6(&pod.pod_name, "accept_dad", "0")
+    };
+    pod_netns
+        .run(|| Ok(inside()))
+        .map_err(|source| entering("pod", source))?
+}
+
+/// Those of the host end. That the host forwards IPv6 at all is the agent's to see to, which knows what it may cost.
+fn switches_v6(host_name: &str) -> Result<(), DataplaneError> {
+    for (key, value) in [
+        ("disable_ipv6", "0"),
+        ("accept_dad", "0"),
+        // A pod is no router.
+        ("accept_ra", "0"),
+        ("proxy_ndp", "1"),
+        ("forwarding", "1"),
+    ] {
+        sysctl::set_link_v6(host_name, key, value)?;
+    }
+    Ok(())
 }
 
 /// The pair, the pod's end of which is made in the pod's namespace at once: its name need not be free on the host.
@@ -195,16 +252,18 @@ fn switches(host_name: &str) -> Result<(), DataplaneError> {
     sysctl::set_link(host_name, "forwarding", "1")
 }
 
-fn neighbour(link: u32, mac: MacAddress) -> Request {
+fn neighbour(link: u32, gateway: IpAddr, mac: MacAddress) -> Request {
+    let (family, destination) = match gateway {
+        IpAddr::V4(gateway) => (AddressFamily::Inet, NeighbourAddress::Inet(gateway)),
+        IpAddr::V6(gateway) => (AddressFamily::Inet6, NeighbourAddress::Inet6(gateway)),
+    };
     let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = family;
     message.header.ifindex = link;
     message.header.state = NeighbourState::Permanent;
     message
         .attributes
-        .push(NeighbourAttribute::Destination(NeighbourAddress::Inet(
-            POD_GATEWAY,
-        )));
+        .push(NeighbourAttribute::Destination(destination));
     message
         .attributes
         .push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
@@ -214,7 +273,7 @@ fn neighbour(link: u32, mac: MacAddress) -> Request {
     )
 }
 
-fn route(prefix: IpNet, gateway: Option<Ipv4Addr>, link: &Link) -> Route {
+fn route(prefix: IpNet, gateway: Option<IpAddr>, link: &Link) -> Route {
     Route {
         key: RouteKey {
             table: MAIN_TABLE,
@@ -223,24 +282,21 @@ fn route(prefix: IpNet, gateway: Option<Ipv4Addr>, link: &Link) -> Route {
         },
         kind: RouteKind::Unicast,
         next_hops: vec![NextHop {
-            gateway: gateway.map(IpAddr::V4),
+            gateway,
             link: link.index,
             onlink: false,
             weight: 1,
         }],
         source: None,
         protocol: PROTOCOL_BOOT,
-        scope: if gateway.is_none() {
+        // IPv6 knows no scopes of routes.
+        scope: if gateway.is_none() && prefix.addr().is_ipv4() {
             SCOPE_LINK
         } else {
             SCOPE_UNIVERSE
         },
         mtu: None,
     }
-}
-
-fn host_prefix(address: Ipv4Addr) -> IpNet {
-    IpNet::V4(Ipv4Net::from(address))
 }
 
 async fn install(connection: &mut Connection, route: &Route, link: &Link) -> Result<(), DataplaneError> {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{AfSpecInet, AfSpecUnspec, InetDevConf, InfoKind, LinkAttribute};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteNextHop, RouteNextHopFlags, RouteProtocol,
@@ -85,6 +85,20 @@ pub(super) fn set_link_down(link: u32) -> Request {
 pub(super) fn add_address(address: &Address) -> Request {
     (
         RouteNetlinkMessage::NewAddress(address_message(address)),
+        NLM_F_CREATE | NLM_F_EXCL,
+    )
+}
+
+/// Adds an address that nobody else can have, so that the link need not ask for it first (RFC 4862 §5.4).
+pub(super) fn add_own_address(address: &Address) -> Request {
+    let mut message = address_message(address);
+    if address.net.addr().is_ipv6() {
+        message
+            .attributes
+            .push(AddressAttribute::Flags(AddressFlags::Nodad));
+    }
+    (
+        RouteNetlinkMessage::NewAddress(message),
         NLM_F_CREATE | NLM_F_EXCL,
     )
 }

@@ -69,6 +69,7 @@ fn a_question_is_asked_by_its_path_and_its_parameters() {
             Question::Status(Peers::Exceptional),
             "/v1/status?peers=exceptional",
         ),
+        (Question::View, "/v1/view"),
         (Question::Doctor, "/v1/doctor"),
         (
             Question::Explain("10.65.17.64/26".parse().unwrap()),

@@ -1,0 +1,190 @@
+//! The page to look at: on the port of the agent, and for a browser on this machine where only the agent's socket leads there.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::{Client, ClientError, Limits, Question};
+use crate::cni::Problem;
+use crate::page::{PAGE, POLICY};
+
+/// A person with a browser, and what that opens and does not use.
+const LIMITS: Limits = Limits {
+    connections: 16,
+    head: Duration::from_secs(10),
+    life: Some(Duration::from_secs(60)),
+};
+
+/// The page, for a server that answers its question as well.
+pub(super) fn router() -> Router {
+    Router::new().route("/", get(page))
+}
+
+async fn page() -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, &POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    (headers, PAGE).into_response()
+}
+
+/// Who is asked, and the names by which a browser may have come here.
+#[derive(Clone, Debug)]
+struct Forwarding {
+    client: Client,
+    hosts: Arc<[String; 2]>,
+}
+
+/// Serves the page, and forwards the question that it asks to the agent of `client`, until `stop`. Nothing else is
+/// forwarded, and nothing to whoever names this machine otherwise than `127.0.0.1` or `localhost`: a page from elsewhere
+/// may have given its own name this address.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn forward(listener: TcpListener, client: Client, stop: CancellationToken) -> io::Result<()> {
+    let address: SocketAddr = listener.local_addr()?;
+    let hosts = ["127.0.0.1", "localhost"].map(|host| format!("{host}:{}", address.port()));
+    let forwarding = Forwarding {
+        client,
+        hosts: Arc::new(hosts),
+    };
+    let router = Router::new()
+        .route("/", get(own_page))
+        .route(super::questions::VIEW, get(view))
+        .with_state(forwarding);
+    super::serve_until(listener, router, LIMITS, stop).await
+}
+
+async fn own_page(State(forwarding): State<Forwarding>, headers: HeaderMap) -> Response {
+    match forwarding.refusal(&headers) {
+        None => page().await,
+        Some(refusal) => refusal,
+    }
+}
+
+async fn view(State(forwarding): State<Forwarding>, headers: HeaderMap) -> Response {
+    if let Some(refusal) = forwarding.refusal(&headers) {
+        return refusal;
+    }
+    match forwarding
+        .client
+        .question::<serde_json::Value>(Question::View)
+        .await
+    {
+        Ok(view) => Json(view).into_response(),
+        Err(ClientError::Refused(problem)) => {
+            (StatusCode::SERVICE_UNAVAILABLE, Json(problem)).into_response()
+        }
+        Err(error) => {
+            let retry = error.is_temporary();
+            let reason = error.to_string();
+            (StatusCode::BAD_GATEWAY, Json(Problem { reason, retry })).into_response()
+        }
+    }
+}
+
+impl Forwarding {
+    /// What a browser gets that came by another name.
+    fn refusal(&self, headers: &HeaderMap) -> Option<Response> {
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        if host.is_some_and(|host| self.hosts.iter().any(|known| known == host)) {
+            return None;
+        }
+        let words = format!("this is http://{}/ and nothing else\n", self.hosts[0]);
+        Some((StatusCode::MISDIRECTED_REQUEST, words).into_response())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+    use tokio_util::sync::DropGuard;
+
+    use super::*;
+
+    /// A forwarding to an agent that is not there.
+    async fn start() -> (SocketAddr, DropGuard) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let client = Client::new(&folder.path().join("s"), Duration::from_secs(30));
+        let stop = CancellationToken::new();
+        tokio::spawn(forward(listener, client, stop.clone()));
+        (address, stop.drop_guard())
+    }
+
+    async fn asked(address: SocketAddr, line: &str, host: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("{line} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn the_page_comes_with_its_policy() {
+        let (address, _stop) = start().await;
+        let answer = asked(address, "GET /", &address.to_string()).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        let policy = format!("content-security-policy: {}\r\n", *POLICY);
+        assert!(answer.contains(&policy), "{answer}");
+        assert!(answer.ends_with(PAGE));
+    }
+
+    #[tokio::test]
+    async fn who_came_by_another_name_gets_nothing() {
+        let (address, _stop) = start().await;
+        for host in ["evil.example", "evil.example:80", "127.0.0.1", ""] {
+            for path in ["/", "/v1/view"] {
+                let answer = asked(address, &format!("GET {path}"), host).await;
+                assert!(answer.starts_with("HTTP/1.1 421 "), "{host} {path}: {answer}");
+                assert!(!answer.contains("<html"), "{answer}");
+            }
+        }
+        let localhost = format!("localhost:{}", address.port());
+        assert!(
+            asked(address, "GET /", &localhost)
+                .await
+                .starts_with("HTTP/1.1 200 ")
+        );
+    }
+
+    #[tokio::test]
+    async fn nothing_but_the_page_and_its_question_is_forwarded() {
+        let (address, _stop) = start().await;
+        let host = address.to_string();
+        for line in [
+            "GET /v1/status",
+            "GET /v1/doctor",
+            "POST /v1/bgp/clear",
+            "POST /v1/cni/add",
+        ] {
+            let answer = asked(address, line, &host).await;
+            assert!(answer.starts_with("HTTP/1.1 404 "), "{line}: {answer}");
+        }
+        let answer = asked(address, "POST /v1/view", &host).await;
+        assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_is_not_there_is_told_in_words() {
+        let (address, _stop) = start().await;
+        let answer = asked(address, "GET /v1/view", &address.to_string()).await;
+        assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+        assert!(answer.contains("no agent answers on "), "{answer}");
+    }
+}
