@@ -246,11 +246,15 @@ impl Driver {
                 self.tell(Input::Peers(peers));
             }
             Command::Exports(exports) if self.traffic.is_awaited(&exports) => {
+                self.status_changed = true;
                 self.tell(Input::Exports(exports.clone()));
                 self.traffic.told(&exports, self.speaker.peers());
                 self.traffic.look(&self.connections);
             }
-            Command::Exports(exports) => self.tell(Input::Exports(exports)),
+            Command::Exports(exports) => {
+                self.status_changed = true;
+                self.tell(Input::Exports(exports));
+            }
             Command::Ask(query) => self.inquire(query),
             Command::Stop { .. } => {}
         }

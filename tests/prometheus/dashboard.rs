@@ -55,6 +55,8 @@ fn live(lab: &mut Lab, prometheus: &Prometheus) -> Outcome {
         lab.attach(1, &format!("p{pod}"))?;
     }
     lab.detach("p0")?;
+    // Both blocks to both peers; the second while the sessions stand, when nothing else changes for the speaker.
+    prometheus.wait_for("culvert_bgp_prefixes_sent", |sent| sent >= 4.0)?;
     prometheus.wait_for("culvert_block_advertisement_duration_seconds_count", |count| {
         count >= 1.0
     })?;

@@ -168,6 +168,12 @@ fn leave_up(lab: Lab) -> Result<(), LabError> {
     }
     println!("From a pod to one on another node:");
     println!("  ip netns exec {} ping {}", from.namespace.name(), to.address);
+    println!("Its page, for a browser on this machine (from outside of the node):");
+    println!(
+        "  {} ui --socket {}",
+        shown(&culvert),
+        node.agent.socket().display()
+    );
     println!("Logs, configuration and the datastore:");
     println!("  {}", lab.folder().display());
     println!();
