@@ -57,6 +57,7 @@ use crate::peering::{PathTerms, Speaking};
 use crate::reconcile::{Actual, Ours, Removal, diff};
 use crate::speaker::{self, SpeakerError};
 use crate::status::AgentStatus;
+use crate::trace::run::Tracer;
 
 use event_loop::{Ended, EventLoop};
 use identity::Identity;
@@ -143,8 +144,8 @@ pub async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Agen
     let store = Arc::new(datastore_of(config, copy.is_some()).measured(metrics.clone()));
     let allocator = Allocator::measured(Arc::clone(&store) as _, node, metrics.clone());
     let (inquiries, mut asked) = Inquiries::channel();
-    let questions = Questions::new(status_reader.clone(), inquiries.clone());
-    serve_http(config, &metrics, status_reader.clone(), questions, &stop).await?;
+    let (answers, tracer) = answers_of(config, &inquiries, &status_reader, &store);
+    serve_http(config, &metrics, status_reader.clone(), answers, &stop).await?;
     let (confirmations, mut confirmed) = Confirmations::channel();
     let (tell, told) = events::channel();
     if let Some(file) = config_file {
@@ -162,6 +163,7 @@ pub async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Agen
         attachments: Arc::new(attachments),
         confirmations,
         inquiries,
+        tracer: Some(tracer),
         metrics: metrics.clone(),
     };
     serve_socket(&config.socket, api, &stop)?;
@@ -432,11 +434,26 @@ fn start_speaker(
     speaker::start(speaker, identity.endpoint.clone(), metrics.clone())
 }
 
+/// Who answers questions, and who follows packets for the agents of other nodes; the latter also for who asks this one.
+type Answers = (Questions, Option<Tracer>);
+
+fn answers_of(
+    config: &Config,
+    inquiries: &Inquiries,
+    status: &watch::Receiver<Arc<AgentStatus>>,
+    store: &Arc<Deferred>,
+) -> (Answers, Tracer) {
+    let port = config.http.listen.port();
+    let tracer = Tracer::new(inquiries.clone(), status.clone(), Arc::clone(store) as _, port);
+    let questions = Questions::new(status.clone(), inquiries.clone());
+    ((questions, Some(tracer.clone())), tracer)
+}
+
 async fn serve_http(
     config: &Config,
     metrics: &Metrics,
     status: watch::Receiver<Arc<AgentStatus>>,
-    questions: Questions,
+    (questions, tracer): Answers,
     stop: &CancellationToken,
 ) -> Result<(), AgentError> {
     let address = config.http.listen;
@@ -446,7 +463,7 @@ async fn serve_http(
     let (metrics, stop) = (metrics.clone(), stop.clone());
     let all_peers = config.http.peer_metrics.0;
     tokio::spawn(async move {
-        if let Err(error) = http::serve(listener, metrics, all_peers, status, questions, stop).await {
+        if let Err(error) = http::serve(listener, metrics, all_peers, status, questions, tracer, stop).await {
             warn!(%error, "metrics, health and answers are no longer served");
         }
     });

@@ -3,6 +3,9 @@
 //! Pure: [`examine`] looks at what the control loop knows, and at what [`Host::read`] found on the host beside that. It
 //! changes nothing.
 
+mod blocks;
+mod filters;
+mod fix;
 mod host;
 mod lines;
 mod network;
@@ -13,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::inquiry::Known;
 
+pub use fix::{Fix, FixError};
 pub use host::{CniConfiguration, Host};
 
 /// Of one kind so many findings are told, and the others counted: a thousand peers may be down for one reason.
@@ -32,6 +36,8 @@ pub enum Check {
     Forwarding,
     /// The reverse-path filter lets the peers' packets in.
     ReversePath,
+    /// No packet filter drops what goes between pods and between nodes.
+    Filters,
     /// The tunnel device is there, and its packets fit the NIC.
     Tunnel,
     /// Encapsulated packets leave with the advertised address.
@@ -44,31 +50,40 @@ pub enum Check {
     Sessions,
     /// No pool overlaps another, the host's networks or those of services.
     Pools,
+    /// Every block belongs to a node that there is, and there are more to be had.
+    Blocks,
     /// No other network plugin is at work.
     Plugin,
     /// Encapsulated packets come from nodes.
     Strangers,
     /// The connection tracking of the kernel has room.
     Conntrack,
+    /// The clock is kept in step with those of others.
+    Clock,
+    /// Packets come to the other nodes and back: looked at only where somebody asks for probes.
+    Ways,
 }
 
 impl Check {
     /// All, in the order in which they are told.
-    pub const ALL: [Check; 14] = [
+    pub const ALL: [Check; 17] = [
         Check::Agent,
         Check::Datastore,
         Check::Address,
         Check::Forwarding,
         Check::ReversePath,
+        Check::Filters,
         Check::Tunnel,
         Check::OuterSource,
         Check::NextHop,
         Check::Routes,
         Check::Sessions,
         Check::Pools,
+        Check::Blocks,
         Check::Plugin,
         Check::Strangers,
         Check::Conntrack,
+        Check::Clock,
     ];
 
     /// What is looked at, in a few words.
@@ -80,15 +95,19 @@ impl Check {
             Check::Address => "advertised address",
             Check::Forwarding => "forwarding",
             Check::ReversePath => "reverse-path filter",
+            Check::Filters => "packet filters",
             Check::Tunnel => "tunnel",
             Check::OuterSource => "outer source",
             Check::NextHop => "next hops",
             Check::Routes => "routes",
             Check::Sessions => "BGP sessions",
             Check::Pools => "pools",
+            Check::Blocks => "blocks",
             Check::Plugin => "network plugin",
             Check::Strangers => "unknown tunnel peers",
             Check::Conntrack => "connection tracking",
+            Check::Clock => "clock",
+            Check::Ways => "ways to other nodes",
         }
     }
 }
@@ -107,6 +126,9 @@ pub struct Finding {
     pub consequence: String,
     /// What mends it: a command where there is one.
     pub cure: String,
+    /// What `culvert doctor --fix` does about it, where that is safe and can be undone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fix: Option<Fix>,
 }
 
 /// What was found on a node.
@@ -117,6 +139,9 @@ pub struct Report {
     pub node: String,
     /// All that is wrong, in the order of the checks; empty where all is well.
     pub findings: Vec<Finding>,
+    /// The ways to other nodes were probed as well.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub probed: bool,
 }
 
 /// Looks at everything.
@@ -129,21 +154,27 @@ pub(crate) fn examine(known: &Known<'_>, host: &Host) -> Report {
             Check::Address => network::address(known),
             Check::Forwarding => network::forwarding(known),
             Check::ReversePath => network::reverse_path(known, host),
-            Check::Tunnel => network::tunnel(known),
+            Check::Filters => filters::drops(known, host),
+            Check::Tunnel => network::tunnel(known, host),
             Check::OuterSource => network::outer_source(known),
             Check::NextHop => network::next_hops(known),
             Check::Routes => network::routes(known),
             Check::Sessions => peers::sessions(known),
-            Check::Pools => pools::overlaps(known),
+            Check::Pools => pools::overlaps(known, host),
+            Check::Blocks => blocks::of(known),
             Check::Plugin => host::plugin(host),
             Check::Strangers => peers::strangers(known),
             Check::Conntrack => host::conntrack(host),
+            Check::Clock => host::clock(host),
+            // Not a function of what is known.
+            Check::Ways => Vec::new(),
         };
         findings.extend(first(found));
     }
     Report {
         node: known.settings.node.clone(),
         findings,
+        probed: false,
     }
 }
 
@@ -162,6 +193,7 @@ fn first(mut found: Vec<Finding>) -> Vec<Finding> {
 fn agent(known: &Known<'_>) -> Vec<Finding> {
     let not_ready = known.status.ready().err().map(|reason| Finding {
         check: Check::Agent,
+        fix: None,
         finding: "the agent is not ready".to_owned(),
         evidence: reason,
         consequence: "Kubernetes may keep pods away from this node, and a rolling update stops here"
@@ -170,6 +202,7 @@ fn agent(known: &Known<'_>) -> Vec<Finding> {
     });
     let problems = known.status.problems.iter().map(|problem| Finding {
         check: Check::Agent,
+        fix: None,
         finding: "the agent has something to say".to_owned(),
         evidence: problem.clone(),
         consequence: "what it names is left out; the rest goes on".to_owned(),
@@ -181,6 +214,7 @@ fn agent(known: &Known<'_>) -> Vec<Finding> {
 fn datastore(known: &Known<'_>) -> Vec<Finding> {
     let away = known.status.datastore.problem.as_ref().map(|problem| Finding {
         check: Check::Datastore,
+        fix: None,
         finding: "the datastore does not answer as it should".to_owned(),
         evidence: problem.clone(),
         consequence:
@@ -192,6 +226,7 @@ fn datastore(known: &Known<'_>) -> Vec<Finding> {
     let held = known.status.withdrawals_held;
     let held = (held > 0).then(|| Finding {
         check: Check::Datastore,
+        fix: None,
         finding: "objects have vanished from the datastore, too many at once to be believed".to_owned(),
         evidence: format!("{held} deletions are held"),
         consequence: "routes to what is gone stay until somebody confirms".to_owned(),

@@ -2,7 +2,7 @@
 //!
 //! The loop may be a new one from time to time (this node got another address): a question waits until one listens.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use culvert_bgp::speaker::RouteView;
 use ipnet::IpNet;
@@ -20,6 +20,7 @@ use crate::reconcile::Actual;
 use crate::ribs::{PeerUnknown, RibRequest, RibRoutes};
 use crate::speaker::{Clear, Query};
 use crate::status::AgentStatus;
+use crate::trace::{NoWay, Way};
 
 /// What the control loop knows at one moment, for whoever answers.
 pub(crate) struct Known<'a> {
@@ -28,8 +29,19 @@ pub(crate) struct Known<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) actual: &'a Actual,
     pub(crate) status: &'a AgentStatus,
+    /// What others undo on this host.
+    pub(crate) undone: Undone,
     /// Why the kernel does not hold a route, or not for long.
     pub(crate) refused: &'a dyn Fn(&RouteKey) -> Option<String>,
+}
+
+/// How often within an hour something of the host's was made right that others had undone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Undone {
+    /// Forwarding was switched on.
+    pub(crate) forwarding: usize,
+    /// The tunnel device was set up.
+    pub(crate) tunnel: usize,
 }
 
 impl Known<'_> {
@@ -37,6 +49,28 @@ impl Known<'_> {
     pub(crate) fn named(&self, route: &Route) -> String {
         let name = |index| self.actual.link_at(index).map(|link| link.name.clone());
         route.with_names(name).to_string()
+    }
+
+    /// Whether a node has this address, advertised or not.
+    pub(crate) fn is_of_node(&self, address: IpAddr) -> bool {
+        let mut nodes = self.cluster.nodes();
+        nodes.any(|(_, node)| {
+            let others = node.addresses.iter().map(|other| IpAddr::V4(*other));
+            node.advertised().chain(others).any(|other| other == address)
+        })
+    }
+
+    /// Whom probes may be sent to.
+    pub(crate) fn neighbours(&self) -> Neighbours {
+        let tunnelled = |address: &Ipv4Addr| self.plan.tunnelled_to.contains(address);
+        let nodes = self.cluster.nodes().filter(|(_, node)| {
+            let address = node.address.map(|net| net.addr());
+            address.as_ref().is_some_and(tunnelled)
+        });
+        Neighbours {
+            tunnels: nodes.filter_map(|(_, node)| node.tunnel_address).collect(),
+            bgp_port: self.plan.peering.endpoint.port,
+        }
     }
 
     /// The next hop of a route that lies inside the pod network, where no node can be, and the pool that it lies in.
@@ -77,6 +111,36 @@ pub enum Inquiry {
         /// Takes the answer.
         answer: oneshot::Sender<Explanation>,
     },
+    /// The way between two addresses.
+    Locate {
+        /// Of the one that sends.
+        from: Ipv4Addr,
+        /// Of the one that answers.
+        to: Ipv4Addr,
+        /// Takes the answer.
+        answer: oneshot::Sender<Result<Way, NoWay>>,
+    },
+    /// Whether an address is a node's.
+    IsOfNode {
+        /// The address.
+        address: IpAddr,
+        /// Takes the answer.
+        answer: oneshot::Sender<bool>,
+    },
+    /// Whom probes may be sent to.
+    Neighbours {
+        /// Takes the answer.
+        answer: oneshot::Sender<Neighbours>,
+    },
+}
+
+/// What probes need to know of the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Neighbours {
+    /// The addresses of the other nodes' tunnel devices to which packets are tunnelled.
+    pub tunnels: Vec<Ipv4Addr>,
+    /// The TCP port of the speakers.
+    pub bgp_port: u16,
 }
 
 /// The way to the loop, for whoever serves people.
@@ -140,6 +204,34 @@ impl Inquiries {
     pub async fn examine(&self, host: Host) -> Result<Report, Problem> {
         let host = Box::new(host);
         self.ask(|answer| Inquiry::Examine { host, answer }).await
+    }
+
+    /// The way between two addresses, as this node knows it.
+    ///
+    /// # Errors
+    /// When nobody has one of them, or the agent is about to end.
+    pub async fn locate(&self, from: Ipv4Addr, to: Ipv4Addr) -> Result<Way, Problem> {
+        let located = self.ask(|answer| Inquiry::Locate { from, to, answer }).await?;
+        located.map_err(|no_way| Problem {
+            reason: no_way.to_string(),
+            retry: false,
+        })
+    }
+
+    /// Whether a node of the cluster has this address.
+    ///
+    /// # Errors
+    /// When the agent is about to end.
+    pub async fn is_of_node(&self, address: IpAddr) -> Result<bool, Problem> {
+        self.ask(|answer| Inquiry::IsOfNode { address, answer }).await
+    }
+
+    /// Whom probes may be sent to.
+    ///
+    /// # Errors
+    /// When the agent is about to end.
+    pub async fn neighbours(&self) -> Result<Neighbours, Problem> {
+        self.ask(|answer| Inquiry::Neighbours { answer }).await
     }
 
     async fn ask<T>(&self, inquiry: impl FnOnce(oneshot::Sender<T>) -> Inquiry) -> Result<T, Problem> {

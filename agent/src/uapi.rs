@@ -259,6 +259,183 @@ fn tunnel(
     }
 }
 
+/// `IPT_BASE_CTL` (linux/netfilter_ipv4/ip_tables.h) and one more: `IPT_SO_GET_INFO`, `IPT_SO_GET_ENTRIES`.
+const GET_TABLE_INFO: libc::c_int = 64;
+const GET_TABLE_ENTRIES: libc::c_int = 65;
+
+/// `struct ipt_getinfo` (linux/netfilter_ipv4/ip_tables.h).
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct TableInfo {
+    name: [u8; TABLE_NAME_SIZE],
+    /// Which hooks call it: bit N for `NF_INET_*` N.
+    pub hooks: u32,
+    /// Where in the entries each hook begins.
+    pub entries: [u32; 5],
+    /// Where the policy of each is.
+    pub policies: [u32; 5],
+    /// How many entries there are.
+    pub count: u32,
+    /// Octets of all of them.
+    pub size: u32,
+}
+
+/// `XT_TABLE_MAXNAMELEN`, with the zero at its end.
+const TABLE_NAME_SIZE: usize = 32;
+
+/// The octets of a table of ip_tables before its entries (`struct ipt_get_entries`, which is aligned as a 64-bit number).
+const TABLE_HEAD: usize = 40;
+
+/// The most octets that are read of a table: some hundred thousand rules.
+const TABLE_MOST: u32 = 64 << 20;
+
+/// A table of ip_tables, as it is in the kernel: what it holds, and its entries. `socket` is a raw one of IPv4. The kernel
+/// loads the table's module if it is not there: ask only for one that is.
+///
+/// # Errors
+/// Those of the kernel: EPERM without CAP_NET_ADMIN, ENOENT without such a table, EAGAIN when it has just been changed.
+/// `InvalidInput` for a name that is too long, or a table that is too large.
+pub fn iptables_table(socket: &impl AsFd, name: &str) -> io::Result<(TableInfo, Vec<u8>)> {
+    let mut info = TableInfo::default();
+    info.name
+        .get_mut(..name.len())
+        .filter(|place| place.len() < TABLE_NAME_SIZE)
+        .ok_or(io::ErrorKind::InvalidInput)?
+        .copy_from_slice(name.as_bytes());
+    let named = info.name;
+    // SAFETY: the structure is made of numbers alone, laid out as the kernel has it.
+    let octets = unsafe {
+        std::slice::from_raw_parts_mut(std::ptr::from_mut(&mut info).cast::<u8>(), size_of::<TableInfo>())
+    };
+    get_option(socket, GET_TABLE_INFO, octets)?;
+    if info.size > TABLE_MOST {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let size = usize::try_from(info.size).map_err(io::Error::other)?;
+    let mut table = vec![0; TABLE_HEAD + size];
+    let head = named.iter().copied().chain(info.size.to_ne_bytes());
+    table
+        .iter_mut()
+        .zip(head)
+        .for_each(|(place, octet)| *place = octet);
+    get_option(socket, GET_TABLE_ENTRIES, &mut table)?;
+    table.drain(..TABLE_HEAD);
+    Ok((info, table))
+}
+
+/// Asks for an option of level IP, whose value begins with what is asked for.
+fn get_option(socket: &impl AsFd, name: libc::c_int, value: &mut [u8]) -> io::Result<()> {
+    let mut length = libc::socklen_t::try_from(value.len()).map_err(io::Error::other)?;
+    // SAFETY: the kernel reads and writes `length` octets at most, of a buffer that is as long and lives until it returns.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_IP,
+            name,
+            value.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// What the kernel knows of its clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockState {
+    /// Somebody keeps it in step with others (`STA_UNSYNC` is off).
+    pub synchronized: bool,
+    /// How wrong it may be at most, in microseconds (`maxerror`).
+    pub most_error: u64,
+}
+
+/// Asks the kernel for the state of its clock (adjtimex(2)); changes nothing.
+///
+/// # Errors
+/// When the kernel refuses, which it does not.
+pub fn clock_state() -> io::Result<ClockState> {
+    // SAFETY: all fields are integers, or structures of them, of which zero is a value; no mode is set, so that the
+    // kernel only writes, to a structure of its own layout.
+    let (answer, state) = unsafe {
+        let mut state: libc::timex = zeroed();
+        (libc::adjtimex(&raw mut state), state)
+    };
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(ClockState {
+        synchronized: state.status & libc::STA_UNSYNC == 0,
+        most_error: u64::try_from(state.maxerror).unwrap_or(0),
+    })
+}
+
+/// Has a packet socket hear of all protocols on all links, what goes out included (packet(7)).
+///
+/// # Errors
+/// Those of the kernel.
+pub fn bind_to_all_links(socket: &impl AsFd) -> io::Result<()> {
+    let number = |of: libc::c_int| u16::try_from(of).map_err(io::Error::other);
+    // SAFETY: all fields are integers, or arrays of them, of which zero is a value.
+    let mut address: libc::sockaddr_ll = unsafe { zeroed() };
+    address.sll_family = number(libc::AF_PACKET)?;
+    address.sll_protocol = number(libc::ETH_P_ALL)?.to_be();
+    let length = libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>()).map_err(io::Error::other)?;
+    // SAFETY: the kernel reads `length` octets of an address that lives until the call returns.
+    let result = unsafe {
+        libc::bind(
+            socket.as_fd().as_raw_fd(),
+            std::ptr::from_ref(&address).cast(),
+            length,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// A packet that a packet socket has heard of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReceivedPacket {
+    /// Octets that were written; a longer packet is cut off.
+    pub length: usize,
+    /// The index of its link.
+    pub link: u32,
+    /// It goes out there (`PACKET_OUTGOING`).
+    pub outgoing: bool,
+}
+
+/// The next packet of a packet socket, without the header of its link where the socket leaves that out.
+///
+/// # Errors
+/// Those of the kernel: `WouldBlock` while there is none.
+pub fn receive_packet(socket: &impl AsFd, octets: &mut [u8]) -> io::Result<ReceivedPacket> {
+    // SAFETY: all fields are integers, or arrays of them, of which zero is a value.
+    let mut address: libc::sockaddr_ll = unsafe { zeroed() };
+    let mut length = libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>()).map_err(io::Error::other)?;
+    // SAFETY: the kernel writes as many octets at most as both places are long, which live until the call returns; any
+    // octets are a value of the address.
+    let received = unsafe {
+        libc::recvfrom(
+            socket.as_fd().as_raw_fd(),
+            octets.as_mut_ptr().cast(),
+            octets.len(),
+            0,
+            std::ptr::from_mut(&mut address).cast(),
+            &raw mut length,
+        )
+    };
+    Ok(ReceivedPacket {
+        length: usize::try_from(received).map_err(|_| io::Error::last_os_error())?,
+        link: u32::try_from(address.sll_ifindex).unwrap_or(0),
+        outgoing: address.sll_pkttype == libc::PACKET_OUTGOING,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::{Ipv4Addr, TcpListener};
@@ -300,6 +477,20 @@ mod tests {
             let listener = TcpListener::bind(address).unwrap();
             set_least_ttl(&listener, family, 255).unwrap();
         }
+    }
+
+    #[test]
+    fn the_clock_is_asked_and_left_alone() {
+        let before = std::time::Instant::now();
+        assert!(clock_state().is_ok());
+        assert!(before.elapsed().as_secs() < 3600);
+    }
+
+    #[test]
+    fn a_table_whose_name_is_too_long_is_refused() {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let error = iptables_table(&socket, &"x".repeat(TABLE_NAME_SIZE)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]

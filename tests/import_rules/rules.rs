@@ -22,6 +22,7 @@ const PURE_MODULES: &[&str] = &[
     "agent/src/filter.rs",
     "agent/src/peering",
     "agent/src/reconcile",
+    "agent/src/ruleset",
     "agent/src/selector",
     "agent/src/shadow",
 ];

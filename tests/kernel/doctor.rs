@@ -7,11 +7,13 @@ use harness::ping::ping;
 use harness::{Lab, LabError, Layout, wait_for};
 use libtest_mimic::Failed;
 
+use crate::ensure;
+
 /// Far more than anything here takes.
 const GENEROUS: Duration = Duration::from_secs(60);
 
 /// What it prints, whatever it finds.
-fn report(agent: &Agent) -> Result<String, LabError> {
+pub(crate) fn report(agent: &Agent) -> Result<String, LabError> {
     match agent.ask(&["doctor"]) {
         Err(LabError::Command { output, .. }) => Ok(output),
         other => other,
@@ -19,7 +21,7 @@ fn report(agent: &Agent) -> Result<String, LabError> {
 }
 
 /// Waits until the report of a node has all of these words in it.
-fn found(agent: &Agent, words: &[&str]) -> Result<(), LabError> {
+pub(crate) fn found(agent: &Agent, words: &[&str]) -> Result<(), LabError> {
     wait_for(&format!("the report to say {words:?}"), GENEROUS, || {
         let text = report(agent).map_err(|error| error.to_string())?;
         if words.iter().all(|words| text.contains(words)) {
@@ -56,6 +58,7 @@ pub(crate) fn faults(lab: &mut Lab) -> Result<(), Failed> {
     node.namespace.ip(&format!("route del {to} proto static"))?;
     told?;
     strict_filter(lab)?;
+    tunnel_filter(lab)?;
 
     let (name, address) = (lab.node(2).agent.status()?.node, lab.node(2).address);
     lab.agent(2).kill()?;
@@ -96,11 +99,50 @@ fn strict_filter(lab: &Lab) -> Result<(), Failed> {
         let is_found = text.contains(&words) && text.contains("sysctl -w net.ipv4.conf.eth1.rp_filter=2");
         if is_found { Ok(()) } else { Err(text) }
     });
-    set("2")?;
+    // What it would do it does not do unasked.
+    let unasked = match node.agent.ask(&["doctor", "--fix"]) {
+        Err(LabError::Command { output, .. }) => output,
+        other => other?,
+    };
+    let mended = node.agent.ask(&["doctor", "--fix", "--yes"])?;
+    for (words, text) in [
+        (
+            "nothing was changed: answer y on a terminal, or say --yes",
+            &unasked,
+        ),
+        ("to undo it: sysctl -w net.ipv4.conf.eth1.rp_filter=1", &mended),
+        ("Done: sysctl -w net.ipv4.conf.eth1.rp_filter=2", &mended),
+    ] {
+        ensure(text.contains(words), || text.clone())?;
+    }
     let mended = wait_for("the pods to reach each other", GENEROUS, || {
         ping(&lab.pod("n2p1").namespace, lab.pod("n1p1").address).map_err(|error| error.to_string())
     });
     lone.namespace.ip(&format!("route add {direct}"))?;
     told?;
     Ok(mended.map(drop)?)
+}
+
+/// A filter of somebody else's drops all tunnelled packets: the doctor there names the rule, with the first node that it
+/// keeps out.
+fn tunnel_filter(lab: &Lab) -> Result<(), Failed> {
+    let (node, other) = (lab.node(1), lab.node(Layout::lone_number()));
+    let nft = |command: &str| node.namespace.run("nft", &[command]);
+    nft(
+        "add table inet guard; add chain inet guard input { type filter hook input priority 0; }; \
+         add rule inet guard input ip protocol 4 counter drop",
+    )?;
+    let told = found(
+        &node.agent,
+        &[
+            &format!(
+                "a packet filter on this host drops tunnelled packets (IP protocol 4) from {}",
+                other.address
+            ),
+            "nftables, table inet guard, chain input, rule with handle",
+            "nft insert rule inet guard input ip protocol 4 accept",
+        ],
+    );
+    nft("delete table inet guard")?;
+    Ok(told?)
 }

@@ -97,6 +97,7 @@ fn is_told_and_slowed(lab: &Lab, blows: &AtomicUsize) -> Result<(), Failed> {
             Err(status)
         }
     })?;
+    crate::doctor::found(agent, &["the kernel does not hold, or not for long: ", WORDS])?;
     let fights = agent.metric("culvert_route_fights")?;
     ensure(fights == 1, || format!("the metric counts {fights} fights"))?;
     let log = agent.log_text()?;

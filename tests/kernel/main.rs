@@ -10,6 +10,7 @@ mod doctor;
 mod dual_stack;
 mod encapsulation;
 mod explained;
+mod faults;
 mod fights;
 mod filter;
 mod hands;
@@ -93,7 +94,7 @@ enum Needs {
 
 /// All trials that need no packet filter; those on the same layout one after the other.
 #[rustfmt::skip]
-const TRIALS: [(Layout, &str, Act); 52] = [
+const TRIALS: [(Layout, &str, Act); 57] = [
     (DIRECT, "direct_mode_carries_pod_traffic_without_tunnels", encapsulation::carries),
     (DIRECT, "the_routes_of_peers_are_shown_and_a_session_is_cleared", explained::peers),
     (CROSS_SUBNET, "crosssubnet_mode_tunnels_between_subnets_only", encapsulation::carries),
@@ -113,6 +114,11 @@ const TRIALS: [(Layout, &str, Act); 52] = [
     (IPIP, "foreign_routes_are_never_touched", hands::foreign_routes),
     (IPIP, "the_way_to_a_pod_is_explained_and_nothing_is_found_where_all_is_well", explained::well),
     (IPIP, "a_wrong_next_hop_and_a_lost_session_are_found_by_asking_for_the_way", explained::faults),
+    (IPIP, "packets_are_followed_from_pod_to_pod_and_the_place_where_they_vanish_is_named", faults::on_the_way),
+    (IPIP, "faults_in_the_datastore_are_found_by_the_doctor", faults::in_the_datastore),
+    (IPIP, "a_datastore_that_is_away_is_found_by_the_doctor", faults::datastore_away),
+    (IPIP, "what_others_keep_undoing_is_found_by_the_doctor", faults::undone),
+    (IPIP, "what_keeps_a_session_down_is_found_by_the_doctor", faults::sessions),
     (IPIP, "a_killed_agent_loses_no_packet", restart::kill),
     (IPIP, "an_agent_ends_within_a_second_and_its_routes_stay", restart::terminate),
     (IPIP, "what_went_wrong_while_the_agent_was_down_is_repaired_at_its_start", restart::wrong_at_start),

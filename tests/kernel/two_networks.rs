@@ -137,6 +137,13 @@ pub(crate) fn switched_off(lab: &mut Lab) -> Result<(), Failed> {
             Err(status)
         }
     })?;
+    crate::doctor::found(
+        &lab.node(REPORTED).agent,
+        &[
+            &format!("packets to {lone} leave with the wrong outer source"),
+            "set routes.sourcePin to on",
+        ],
+    )?;
     metric(lab, 1)?;
     let log = lab.node(REPORTED).agent.log_text()?;
     let line = log.lines().find(|line| line.contains("wrong source"));

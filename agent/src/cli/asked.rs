@@ -35,8 +35,20 @@ impl AgentArguments {
         &self,
         question: impl FnOnce(Client) -> F,
     ) -> Result<T, CliError> {
+        self.ask_within(PATIENCE, question)
+    }
+
+    /// Asks the agent for what takes it so long.
+    ///
+    /// # Errors
+    /// When there is none, or it refuses.
+    pub(super) fn ask_within<T, F: Future<Output = Result<T, ClientError>>>(
+        &self,
+        limit: Duration,
+        question: impl FnOnce(Client) -> F,
+    ) -> Result<T, CliError> {
         let runtime = super::runtime()?;
-        Ok(runtime.block_on(question(Client::new(&self.socket, PATIENCE)))?)
+        Ok(runtime.block_on(question(Client::new(&self.socket, limit)))?)
     }
 }
 

@@ -13,6 +13,7 @@ mod rollout;
 mod route;
 mod shadow;
 mod store;
+mod trace;
 mod ui;
 
 use std::io::{self, Write};
@@ -30,6 +31,7 @@ use crate::cni::InstallError;
 use crate::config::ConfigError;
 use crate::control::AgentError;
 use crate::datastore::DatastoreError;
+use crate::doctor::FixError;
 use crate::http::ClientError;
 
 /// The routing brain of a Kubernetes node.
@@ -57,6 +59,9 @@ enum Command {
     /// Find out why packets go where they go.
     #[command(subcommand)]
     Route(route::Command),
+    /// Follow packets from one pod to another and back, hop by hop: a few are sent, and counted on both nodes. The exit
+    /// status is 1 where some are lost.
+    Trace(trace::Arguments),
     /// Look at the addresses of the cluster, and mend what is wrong with them.
     #[command(subcommand)]
     Ipam(ipam::Command),
@@ -122,6 +127,15 @@ pub enum CliError {
     /// Something is wrong with this node, or with the way to a destination; what, is printed before.
     #[error("something is wrong: findings: {0}")]
     Findings(usize),
+    /// Packets were lost; where is printed before.
+    #[error("packets are lost on the way, as said above")]
+    Lost,
+    /// Nobody has said yes.
+    #[error("nothing was changed: answer y on a terminal, or say --yes")]
+    Unconfirmed,
+    /// Something could not be mended.
+    #[error(transparent)]
+    Fix(#[from] FixError),
     /// The settings of allocation would contradict each other.
     #[error("nothing was changed: {0}")]
     Limits(LimitsError),
@@ -219,6 +233,7 @@ pub fn run() -> Result<(), CliError> {
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Ui(arguments) => ui::run(&arguments),
         Command::Route(command) => route::run(&command),
+        Command::Trace(arguments) => trace::run(&arguments),
         Command::Ipam(command) => ipam::run(&command),
         Command::Get(arguments) => get::run(&arguments),
         Command::Completions(arguments) => generated::completions(&arguments, Arguments::command()),

@@ -9,11 +9,12 @@ use crate::desired::{Plan, Settings};
 use crate::doctor;
 use crate::explanation;
 use crate::fib::{Change, RouteKey};
-use crate::inquiry::{Inquiry, Known};
+use crate::inquiry::{Inquiry, Known, Undone};
 use crate::page::{self, Recent};
 use crate::reconcile::Actual;
 use crate::speaker::{Command, Running};
 use crate::status::AgentStatus;
+use crate::trace;
 
 /// What the loop knows.
 pub(super) struct Answering<'a> {
@@ -23,6 +24,7 @@ pub(super) struct Answering<'a> {
     pub(super) actual: &'a Actual,
     pub(super) failures: &'a [(Change, DataplaneError)],
     pub(super) fights: &'a Fights,
+    pub(super) undone: Undone,
     pub(super) status: &'a AgentStatus,
     pub(super) recent: &'a Recent,
 }
@@ -36,6 +38,7 @@ pub(super) async fn give(known: Answering<'_>, speaker: &Running, inquiry: Inqui
         plan: known.plan,
         actual: known.actual,
         status: known.status,
+        undone: known.undone,
         refused: &refused,
     };
     match inquiry {
@@ -54,6 +57,15 @@ pub(super) async fn give(known: Answering<'_>, speaker: &Running, inquiry: Inqui
             answer,
         } => {
             let _ = answer.send(explanation::explain(&told, destination, (*bgp).as_ref()));
+        }
+        Inquiry::Locate { from, to, answer } => {
+            let _ = answer.send(trace::locate(&told, from, to));
+        }
+        Inquiry::IsOfNode { address, answer } => {
+            let _ = answer.send(told.is_of_node(address));
+        }
+        Inquiry::Neighbours { answer } => {
+            let _ = answer.send(told.neighbours());
         }
     }
 }

@@ -476,7 +476,7 @@ impl EventLoop {
             match result {
                 Ok(()) => {
                     debug!(?change, "applied");
-                    report::say_switched(&change);
+                    self.repairs.note_switch(&change, &self.actual);
                     self.measures.applied(&change);
                     self.actual.applied(&change);
                     self.look_at_route_of(&change);
@@ -552,6 +552,7 @@ impl EventLoop {
             actual: &self.actual,
             failures: &self.failures,
             fights: self.repairs.fights(),
+            undone: self.repairs.undone(),
             status: &self.status.borrow().clone(),
             recent: &self.recent,
         };

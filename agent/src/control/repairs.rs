@@ -1,6 +1,7 @@
 //! What is put back since somebody else undid it: counted and told, and slowed where it does not end.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::{error, info, warn};
@@ -9,8 +10,15 @@ use super::fights::Fights;
 use super::report;
 use crate::dataplane::DataplaneError;
 use crate::fib::{Change, Route, RouteKey, Rule, protocol_name};
+use crate::inquiry::Undone;
 use crate::metrics::Metrics;
 use crate::reconcile::{Actual, Ours, taken_over_from};
+
+/// For so long it is remembered that something of the host's was made right.
+const REMEMBERED: Duration = Duration::from_secs(3600);
+
+/// Of more than so many times the last are remembered.
+const MOST_REMEMBERED: usize = 1000;
 
 /// What was there before, and the routes that are fought over.
 #[derive(Debug, Default)]
@@ -18,6 +26,28 @@ pub(super) struct Repairs {
     fights: Fights,
     /// The rules of the plan before.
     planned_rules: BTreeSet<Rule>,
+    /// When forwarding of IPv4 was switched on.
+    forwarding: Times,
+    /// When the tunnel device was set up that was there, and down.
+    tunnel: Times,
+}
+
+/// When something happened, as long as that is remembered.
+#[derive(Debug, Default)]
+struct Times(VecDeque<Instant>);
+
+impl Times {
+    fn note(&mut self) {
+        if self.0.len() >= MOST_REMEMBERED {
+            self.0.pop_front();
+        }
+        self.0.push_back(Instant::now());
+    }
+
+    fn count(&self) -> usize {
+        let recent = self.0.iter().filter(|then| then.elapsed() < REMEMBERED);
+        recent.count()
+    }
 }
 
 /// What tells a repair from a change of plan.
@@ -41,6 +71,26 @@ impl Repairs {
     /// These rules are planned from now on: of them only what was there is a repair.
     pub(super) fn plan_rules(&mut self, rules: &BTreeSet<Rule>) {
         self.planned_rules.clone_from(rules);
+    }
+
+    /// A change was made to what is `actual`: says what a switch means for the host, and remembers what was undone.
+    pub(super) fn note_switch(&mut self, change: &Change, actual: &Actual) {
+        report::say_switched(change);
+        match change {
+            Change::EnableForwarding => self.forwarding.note(),
+            Change::SetLink { link, .. } if actual.link_at(*link).is_some_and(|link| !link.up) => {
+                self.tunnel.note();
+            }
+            _ => {}
+        }
+    }
+
+    /// What others have undone during the last hour.
+    pub(super) fn undone(&self) -> Undone {
+        Undone {
+            forwarding: self.forwarding.count(),
+            tunnel: self.tunnel.count(),
+        }
     }
 
     /// Takes those repairs out of `changes` that wait, and counts and tells the others, and what is taken over.

@@ -72,7 +72,7 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
     let node = config.node_name.as_str();
     let (status, reader) = watch::channel(Arc::new(AgentStatus::starting(node)));
     let questions = Questions::about_status(reader.clone());
-    serve_http(config, &Metrics::register()?, reader, questions, &stop).await?;
+    serve_http(config, &Metrics::register()?, reader, (questions, None), &stop).await?;
     info!(
         node,
         "in the shadow: nothing is written, neither to the kernel nor to the datastore"

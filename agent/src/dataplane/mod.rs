@@ -1,16 +1,20 @@
 //! The kernel's side: what is there, what changes, and how to change it.
 
+mod iptables;
 mod namespace;
 mod netlink;
 mod path_mtu_discovery;
+pub mod probe;
 mod source;
 mod sysctl;
+mod xtables;
 
 use std::{fmt, io};
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
+pub use iptables::iptables;
 pub use namespace::Namespace;
 pub use netlink::Netlink;
 pub use netlink::attach::{

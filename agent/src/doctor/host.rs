@@ -1,9 +1,17 @@
 //! What the control loop does not know of the host, and what is wrong with it.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::path::Path;
+use std::time::Duration;
 
-use super::{Check, Finding};
+use nix::sys::socket::{getsockopt, sockopt};
+
+use super::{Check, Finding, Fix};
+use crate::dataplane::{Nftables, iptables};
+use crate::ruleset::Ruleset;
+use crate::uapi::{self, ClockState};
 
 /// Where the kernel says how many connections it tracks, and how many it may (nf_conntrack-sysctl.rst).
 const CONNTRACK: &str = "/proc/sys/net/netfilter";
@@ -17,6 +25,21 @@ const PLUGINS: &str = "/etc/cni/net.d";
 /// The table of tracked connections is called full from here, in percent.
 const FULL_PERCENT: u64 = 90;
 
+/// Whether packets that cross a bridge pass the filter of iptables (nf_conntrack-sysctl.rst; br_netfilter).
+const BRIDGE: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+
+/// A folder that is there while the module of IPIP is.
+const IPIP_MODULE: &str = "/sys/module/ipip";
+
+/// The address of the API server's service, which the kubelet gives to each container.
+const SERVICE: &str = "KUBERNETES_SERVICE_HOST";
+
+/// How long the counters of packet filters are watched.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
+
+/// A port to which nothing is sent (RFC 863).
+const DISCARD: u16 = 9;
+
 /// What was found on the host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Host {
@@ -26,6 +49,18 @@ pub struct Host {
     pub reverse_path_drops: u64,
     /// The configurations of network plugins, in the order of their names.
     pub plugins: Vec<CniConfiguration>,
+    /// The rules of all packet filters but our own, and again a moment later.
+    pub rules: (Ruleset, Ruleset),
+    /// Packets that cross a bridge pass the filter of iptables.
+    pub bridge_calls_iptables: bool,
+    /// The kernel has loaded the module of IPIP.
+    pub has_ipip: bool,
+    /// The largest packet that the kernel believes a way to take, in bytes, by the address of a node.
+    pub path_mtu: BTreeMap<Ipv4Addr, u32>,
+    /// An address of the range of services, where this is a container of Kubernetes.
+    pub service: Option<IpAddr>,
+    /// What the kernel knows of its clock.
+    pub clock: Option<ClockState>,
 }
 
 /// A configuration of a network plugin.
@@ -37,22 +72,66 @@ pub struct CniConfiguration {
     pub is_ours: bool,
 }
 
-impl Host {
-    /// Reads what can be read; what cannot is left out.
-    #[must_use]
-    pub fn read() -> Self {
-        Self::read_from(Path::new(CONNTRACK), Path::new(NETSTAT), Path::new(PLUGINS))
-    }
+/// The files that are read.
+struct Paths<'a> {
+    conntrack: &'a Path,
+    netstat: &'a Path,
+    plugins: &'a Path,
+    bridge: &'a Path,
+}
 
-    fn read_from(conntrack: &Path, netstat: &Path, plugins: &Path) -> Self {
-        let number = |name: &str| fs::read_to_string(conntrack.join(name)).ok()?.trim().parse().ok();
-        let netstat = fs::read_to_string(netstat).unwrap_or_default();
+impl Host {
+    /// Looks at what can be looked at, for half a second; what cannot is left out. `nodes` are those whose ways are asked
+    /// for.
+    pub async fn look(nodes: impl IntoIterator<Item = IpAddr>) -> Self {
+        let before = rules().await;
+        tokio::time::sleep(BETWEEN_LOOKS).await;
         Self {
-            reverse_path_drops: counter(&netstat, "IPReversePathFilter").unwrap_or(0),
-            conntrack: number("nf_conntrack_count").zip(number("nf_conntrack_max")),
-            plugins: configurations(plugins),
+            rules: (before, rules().await),
+            path_mtu: nodes.into_iter().filter_map(path_mtu).collect(),
+            has_ipip: Path::new(IPIP_MODULE).exists(),
+            service: std::env::var(SERVICE).ok().and_then(|text| text.parse().ok()),
+            clock: uapi::clock_state().ok(),
+            ..Self::read_from(&Paths {
+                conntrack: Path::new(CONNTRACK),
+                netstat: Path::new(NETSTAT),
+                plugins: Path::new(PLUGINS),
+                bridge: Path::new(BRIDGE),
+            })
         }
     }
+
+    fn read_from(paths: &Paths<'_>) -> Self {
+        let number = |path: &Path| fs::read_to_string(path).ok()?.trim().parse().ok();
+        let conntrack = |name: &str| number(&paths.conntrack.join(name));
+        let netstat = fs::read_to_string(paths.netstat).unwrap_or_default();
+        Self {
+            reverse_path_drops: counter(&netstat, "IPReversePathFilter").unwrap_or(0),
+            conntrack: conntrack("nf_conntrack_count").zip(conntrack("nf_conntrack_max")),
+            plugins: configurations(paths.plugins),
+            bridge_calls_iptables: number(paths.bridge).unwrap_or(0) != 0,
+            ..Self::default()
+        }
+    }
+}
+
+/// The rules of both sides of the kernel that have any.
+async fn rules() -> Ruleset {
+    let mut chains = iptables().unwrap_or_default();
+    if let Ok(mut nftables) = Nftables::open() {
+        chains.extend(nftables.ruleset().await.unwrap_or_default());
+    }
+    Ruleset { chains }
+}
+
+/// What the kernel believes the way to a node to take: the least of its links, routes, and what routers have told it. A
+/// socket that is connected knows; nothing is sent.
+fn path_mtu(node: IpAddr) -> Option<(Ipv4Addr, u32)> {
+    let IpAddr::V4(node) = node else { return None };
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect((node, DISCARD)).ok()?;
+    let mtu = getsockopt(&socket, sockopt::IpMtu).ok()?;
+    Some((node, u32::try_from(mtu).ok()?))
 }
 
 /// A counter of /proc/net/netstat: there is a line with the names of a group, and one with their values below it.
@@ -100,6 +179,7 @@ pub(super) fn plugin(host: &Host) -> Vec<Finding> {
     }
     vec![Finding {
         check: Check::Plugin,
+        fix: None,
         finding: format!("another network plugin comes before Culvert's: {}", first.file),
         evidence: format!("in {PLUGINS} {} sorts before {}", first.file, ours.file),
         consequence: "new pods get their addresses from that one, and Culvert routes none of them".to_owned(),
@@ -120,15 +200,37 @@ pub(super) fn conntrack(host: &Host) -> Vec<Finding> {
     if !is_full {
         return Vec::new();
     }
+    let fix = Fix::sysctl(&["net", "netfilter", "nf_conntrack_max"], max.saturating_mul(2));
     vec![Finding {
         check: Check::Conntrack,
         finding: "the table of tracked connections is nearly full".to_owned(),
         evidence: format!("{count} of {max} (nf_conntrack_count, nf_conntrack_max)"),
         consequence: "the kernel drops packets of new connections, of pods and of the host".to_owned(),
-        cure: format!(
-            "sysctl -w net.netfilter.nf_conntrack_max={}",
-            max.saturating_mul(2)
+        cure: fix.command(),
+        fix: Some(fix),
+    }]
+}
+
+/// Leases, certificates and logs go by the clock; a machine without Kubernetes has neither of the first two.
+pub(super) fn clock(host: &Host) -> Vec<Finding> {
+    let Some(clock) = host
+        .clock
+        .filter(|clock| host.service.is_some() && !clock.synchronized)
+    else {
+        return Vec::new();
+    };
+    vec![Finding {
+        check: Check::Clock,
+        fix: None,
+        finding: "nobody keeps the clock of this host in step".to_owned(),
+        evidence: format!(
+            "the kernel says that it is not synchronized, and may be wrong by {} s or more (adjtimex)",
+            clock.most_error / 1_000_000
         ),
+        consequence:
+            "certificates may look expired or not yet valid, and events of this node are dated wrongly"
+                .to_owned(),
+        cure: "start chronyd or systemd-timesyncd on the host: timedatectl set-ntp true".to_owned(),
     }]
 }
 
@@ -143,7 +245,15 @@ mod tests {
         fs::create_dir_all(&proc).unwrap();
         fs::create_dir_all(&net_d).unwrap();
         let netstat = folder.path().join("netstat");
-        assert_eq!(Host::read_from(&proc, &netstat, &net_d), Host::default());
+        let bridge = folder.path().join("bridge");
+        let paths = Paths {
+            conntrack: &proc,
+            netstat: &netstat,
+            plugins: &net_d,
+            bridge: &bridge,
+        };
+        assert_eq!(Host::read_from(&paths), Host::default());
+        fs::write(&bridge, "1\n").unwrap();
         let counters =
             "TcpExt: SyncookiesSent IPReversePathFilter\nTcpExt: 1 7\nIpExt: InNoRoutes\nIpExt: 3\n";
         fs::write(&netstat, counters).unwrap();
@@ -160,8 +270,9 @@ mod tests {
         )
         .unwrap();
         fs::write(net_d.join("00-calico.conflist.bak"), "").unwrap();
-        let host = Host::read_from(&proc, &netstat, &net_d);
+        let host = Host::read_from(&paths);
         assert_eq!((host.conntrack, host.reverse_path_drops), (Some((95, 100)), 7));
+        assert!(host.bridge_calls_iptables);
         let found = plugin(&host);
         assert_eq!(
             found[0].finding,
@@ -169,6 +280,31 @@ mod tests {
         );
         let full = conntrack(&host);
         assert_eq!(full[0].cure, "sysctl -w net.netfilter.nf_conntrack_max=200");
+    }
+
+    #[test]
+    fn a_clock_that_nobody_keeps_is_found_where_kubernetes_is() {
+        let state = |synchronized| {
+            Some(ClockState {
+                synchronized,
+                most_error: 16_000_000,
+            })
+        };
+        let mut host = Host {
+            clock: state(false),
+            service: Some("10.96.0.1".parse().unwrap()),
+            ..Host::default()
+        };
+        assert!(
+            clock(&host)[0].evidence.contains("wrong by 16 s"),
+            "{:#?}",
+            clock(&host)
+        );
+        host.service = None;
+        assert_eq!(clock(&host), vec![]);
+        host.service = Some("10.96.0.1".parse().unwrap());
+        host.clock = state(true);
+        assert_eq!(clock(&host), vec![]);
     }
 
     #[test]

@@ -10,7 +10,8 @@ impl Report {
     #[must_use]
     pub fn render(&self) -> String {
         let mut text = format!("Node {}\n", printable(&self.node));
-        for check in Check::ALL {
+        let probes = self.probed.then_some(Check::Ways);
+        for check in Check::ALL.into_iter().chain(probes) {
             let mut found = self
                 .findings
                 .iter()

@@ -21,6 +21,7 @@ pub(super) fn sessions(known: &Known<'_>) -> Vec<Finding> {
     if is_alone && others > 0 && known.status.datastore.in_sync {
         found.push(Finding {
             check: Check::Sessions,
+            fix: None,
             finding: "this node has no BGP peers".to_owned(),
             evidence: format!("there are {others} other nodes with an address"),
             consequence: "it learns no routes to their pods, and they none to its own".to_owned(),
@@ -44,6 +45,7 @@ fn session(peer: &PeerStatus) -> Finding {
     };
     Finding {
         check: Check::Sessions,
+        fix: None,
         finding: format!(
             "the BGP session with {who} is {} since {:.0}",
             peer.state, peer.since
@@ -65,6 +67,7 @@ pub(super) fn strangers(known: &Known<'_>) -> Vec<Finding> {
     let firewall = &known.status.firewall;
     let refused = firewall.refused.iter().map(|sentence| Finding {
         check: Check::Strangers,
+        fix: None,
         finding: "tunnelled packets come from an address that no node advertises, and are dropped".to_owned(),
         evidence: sentence.clone(),
         consequence: "a node whose packets these are cannot reach the pods here".to_owned(),
@@ -73,6 +76,7 @@ pub(super) fn strangers(known: &Known<'_>) -> Vec<Finding> {
     });
     let problem = firewall.problem.iter().map(|problem| Finding {
         check: Check::Strangers,
+        fix: None,
         finding: "the packet filter is not written".to_owned(),
         evidence: problem.clone(),
         consequence: "tunnelled packets of anybody are let in, and packets that leave the cluster keep the pod's source"

@@ -2,13 +2,13 @@
 
 use ipnet::IpNet;
 
-use super::{Check, Finding};
+use super::{Check, Finding, Host};
 use crate::desired::TUNNEL_DEVICE;
 use crate::fib::MAIN_TABLE;
 use crate::inquiry::Known;
 
 /// Pools that overlap each other, a network of this host, or the range of services.
-pub(super) fn overlaps(known: &Known<'_>) -> Vec<Finding> {
+pub(super) fn overlaps(known: &Known<'_>, host: &Host) -> Vec<Finding> {
     let pools: Vec<(&str, IpNet)> = known
         .cluster
         .pools()
@@ -22,6 +22,7 @@ pub(super) fn overlaps(known: &Known<'_>) -> Vec<Finding> {
             .filter(|(_, other)| overlap(cidr, other));
         found.extend(others.map(|(other, range)| Finding {
             check: Check::Pools,
+            fix: None,
             finding: format!("pools {name} and {other} overlap"),
             evidence: format!("{cidr} and {range}"),
             consequence: "one address may be given to two pods".to_owned(),
@@ -31,6 +32,22 @@ pub(super) fn overlaps(known: &Known<'_>) -> Vec<Finding> {
         }));
         found.extend(host_networks(known, name, cidr));
         found.extend(services(known, name, cidr));
+        found.extend(
+            host.service
+                .filter(|service| cidr.contains(service))
+                .map(|service| Finding {
+                    check: Check::Pools,
+                    fix: None,
+                    finding: format!("pool {name} overlaps the range of services"),
+                    evidence: format!(
+                        "{cidr}, and the API server's own service is at {service} (KUBERNETES_SERVICE_HOST)"
+                    ),
+                    consequence:
+                        "an address may be a pod's and a service's at once: packets to one go to the other"
+                            .to_owned(),
+                    cure: "create a pool elsewhere, disable this one, and move its pods".to_owned(),
+                }),
+        );
     }
     found
 }
@@ -57,6 +74,7 @@ fn host_networks(known: &Known<'_>, name: &str, cidr: &IpNet) -> Vec<Finding> {
         found.extend(
             inside.map(|network| Finding {
                 check: Check::Pools,
+                fix: None,
                 finding: format!("pool {name} overlaps the network of {}", link.name),
                 evidence: format!("{cidr}, and {network} on {}", link.name),
                 consequence:
@@ -81,6 +99,7 @@ fn foreign_networks(known: &Known<'_>, name: &str, cidr: &IpNet) -> Vec<Finding>
     });
     let found = routes.map(|route| Finding {
         check: Check::Pools,
+        fix: None,
         finding: format!("pool {name} lies inside a network that this host has a route to"),
         evidence: format!("{cidr}, and `{}`", known.named(route)),
         consequence: "packets to addresses that no block has yet leave the cluster by that route".to_owned(),
@@ -102,6 +121,7 @@ fn services(known: &Known<'_>, name: &str, cidr: &IpNet) -> Vec<Finding> {
         let inside = ranges.iter().filter(|range| overlap(cidr, &range.cidr));
         found.extend(inside.map(|range| Finding {
             check: Check::Pools,
+            fix: None,
             finding: format!("pool {name} overlaps a range of services"),
             evidence: format!("{cidr}, and {field} {} of the BGPConfiguration", range.cidr),
             consequence: "an address may be a pod's and a service's at once".to_owned(),

@@ -1,14 +1,19 @@
 //! A node that is well, and one fault after another.
 
+use culvert_bgp::id::{NextHop as BgpNextHop, Prefix};
+
 use super::*;
 use crate::api::{BgpConfiguration, Object};
 use crate::cluster::Cluster;
 use crate::desired::{self, Learned, Settings};
 use crate::fib::Snapshot;
 use crate::fixtures::{ETH0, TUNL0, address, affinity, link, node, pool, route, tunnel};
+use crate::inquiry::Undone;
 use crate::peering::Speaking;
 use crate::reconcile::Actual;
 use crate::status::{AgentStatus, DatastoreStatus, PeerStatus, PeerType, RouteProblem, SourceMismatch};
+
+mod filters;
 
 const ETH1: u32 = 4;
 
@@ -36,6 +41,9 @@ struct World {
     kernel: Snapshot,
     cluster: Cluster,
     status: AgentStatus,
+    undone: Undone,
+    /// A prefix, and the next hop that BGP has for it.
+    learned: Option<(&'static str, &'static str)>,
     host: Host,
 }
 
@@ -79,6 +87,11 @@ impl World {
             kernel: kernel(),
             cluster,
             status,
+            undone: Undone {
+                forwarding: 1,
+                tunnel: 1,
+            },
+            learned: None,
             host: Host::default(),
         }
     }
@@ -94,11 +107,23 @@ impl World {
             pin_table: None,
         };
         let actual = Actual::new(self.kernel);
+        let learned: Learned = self
+            .learned
+            .iter()
+            .map(|(prefix, next_hop)| {
+                let address = next_hop.parse().unwrap();
+                let hop = BgpNextHop {
+                    address,
+                    peer: address,
+                };
+                (Prefix::new(prefix.parse().unwrap()), vec![hop])
+            })
+            .collect();
         let plan = desired::plan(
             &settings,
             desired::Known {
                 cluster: &self.cluster,
-                learned: &Learned::default(),
+                learned: &learned,
                 actual: &actual,
                 converged: true,
             },
@@ -109,6 +134,7 @@ impl World {
             plan: &plan,
             actual: &actual,
             status: &self.status,
+            undone: self.undone,
             refused: &|_| None,
         };
         examine(&known, &self.host)
@@ -167,6 +193,7 @@ fn a_strict_filter_on_the_nic_of_the_advertised_address_is_found_where_the_way_b
     );
     assert!(found.evidence.contains("dropped 5 packets"), "{found:#?}");
     assert_eq!(found.cure, "sysctl -w net.ipv4.conf.eth1.rp_filter=2");
+    assert_eq!(found.fix.unwrap().command(), found.cure);
     // Without a drop it may be that the packets come in elsewhere; on the other NIC it is no matter.
     for (nic, drops) in [(ETH1, 0), (ETH0, 5)] {
         let mut world = World::new();
@@ -179,7 +206,16 @@ fn a_strict_filter_on_the_nic_of_the_advertised_address_is_found_where_the_way_b
 #[test]
 fn forwarding_that_is_off_is_found() {
     let found = only(Check::Forwarding, |world| world.kernel.forwarding = false);
-    assert_eq!(found.evidence, "net.ipv4.ip_forward is 0");
+    assert!(
+        found.evidence.starts_with("net.ipv4.ip_forward is 0"),
+        "{found:#?}"
+    );
+    assert_eq!(found.fix.unwrap().command(), "sysctl -w net.ipv4.ip_forward=1");
+    let undone = only(Check::Forwarding, |world| world.undone.forwarding = 3);
+    assert_eq!(
+        undone.finding,
+        "something keeps switching forwarding off on this host"
+    );
 }
 
 #[test]
@@ -205,11 +241,19 @@ fn an_advertised_address_that_is_gone_down_or_shared_is_found() {
 fn a_tunnel_that_is_missing_or_down_or_too_large_is_found() {
     let down = only(Check::Tunnel, |world| world.kernel.links[1].up = false);
     assert_eq!(down.finding, "the tunnel device tunl0 is down");
+    let undone = only(Check::Tunnel, |world| world.undone.tunnel = 4);
+    assert_eq!(undone.finding, "something keeps setting tunl0 down on this host");
     let missing = only(Check::Tunnel, |world| {
         world.kernel.links.remove(1);
         world.kernel.addresses.remove(2);
     });
-    assert_eq!(missing.cure, "modprobe ipip && ip link set tunl0 up");
+    assert!(missing.cure.starts_with("modprobe ipip"), "{missing:#?}");
+    let deleted = only(Check::Tunnel, |world| {
+        world.host.has_ipip = true;
+        world.kernel.links.remove(1);
+        world.kernel.addresses.remove(2);
+    });
+    assert_eq!(deleted.cure, "ip link add tunl0 type ipip");
     let large = only(Check::Tunnel, |world| world.kernel.links[1].mtu = 1500);
     assert!(
         large.cure.starts_with("set tunnel.mtu to 1480 or less"),
@@ -328,4 +372,121 @@ fn of_many_findings_of_a_kind_ten_are_told_and_the_others_counted() {
         "{report:#?}"
     );
     assert!(report.render().ends_with("10 findings.\n"));
+}
+
+#[test]
+fn a_way_that_takes_less_than_the_tunnel_sends_is_found() {
+    let break_it = |world: &mut World, most| {
+        world.cluster.upsert(&affinity("node2", "10.122.17.64/26"));
+        world.learned = Some(("10.122.17.64/26", "192.168.0.111"));
+        world
+            .kernel
+            .routes
+            .push(route("10.122.17.64/26", Some("192.168.0.111"), TUNL0, 86));
+        world.host.path_mtu.insert("192.168.0.111".parse().unwrap(), most);
+    };
+    let narrow = only(Check::Tunnel, |world| break_it(world, 1400));
+    assert_eq!(
+        narrow.finding,
+        "the way to 192.168.0.111 takes smaller packets than pods send"
+    );
+    let mut world = World::new();
+    break_it(&mut world, 1500);
+    assert_eq!(world.examine().findings, []);
+}
+
+#[test]
+fn a_pool_around_the_api_servers_service_is_found() {
+    let found = only(Check::Pools, |world| {
+        world.host.service = Some("10.122.0.1".parse().unwrap());
+    });
+    assert!(found.evidence.contains("is at 10.122.0.1"), "{found:#?}");
+}
+
+#[test]
+fn blocks_of_nodes_that_are_gone_and_pools_that_are_used_up_are_found() {
+    let orphan = only(Check::Blocks, |world| {
+        world.cluster.upsert(&affinity("node9", "10.122.17.64/26"));
+    });
+    assert_eq!(
+        orphan.finding,
+        "block 10.122.17.64/26 belongs to the node node9, which does not exist"
+    );
+    let small = pool("pods", "cidr: 10.122.42.0/25, ipipMode: Always");
+    let used_up = |world: &mut World| {
+        world.cluster.upsert(&small);
+        world.cluster.upsert(&affinity("node2", "10.122.42.64/26"));
+        world.cluster.upsert(&block("10.122.42.0/26", 64));
+    };
+    let found = only(Check::Blocks, used_up);
+    assert_eq!(
+        found.evidence,
+        "2 of 2 blocks of 10.122.42.0/25 are claimed, and of this node's 64 addresses 64 are in use"
+    );
+    // Another pool has room.
+    let mut world = World::new();
+    used_up(&mut world);
+    world
+        .cluster
+        .upsert(&pool("more", "cidr: 10.123.0.0/16, ipipMode: Always"));
+    assert_eq!(world.examine().findings, []);
+}
+
+/// A block of which so many addresses are in use.
+fn block(cidr: &str, used: usize) -> Object {
+    let taken: Vec<&str> = (0..64).map(|at| if at < used { "0" } else { "null" }).collect();
+    let free: Vec<String> = (used..64).map(|at| at.to_string()).collect();
+    let yaml = format!(
+        "metadata: {{name: {}}}\nspec: {{cidr: {cidr}, affinity: 'host:node4', allocations: [{}], unallocated: [{}], \
+         attributes: [{{handle_id: a, secondary: {{node: node4}}}}], deleted: false, strictAffinity: false}}",
+        cidr.replace(['.', '/'], "-"),
+        taken.join(", "),
+        free.join(", "),
+    );
+    Object::IpamBlock(serde_yaml::from_str(&yaml).unwrap())
+}
+
+#[test]
+fn routes_that_nothing_asks_for_are_found_once_the_peers_have_told_theirs() {
+    let leave = |world: &mut World| {
+        world
+            .kernel
+            .routes
+            .push(route("10.122.17.64/26", Some("192.168.0.111"), TUNL0, 86));
+    };
+    let found = only(Check::Routes, |world| {
+        leave(world);
+        world.status.converged = true;
+    });
+    assert_eq!(
+        found.finding,
+        "a stale route of ours is left in the kernel: 10.122.17.64/26"
+    );
+    let mut world = World::new();
+    leave(&mut world);
+    assert_eq!(world.examine().findings, []);
+}
+
+#[test]
+fn routes_of_any_routing_daemon_in_the_pod_network_are_found() {
+    for (protocol, who) in [
+        (11, "`proto zebra`"),
+        (80, "Felix"),
+        (12, "BIRD"),
+        (189, "`proto rip`"),
+    ] {
+        let found = only(Check::Routes, |world| {
+            let left = route("10.122.17.64/26", Some("192.168.0.111"), ETH0, protocol);
+            world.kernel.routes.push(left);
+        });
+        assert!(found.cure.contains(who), "{found:#?}");
+    }
+    for protocol in [2, 3, 4, 9, 16] {
+        let mut world = World::new();
+        world
+            .kernel
+            .routes
+            .push(route("10.122.17.64/26", None, ETH0, protocol));
+        assert_eq!(world.examine().findings, [], "{protocol}");
+    }
 }

@@ -10,6 +10,7 @@ use super::*;
 use crate::desired::{self, Learned};
 use crate::fib::{Link, RouteKey, Snapshot};
 use crate::fixtures::{ETH0, TUNL0, address, affinity, link, node, pool, route, settings, tunnel};
+use crate::inquiry::Undone;
 use crate::reconcile::Actual;
 use crate::status::{DatastoreStatus, PeerStatus, PeerType, SourceMismatch};
 
@@ -115,6 +116,7 @@ impl World {
             plan: &plan,
             actual: &actual,
             status: &self.status,
+            undone: Undone::default(),
             refused: &|_| None,
         };
         explain(&known, destination, view.as_ref())

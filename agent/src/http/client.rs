@@ -19,11 +19,13 @@ use super::{Peers, Question};
 use crate::cni::{
     AddAnswer, AddRequest, Addresses, CheckRequest, Container, Containers, NetworkRequest, Problem,
 };
-use crate::doctor::Report;
+use crate::doctor::{Finding, Report};
 use crate::explanation::Explanation;
 use crate::ribs::{RibRequest, RibRoutes};
 use crate::speaker::Clear;
 use crate::status::AgentStatus;
+use crate::trace::Trace;
+use crate::trace::run::Target;
 use crate::withdrawal::Accepted;
 
 /// The largest answer that is read, in bytes: the status of some ten thousand peers.
@@ -163,6 +165,22 @@ impl Client {
     /// When there is no agent, or it refuses.
     pub async fn question<T: DeserializeOwned>(&self, question: Question) -> Result<T, ClientError> {
         self.ask(Method::GET, &question.target(), Bytes::new()).await
+    }
+
+    /// The way of packets between two pods.
+    ///
+    /// # Errors
+    /// When there is no agent, or it refuses.
+    pub async fn trace(&self, from: &Target, to: &Target) -> Result<Trace, ClientError> {
+        self.post("/v1/trace", &(from.to_string(), to.to_string())).await
+    }
+
+    /// What is wrong with the ways to other nodes, by probes.
+    ///
+    /// # Errors
+    /// When there is no agent, or it cannot send any.
+    pub async fn ways(&self) -> Result<Vec<Finding>, ClientError> {
+        self.ask(Method::POST, "/v1/ways", Bytes::new()).await
     }
 
     /// An address for a container.

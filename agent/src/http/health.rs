@@ -13,9 +13,10 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Limits, Questions};
+use super::{Limits, Questions, probes};
 use crate::metrics::Metrics;
 use crate::status::AgentStatus;
+use crate::trace::run::Tracer;
 
 /// Prometheus, two probes of the kubelet, and a few people, maybe by way of the API server.
 const LIMITS: Limits = Limits {
@@ -31,8 +32,8 @@ struct Health {
     status: watch::Receiver<Arc<AgentStatus>>,
 }
 
-/// Serves metrics and health, and answers `questions`, on `listener` until `stop`; with series of their own for `all_peers`, or
-/// for those alone that have no session.
+/// Serves metrics and health, and answers `questions`, and other nodes by `tracer`, on `listener` until `stop`; with series of
+/// their own for `all_peers`, or for those alone that have no session.
 ///
 /// # Errors
 /// When the listener fails.
@@ -42,6 +43,7 @@ pub async fn serve(
     all_peers: bool,
     status: watch::Receiver<Arc<AgentStatus>>,
     questions: Questions,
+    tracer: Option<Tracer>,
     stop: CancellationToken,
 ) -> io::Result<()> {
     let router = Router::new()
@@ -54,8 +56,9 @@ pub async fn serve(
             status,
         })
         .merge(questions.router())
-        .merge(super::page::router());
-    super::serve_until(listener, router, LIMITS, stop).await
+        .merge(super::page::router())
+        .merge(tracer.map(probes::for_nodes).unwrap_or_default());
+    super::serve_until(listener, router, LIMITS, |address| Some(address.ip()), stop).await
 }
 
 async fn encode_metrics(State(health): State<Health>) -> Response {
@@ -118,6 +121,7 @@ mod tests {
             false,
             receiver,
             questions,
+            None,
             stop.clone(),
         ));
         Server {
@@ -203,7 +207,13 @@ mod tests {
         };
         let router = Router::new().route("/", axum::routing::get(async || "here"));
         let stop = CancellationToken::new();
-        let task = tokio::spawn(super::super::serve_until(listener, router, limits, stop.clone()));
+        let task = tokio::spawn(super::super::serve_until(
+            listener,
+            router,
+            limits,
+            |address| Some(address.ip()),
+            stop.clone(),
+        ));
         let mut silent = Vec::new();
         for request in ["", "GET / HTTP/1.1\r\n", "", "x"] {
             let mut stream = TcpStream::connect(address).await.unwrap();

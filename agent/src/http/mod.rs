@@ -5,15 +5,17 @@ mod answer;
 mod client;
 mod health;
 mod page;
+mod probes;
 mod questions;
 mod socket;
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::serve::Listener;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -21,6 +23,10 @@ use hyper_util::service::TowerToHyperService;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
+
+use probes::Caller;
+
+pub use probes::ask;
 
 pub use client::{Client, ClientError};
 pub use health::serve;
@@ -43,11 +49,12 @@ struct Limits {
     life: Option<Duration>,
 }
 
-/// Serves until the stop, and then lets the requests under way end, for a while.
+/// Serves until the stop, telling the routes by `caller` who has connected, and then lets the requests under way end, for a while.
 async fn serve_until<L>(
     mut listener: L,
     router: Router,
     limits: Limits,
+    caller: fn(&L::Addr) -> Option<IpAddr>,
     stop: CancellationToken,
 ) -> io::Result<()>
 where
@@ -59,16 +66,17 @@ where
         let accepted = async {
             let place = Arc::clone(&open).acquire_owned().await;
             // An error of accept, such as too few descriptors, is waited out by the listener itself.
-            (place, listener.accept().await.0)
+            (place, listener.accept().await)
         };
-        let (place, stream) = tokio::select! {
+        let (place, (stream, address)) = tokio::select! {
             () = stop.cancelled() => break,
             accepted = accepted => accepted,
         };
+        let router = router.clone().layer(Extension(Caller(caller(&address))));
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(limits.head)
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             let ended = match limits.life {

@@ -64,7 +64,7 @@ pub async fn forward(listener: TcpListener, client: Client, stop: CancellationTo
         .route("/", get(own_page))
         .route(super::questions::VIEW, get(view))
         .with_state(forwarding);
-    super::serve_until(listener, router, LIMITS, stop).await
+    super::serve_until(listener, router, LIMITS, |address| Some(address.ip()), stop).await
 }
 
 async fn own_page(State(forwarding): State<Forwarding>, headers: HeaderMap) -> Response {

@@ -273,8 +273,12 @@ async fn view(State(questions): State<Questions>, RawQuery(query): RawQuery) -> 
 async fn doctor(State(questions): State<Questions>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
     Parameters::read(query.as_deref()).end(&[])?;
     let inquiries = questions.inquiries()?;
+    let status = Arc::clone(&questions.status.borrow());
     questions
-        .answer(async move { inquiries.examine(Host::read()).await })
+        .answer(async move {
+            let host = Host::look(status.peers.iter().map(|peer| peer.address)).await;
+            inquiries.examine(host).await
+        })
         .await
 }
 

@@ -18,14 +18,15 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::Limits;
 use super::answer::{Refusal, finish};
 use super::questions::Questions;
+use super::{Limits, probes};
 use crate::cni::{AddRequest, Attachments, CheckRequest, Container, NetworkRequest, Problem};
 use crate::inquiry::Inquiries;
 use crate::metrics::Metrics;
 use crate::speaker::Clear;
 use crate::status::AgentStatus;
+use crate::trace::run::Tracer;
 use crate::withdrawal::Accepted;
 
 /// The runtime may start all pods of a node at once, each with a connection of its own.
@@ -141,6 +142,8 @@ pub struct SocketApi {
     pub confirmations: Confirmations,
     /// Takes what only the control loop can answer.
     pub inquiries: Inquiries,
+    /// Follows packets; none where nobody may have any sent.
+    pub tracer: Option<Tracer>,
     /// Counts the requests of the CNI plugin.
     pub metrics: Metrics,
 }
@@ -151,6 +154,7 @@ pub struct SocketApi {
 /// When the listener fails.
 pub async fn serve_socket(listener: UnixListener, api: SocketApi, stop: CancellationToken) -> io::Result<()> {
     let questions = Questions::new(api.status.clone(), api.inquiries.clone());
+    let tracer = api.tracer.clone();
     let router = Router::new()
         .route("/v1/withdrawal/accept", post(accept_withdrawal))
         .route("/v1/bgp/clear", post(bgp_clear))
@@ -160,8 +164,9 @@ pub async fn serve_socket(listener: UnixListener, api: SocketApi, stop: Cancella
         .route("/v1/cni/addresses", post(addresses))
         .route("/v1/cni/containers", post(containers))
         .with_state(api)
-        .merge(questions.router());
-    super::serve_until(listener, router, LIMITS, stop).await
+        .merge(questions.router())
+        .merge(tracer.map(probes::for_this_host).unwrap_or_default());
+    super::serve_until(listener, router, LIMITS, |_| None, stop).await
 }
 
 async fn accept_withdrawal(State(api): State<SocketApi>) -> Result<Response, Refusal> {

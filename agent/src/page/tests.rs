@@ -6,6 +6,7 @@ use super::*;
 use crate::desired::{self, Learned};
 use crate::fib::Snapshot;
 use crate::fixtures::{ETH0, address, affinity, link, node, pool, route, settings, tunnel};
+use crate::inquiry::Undone;
 use crate::page::recent::EventKind;
 use crate::reconcile::Actual;
 use crate::status::{DatastoreStatus, PeerStatus, PeerType};
@@ -85,6 +86,7 @@ fn seen(kernel: &[Route], refused: Option<&str>) -> View {
         plan: &plan,
         actual: &actual,
         status: &running(Vec::new()),
+        undone: Undone::default(),
         refused: &|_| refused.map(str::to_owned),
     };
     view(&known, &Recent::default(), Timestamp::UNIX_EPOCH)

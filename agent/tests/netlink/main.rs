@@ -10,5 +10,6 @@ mod ipv6;
 mod netns;
 mod path_mtu;
 mod pins;
+mod probe;
 mod takeover;
 mod tunnel;

@@ -9,6 +9,7 @@ mod netns;
 
 mod agent;
 mod masquerade;
+mod ruleset;
 mod table;
 mod tunnel_peers;
 mod world;

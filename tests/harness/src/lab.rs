@@ -147,7 +147,15 @@ impl Lab {
     /// # Errors
     /// When it is gone already, or the manifests cannot be written.
     pub fn delete_node_object(&self, number: u8) -> Result<String, LabError> {
-        store::take_node(&self.datastore(), &format!("node{number}"))
+        self.delete_object("Node", &format!("node{number}"))
+    }
+
+    /// Deletes an object that was there before the agents, or was added later, and returns its manifest.
+    ///
+    /// # Errors
+    /// When it is gone already, or the manifests cannot be written.
+    pub fn delete_object(&self, kind: &str, name: &str) -> Result<String, LabError> {
+        store::take(&self.datastore(), kind, name)
     }
 
     /// Deletes the pool of IPv6.

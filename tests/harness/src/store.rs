@@ -91,16 +91,16 @@ pub(crate) fn set_in_pool(folder: &Path, fields: &[(&str, &str)]) -> Result<(), 
     })
 }
 
-/// Takes the document of a Node out, and returns it.
-pub(crate) fn take_node(folder: &Path, name: &str) -> Result<String, LabError> {
+/// Takes the document of an object out, and returns it.
+pub(crate) fn take(folder: &Path, kind: &str, name: &str) -> Result<String, LabError> {
     let mut taken = None;
     edit(folder, |mut documents| {
-        let place = documents.iter().position(|d| is(d, "Node", name));
-        let place = place.ok_or_else(|| unknown(folder, &format!("Node {name}")))?;
+        let place = documents.iter().position(|d| is(d, kind, name));
+        let place = place.ok_or_else(|| unknown(folder, &format!("{kind} {name}")))?;
         taken = Some(documents.remove(place));
         Ok(documents)
     })?;
-    taken.ok_or_else(|| unknown(folder, &format!("Node {name}")))
+    taken.ok_or_else(|| unknown(folder, &format!("{kind} {name}")))
 }
 
 /// Takes the pool of IPv6 out.
@@ -335,9 +335,9 @@ mod tests {
         assert!(read().contains("    address: 172.18.0.33") && !read().contains("172.18.0.13"));
         assert!(set_internal_ip(folder, "node3", addresses[0], addresses[1]).is_err());
 
-        let node = take_node(folder, "node2").unwrap();
+        let node = take(folder, "Node", "node2").unwrap();
         assert!(node.contains("address: 172.18.0.12") && !read().contains("node2"));
-        assert!(take_node(folder, "node2").is_err());
+        assert!(take(folder, "Node", "node2").is_err());
         add(folder, node).unwrap();
         assert_eq!(documents(&read()).len(), documents(&changed).len());
     }

@@ -51,6 +51,8 @@ impl Kind {
 pub(super) struct Message {
     pub(super) kind: Kind,
     pub(super) flags: u16,
+    /// `NFPROTO_*`.
+    family: u8,
     pub(super) attributes: Attributes,
     pub(super) purpose: String,
 }
@@ -61,13 +63,20 @@ impl Message {
         Self {
             kind,
             flags,
+            family: FAMILY,
             attributes,
             purpose,
         }
     }
 
+    /// The same about tables of another family (`NFPROTO_*`).
+    pub(super) fn of_family(mut self, family: u8) -> Self {
+        self.family = family;
+        self
+    }
+
     pub(super) fn append_to(&self, bytes: &mut Vec<u8>, flags: u16, sequence: u32) {
-        let body = (FAMILY, 0, self.attributes.bytes());
+        let body = (self.family, 0, self.attributes.bytes());
         append(bytes, self.kind.number(), self.flags | flags, sequence, body);
     }
 }

@@ -17,6 +17,7 @@ mod connection;
 mod events;
 mod expression;
 mod message;
+mod ruleset;
 mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -163,6 +164,15 @@ impl Nftables {
         let parts = parts.unwrap_or_default();
         let elements = parts.iter().flat_map(|part| table::read_elements(part));
         Ok(elements.filter_map(table::read_refused).collect())
+    }
+
+    /// The chains that look at IPv4 packets, with their rules: everybody's but those of our own table.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or has no nf_tables for IPv4.
+    pub async fn ruleset(&mut self) -> Result<Vec<crate::ruleset::Chain>, DataplaneError> {
+        let read = ruleset::read(self.sound()?).await;
+        self.note(read)
     }
 
     /// What is there of `table`; none if it, or a set of it, is not.

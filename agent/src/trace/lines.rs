@@ -1,0 +1,100 @@
+//! A trace as a table for people.
+
+use std::fmt::Write as _;
+
+use super::{End, Hop, Place, Trace};
+use crate::dataplane::probe::Kind;
+use crate::table::{plain, printable};
+
+impl Trace {
+    /// The places on the way, what was expected and seen there, and what is wrong, if anything.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        let _ = writeln!(
+            text,
+            "From {} to {} and back",
+            described(&self.from),
+            described(&self.to)
+        );
+        let way = match (self.tunnelled, self.from.node == self.to.node) {
+            (_, true) => "on one node".to_owned(),
+            (true, false) => format!(
+                "through the tunnel: {} > {}",
+                self.from.node_address, self.to.node_address
+            ),
+            (false, false) => "between the nodes without a tunnel".to_owned(),
+        };
+        let sent = &self.sent;
+        let _ = writeln!(
+            text,
+            "Sent {} packets of {} bytes and {} of {} bytes, {way}\n",
+            sent.count, sent.small, sent.count, sent.large
+        );
+        let rows: Vec<Vec<String>> = self.hops.iter().map(|hop| self.row(hop)).collect();
+        let header = ["WAY", "NODE", "LINK", "PLACE", "EXPECTED", "SEEN", "OUTER", ""];
+        text += &plain(&header, &rows);
+        if let Some(reason) = &self.unasked {
+            let _ = writeln!(
+                text,
+                "\nOf {} nothing is known: {}",
+                printable(&self.to.node),
+                printable(reason)
+            );
+        }
+        text.push('\n');
+        match &self.loss {
+            None => text += "All packets arrived, and all answers came back.\n",
+            Some(loss) => {
+                let _ = writeln!(text, "Lost {}", printable(&loss.place));
+                let _ = writeln!(text, "  cause  {}", printable(&loss.cause));
+                let _ = writeln!(text, "  mend   {}", printable(&loss.cure));
+            }
+        }
+        text
+    }
+
+    fn row(&self, hop: &Hop) -> Vec<String> {
+        let sent = self.sent.count;
+        let is_short = hop.small < sent || hop.large < sent;
+        let outer = hop
+            .outer
+            .map_or_else(|| "-".to_owned(), |(from, to)| format!("{from} > {to}"));
+        vec![
+            match hop.kind {
+                Kind::Request => "there".to_owned(),
+                Kind::Answer => "back".to_owned(),
+            },
+            printable(&hop.node),
+            printable(&hop.link),
+            hop.place.words().to_owned(),
+            format!("{sent} + {sent}"),
+            format!("{} + {}", hop.small, hop.large),
+            outer,
+            if is_short { "MISSING" } else { "ok" }.to_owned(),
+        ]
+    }
+}
+
+impl Place {
+    fn words(self) -> &'static str {
+        match self {
+            Place::FromPod => "from the pod",
+            Place::IntoTunnel => "into the tunnel",
+            Place::OutOfNic => "out of the NIC",
+            Place::IntoNic => "into the NIC",
+            Place::OutOfTunnel => "out of the tunnel",
+            Place::ToPod => "to the pod",
+        }
+    }
+}
+
+fn described(end: &End) -> String {
+    let what = if end.is_node { "the node itself, " } else { "" };
+    format!(
+        "{} ({what}{}, {})",
+        end.address,
+        printable(&end.node),
+        end.node_address
+    )
+}

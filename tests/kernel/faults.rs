@@ -1,0 +1,327 @@
+//! Faults as operators meet them, each made on purpose, and the sentence that names its cause.
+
+use std::time::Duration;
+
+use harness::{Lab, LabError, Node, wait_for};
+use libtest_mimic::Failed;
+
+use crate::doctor::{found, report};
+use crate::ensure;
+
+/// Far more than anything here takes.
+const GENEROUS: Duration = Duration::from_secs(90);
+
+/// Nothing is wrong with any node. Where their kernel has no packet filter, that is all that is.
+fn is_well(lab: &Lab) -> Result<(), LabError> {
+    wait_for("nothing to be wrong", GENEROUS, || {
+        let mut wrong = Vec::new();
+        for node in lab.nodes() {
+            let text = report(&node.agent).map_err(|error| error.to_string())?;
+            if text.contains("deletions are held") {
+                // A pool that was in use is given up only when somebody says so; or the objects are just back.
+                let _ = node.agent.accept_withdrawal();
+            }
+            let without_filter =
+                text.contains("the packet filter is not written") && text.contains("\n1 finding.");
+            if !without_filter && !text.contains("Nothing is wrong.") {
+                wrong.push(text);
+            }
+        }
+        if wrong.is_empty() {
+            Ok(())
+        } else {
+            Err(wrong.join("\n"))
+        }
+    })
+}
+
+fn pool(name: &str, cidr: &str, more: &str) -> String {
+    format!(
+        "apiVersion: crd.projectcalico.org/v1\nkind: IPPool\nmetadata:\n  name: {name}\nspec:\n  cidr: {cidr}\n  \
+         ipipMode: Always\n  vxlanMode: Never\n{more}"
+    )
+}
+
+fn claim(node: &str, block: &str) -> String {
+    format!(
+        "apiVersion: crd.projectcalico.org/v1\nkind: BlockAffinity\nmetadata:\n  name: {}\nspec:\n  cidr: {block}\n  \
+         node: {node}\n  state: confirmed\n  deleted: \"false\"\n",
+        claim_name(node, block)
+    )
+}
+
+fn claim_name(node: &str, block: &str) -> String {
+    format!("{node}-{}", block.replace(['.', '/'], "-"))
+}
+
+/// Two pools overlap, two nodes advertise one address, and a block belongs to a node that there is none of.
+pub(crate) fn in_the_datastore(lab: &mut Lab) -> Result<(), Failed> {
+    const BLOCK: &str = "10.65.99.0/26";
+    is_well(lab)?;
+    let twin = lab.node(2).address;
+    lab.add_object(pool("more", "10.65.128.0/17", "  disabled: true\n"))?;
+    lab.add_object(claim("node8", BLOCK))?;
+    lab.add_object(format!(
+        "apiVersion: v1\nkind: Node\nmetadata:\n  name: node9\n  annotations:\n    projectcalico.org/IPv4Address: \
+         {twin}/24\n"
+    ))?;
+    let told = found(
+        &lab.node(1).agent,
+        &[
+            "pools default-ipv4-ippool and more overlap",
+            "nodes node2 and node9 advertise one address",
+            &format!("block {BLOCK} belongs to the node node8, which does not exist"),
+        ],
+    );
+    lab.delete_object("Node", "node9")?;
+    lab.delete_object("BlockAffinity", &claim_name("node8", BLOCK))?;
+    lab.delete_object("IPPool", "more")?;
+    told?;
+    Ok(is_well(lab)?)
+}
+
+/// The datastore is away for a while.
+pub(crate) fn datastore_away(lab: &mut Lab) -> Result<(), Failed> {
+    lab.set_datastore_away(true)?;
+    let told = found(
+        &lab.node(1).agent,
+        &["the datastore does not answer as it should"],
+    );
+    lab.set_datastore_away(false)?;
+    told?;
+    Ok(is_well(lab)?)
+}
+
+/// Forwarding is switched off, and the tunnel set down, again and again: each time it is mended at once, and the doctor
+/// tells that somebody does it.
+pub(crate) fn undone(lab: &mut Lab) -> Result<(), Failed> {
+    // What was undone before on this cluster does not count.
+    begin_anew(lab)?;
+    let node = lab.node(1);
+    for _ in 0..4 {
+        node.namespace.run("sysctl", &["-qw", "net.ipv4.ip_forward=0"])?;
+        node.namespace.ip("link set tunl0 down")?;
+        wait_for("both to be mended", GENEROUS, || {
+            let forwards = node.namespace.run("sysctl", &["-n", "net.ipv4.ip_forward"]);
+            let link = node.namespace.ip("-oneline link show tunl0");
+            match (forwards, link) {
+                (Ok(forwards), Ok(link)) if forwards.trim() == "1" && link.contains(",UP") => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })?;
+    }
+    found(
+        &node.agent,
+        &[
+            "something keeps switching forwarding off on this host",
+            "something keeps setting tunl0 down on this host",
+        ],
+    )?;
+    begin_anew(lab)?;
+    Ok(is_well(lab)?)
+}
+
+/// A new run of the agent knows of nothing that was undone.
+fn begin_anew(lab: &mut Lab) -> Result<(), Failed> {
+    lab.agent(1).terminate()?;
+    lab.start_agent(1)?;
+    lab.wait_for_sessions()?;
+    lab.wait_for_routes()?;
+    Ok(())
+}
+
+/// A wrong AS, a password that only one side has, a filter on TCP port 179, a speaker that is gone, and an address that is.
+pub(crate) fn sessions(lab: &mut Lab) -> Result<(), Failed> {
+    let third = lab.node(3).address;
+    let peer = |name: &str, more: &str| {
+        format!(
+            "apiVersion: crd.projectcalico.org/v1\nkind: BGPPeer\nmetadata:\n  name: {name}\nspec:\n  node: node1\n  \
+             peerIP: {third}\n{more}"
+        )
+    };
+    lab.add_object(peer("wrong-as", "  asNumber: 65001\n"))?;
+    let told = found(
+        &lab.node(1).agent,
+        &[
+            &format!("the BGP session with node node3 ({third}) is"),
+            "peer says it is AS 64512, we expect AS 65001",
+        ],
+    );
+    lab.delete_object("BGPPeer", "wrong-as")?;
+    told?;
+    lab.wait_for_sessions()?;
+
+    let password = "  asNumber: 64512\n  password:\n    secretKeyRef:\n      name: bgp\n      key: third\n";
+    let secret = "apiVersion: v1\nkind: Secret\nmetadata:\n  name: bgp\n  namespace: default\nstringData:\n  third: swordfish\n";
+    lab.add_object(format!("{secret}---\n{}", peer("password", password)))?;
+    let told = found(
+        &lab.node(3).agent,
+        &["the peer likely has a password, this node none"],
+    )
+    .and_then(|()| found(&lab.node(1).agent, &["the peer likely has no password"]));
+    lab.delete_object("BGPPeer", "password")?;
+    lab.delete_object("Secret", "bgp")?;
+    told?;
+    lab.wait_for_sessions()?;
+
+    filtered(lab)?;
+    gone(lab)?;
+    Ok(is_well(lab)?)
+}
+
+/// iptables as they were before nf_tables: the node with the filter names the rule, the other what is likely.
+fn filtered(lab: &mut Lab) -> Result<(), Failed> {
+    let (node, other) = (lab.node(1), lab.node(2));
+    let iptables = |node: &Node, arguments: &str| {
+        let all: Vec<&str> = arguments.split_whitespace().collect();
+        node.namespace.run("iptables-legacy", &all)
+    };
+    let (from, to) = (other.address, node.address);
+    iptables(node, &format!("-A INPUT -s {from} -p tcp --dport 179 -j DROP"))?;
+    iptables(node, &format!("-A OUTPUT -d {from} -p tcp --dport 179 -j DROP"))?;
+    // What either says of the end of the session may not come through.
+    node.agent.ask(&["bgp", "clear", &from.to_string()])?;
+    other.agent.ask(&["bgp", "clear", &to.to_string()])?;
+    let told = found(
+        &other.agent,
+        &[
+            &format!("the BGP session with node node1 ({to}) is"),
+            "connection timed out: the host is down, or something filters TCP port 179",
+        ],
+    )
+    .and_then(|()| {
+        found(
+            &node.agent,
+            &[
+                &format!("a packet filter on this host drops BGP connections (TCP port 179) from {from}"),
+                &format!("a packet filter on this host drops BGP connections (TCP port 179) to {from}"),
+                "iptables (legacy), table filter, chain INPUT, rule 1: drop",
+                "iptables-legacy -t filter -I OUTPUT -p tcp --dport 179 -j ACCEPT",
+            ],
+        )
+    });
+    let status = other.agent.status_text(&[])?;
+    let probed = doctor_with_probes(other);
+    iptables(node, "-F")?;
+    told?;
+    let (probed, dropped) = (
+        probed?,
+        format!("something drops TCP port 179 from {from} to {to}"),
+    );
+    ensure(probed.contains(&dropped), || probed)?;
+    ensure(status.contains("something filters TCP port 179"), || status)?;
+    lab.wait_for_sessions()?;
+    Ok(())
+}
+
+/// The speaker of a node is gone; then its address is another, without a word to anybody.
+fn gone(lab: &mut Lab) -> Result<(), Failed> {
+    let address = lab.node(3).address;
+    lab.agent(3).kill()?;
+    let told = found(
+        &lab.node(1).agent,
+        &[
+            &format!("the BGP session with node node3 ({address}) is"),
+            "connection refused: no speaker listens there yet",
+        ],
+    );
+    lab.start_agent(3)?;
+    lab.wait_for_sessions()?;
+    told?;
+
+    let node = lab.node(3);
+    node.namespace.ip(&format!("addr del {address}/24 dev eth0"))?;
+    node.namespace.ip("addr add 172.18.0.33/24 dev eth0")?;
+    let told = found(
+        &node.agent,
+        &[&format!(
+            "the advertised address {address} is on no link of this host"
+        )],
+    );
+    node.namespace.ip("addr del 172.18.0.33/24 dev eth0")?;
+    node.namespace.ip(&format!("addr add {address}/24 dev eth0"))?;
+    let router = lab.layout().router(3);
+    node.namespace
+        .ip(&format!("route replace default via {router}"))?;
+    told?;
+    lab.wait_for_sessions()?;
+    lab.wait_for_routes()?;
+    Ok(())
+}
+
+fn doctor_with_probes(node: &Node) -> Result<String, LabError> {
+    printed(node.agent.ask(&["doctor", "--probe"]))
+}
+
+fn trace(lab: &Lab, from: &str, to: &str) -> Result<String, LabError> {
+    let (from, to) = (format!("default/{from}"), lab.pod(to).address.to_string());
+    printed(lab.node(1).agent.ask(&["trace", &from, &to]))
+}
+
+/// What a command prints, whatever it finds.
+fn printed(asked: Result<String, LabError>) -> Result<String, LabError> {
+    match asked {
+        Err(LabError::Command { output, .. }) => Ok(output),
+        other => other,
+    }
+}
+
+/// Packets are followed from pod to pod: all arrive; then a NIC on the way takes less than the tunnel sends, the other host
+/// drops protocol 4, or what it forwards, and a pod does not answer. Each time the sentence names it.
+pub(crate) fn on_the_way(lab: &mut Lab) -> Result<(), Failed> {
+    const WELL: &str = "All packets arrived, and all answers came back.";
+    for (from, to) in [("n1p1", "n3p1"), ("n1p1", "n1p2"), ("n3p1", "n2p1")] {
+        let text = trace(lab, from, to)?;
+        println!("{text}");
+        ensure(text.contains(WELL), || text.clone())?;
+    }
+    let text = doctor_with_probes(lab.node(1))?;
+    ensure(text.contains("ok       ways to other nodes"), || text.clone())?;
+
+    let third = lab.node(3);
+    let iptables = |arguments: &str| {
+        let all: Vec<&str> = arguments.split_whitespace().collect();
+        third.namespace.run("iptables-legacy", &all)
+    };
+    let both = |words: &str| -> Result<(), Failed> {
+        let (traced, probed) = (trace(lab, "n1p1", "n3p1")?, doctor_with_probes(lab.node(1))?);
+        println!("{traced}");
+        ensure(traced.contains(words) && !traced.contains(WELL), || {
+            traced.clone()
+        })?;
+        ensure(probed.contains(words), || probed.clone())
+    };
+    lab.fabric().ip("link set node3 mtu 1400")?;
+    let told = both("the MTU is too large for the way: packets of 1480 bytes do not pass");
+    lab.fabric().ip("link set node3 mtu 1500")?;
+    told?;
+
+    iptables("-A INPUT -p 4 -j DROP")?;
+    let told = both(&format!(
+        "on node3: a packet filter on this host drops tunnelled packets (IP protocol 4) from {}",
+        lab.node(1).address
+    ));
+    iptables("-F")?;
+    told?;
+
+    iptables("-P FORWARD DROP")?;
+    let forwarded = trace(lab, "n1p1", "n3p1");
+    iptables("-P FORWARD ACCEPT")?;
+    let pod = &lab.pod("n3p1").namespace;
+    pod.run("sysctl", &["-qw", "net.ipv4.icmp_echo_ignore_all=1"])?;
+    let silent = trace(lab, "n1p1", "n3p1");
+    pod.run("sysctl", &["-qw", "net.ipv4.icmp_echo_ignore_all=0"])?;
+    let silence = format!("the pod {} does not answer", lab.pod("n3p1").address);
+    for (text, words) in [
+        (
+            forwarded?,
+            "on node3: a packet filter on this host drops packets between pods that it forwards",
+        ),
+        (silent?, silence.as_str()),
+    ] {
+        println!("{text}");
+        ensure(text.contains(words), || text.clone())?;
+    }
+    let text = trace(lab, "n1p1", "n3p1")?;
+    ensure(text.contains(WELL), || text.clone())
+}
