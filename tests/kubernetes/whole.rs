@@ -270,6 +270,7 @@ fn lives(_: &Server) -> Outcome {
     whole.all_reach_all(&pods)?;
 
     upgrade(&whole, &pods)?;
+    password(&whole)?;
     remove_a_node(&mut whole)?;
     uninstall(&whole)
 }
@@ -328,6 +329,63 @@ fn upgrade(whole: &Whole, pods: &Pods) -> Outcome {
         "the agent is the same".to_owned()
     })?;
     ensure(outcome.lost.is_empty(), || format!("{outcome:?}"))
+}
+
+/// The mesh gets a password, from a Secret that the chart names: all sessions come back with it, by what the kernel says of
+/// their connections and the agents of themselves.
+fn password(whole: &Whole) -> Outcome {
+    let secret = [
+        "create",
+        "secret",
+        "generic",
+        "bgp-mesh",
+        "--from-literal=key=s3cret",
+    ];
+    whole.kubectl(&[&["-n", "kube-system"], &secret[..]].concat())?;
+    whole.helm(&[
+        "upgrade",
+        "culvert",
+        "CHART",
+        "--set",
+        "bgp.passwordSecrets={bgp-mesh}",
+    ])?;
+    let wanted = r#"{"spec":{"nodeMeshPassword":{"secretKeyRef":{"name":"bgp-mesh","key":"key"}}}}"#;
+    let configuration = ["bgpconfigurations.crd.projectcalico.org", "default"];
+    whole.kubectl(&[
+        "patch",
+        configuration[0],
+        configuration[1],
+        "--type=merge",
+        "-p",
+        wanted,
+    ])?;
+    for number in [1, 2, 3] {
+        let node = whole.cluster.node(number);
+        whole.until(&format!("the sessions of {} with a password", node.name), || {
+            let signed = node
+                .namespace
+                .run("ss", &["-Htin", "( sport = :179 or dport = :179 )"])
+                .map_err(|error| error.to_string())?;
+            let agent = whole.agent_on(&node.name).map_err(|error| format!("{error:?}"))?;
+            let status = whole.kubectl(&[
+                "exec",
+                "-n",
+                "kube-system",
+                &agent,
+                "--",
+                "culvert",
+                "node",
+                "status",
+            ])?;
+            let is_up = status.matches("Established").count() == 2;
+            if signed.matches("md5keys:").count() >= 2 && is_up {
+                Ok(())
+            } else {
+                Err(format!("{signed}\n{status}"))
+            }
+        })?;
+    }
+    Ok(())
 }
 
 /// A node whose power failed and whose object was deleted: its blocks become free, and nobody else's.

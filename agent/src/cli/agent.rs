@@ -8,8 +8,9 @@ use super::CliError;
 use crate::config::{Config, Mode};
 use crate::{control, logging};
 
-/// One for the control loop and one for the speaker: each keeps a core busy at most, and only in a storm.
-const WORKERS: usize = 2;
+/// For the speaker and all that waits for something. The control loop, which writes to the kernel, has the main thread besides.
+/// With more, tasks are handed from one to another at every message of a peer, and to wake up costs more than the message.
+const WORKERS: usize = 1;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {

@@ -327,7 +327,7 @@ impl EventLoop {
         }
         if news.converged && !self.converged {
             // What a former run left counts no longer as a way.
-            self.changed.everything = true;
+            self.changed.everything |= self.planner.rests_on_former_run(&self.actual);
             self.converged = true;
         }
         wake

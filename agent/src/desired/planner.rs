@@ -178,6 +178,18 @@ impl Planner {
         (routes, held)
     }
 
+    /// Whether a way to a node may be a route of ours that is in the kernel and is not wanted. Before the peers have told all
+    /// it counts, afterwards it does not.
+    #[must_use]
+    pub fn rests_on_former_run(&self, actual: &Actual) -> bool {
+        actual.routes().any(|route| {
+            route.protocol == self.settings.protocol
+                && route.key.table == MAIN_TABLE
+                && self.ways.are_asked_of(&route.key.prefix)
+                && !self.plan.desired.routes.contains_key(&route.key)
+        })
+    }
+
     /// Whether packets to a node may take what a router tells of `prefix`.
     fn is_way_to_node(&self, known: Known<'_>, prefix: &IpNet) -> bool {
         self.ways.are_asked_of(prefix) && known.cluster.pool_of(prefix).is_none()

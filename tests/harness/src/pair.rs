@@ -204,6 +204,10 @@ impl Daemon {
     /// # Errors
     /// When it cannot be waited for.
     pub fn kill(&mut self) -> Result<(), LabError> {
+        // One that has ended and was waited for has no number any more: that may be somebody else's by now.
+        if matches!(self.child.try_wait(), Ok(Some(_))) {
+            return Ok(());
+        }
         kill(self.child.id(), Signal::SIGKILL);
         self.child
             .wait()

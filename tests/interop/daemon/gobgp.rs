@@ -112,7 +112,8 @@ impl Peer for GoBgp {
                 _ => String::new(),
             };
             let path = if announce {
-                format!("nexthop {next_hop}{community}")
+                // As the others have it: without a word it would be `incomplete`.
+                format!("origin igp nexthop {next_hop}{community}")
             } else {
                 String::new()
             };

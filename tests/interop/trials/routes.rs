@@ -105,7 +105,7 @@ pub(super) fn long_lived() -> Terms {
     }
 }
 
-/// The daemon dies and does not come back: when its restart time is over its route is the last choice (LLGR_STALE), and has
+/// The daemon dies and does not come back for long: when its restart time is over its route is the last choice (LLGR_STALE), and has
 /// not left the agent's kernel.
 pub(super) fn it_stays_away(session: &mut Session) -> Result<(), Failed> {
     session.wait_until_up()?;
@@ -126,6 +126,9 @@ pub(super) fn it_stays_away(session: &mut Session) -> Result<(), Failed> {
     crate::ensure(touched.is_none(), || {
         format!("the route did not stay as it was: {touched:?}")
     })?;
+    // It does at last.
+    session.peer.crash(&session.pair)?;
+    session.wait_until_up()?;
     Ok(session.wait_until_installed(true)?)
 }
 

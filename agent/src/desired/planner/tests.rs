@@ -439,10 +439,7 @@ impl World {
                 }
                 self.actual.applied(&change);
             }
-            Event::Converged => {
-                self.changed.everything = true;
-                self.converged = true;
-            }
+            Event::Converged => {}
             Event::Noise(prefix) => drop(self.changed.learned.insert(prefix)),
         }
     }
@@ -483,6 +480,11 @@ proptest! {
         for turn in turns {
             let before = planner.plan().clone();
             for event in turn {
+                if matches!(event, Event::Converged) && !world.converged {
+                    // As the loop does it.
+                    world.changed.everything |= planner.rests_on_former_run(&world.actual);
+                    world.converged = true;
+                }
                 world.take(event);
             }
             let changed = world.take_changed();
