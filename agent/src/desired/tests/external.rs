@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::api::{BgpConfiguration, BgpPeer};
+use crate::fib::RouteKey;
 
 const ROUTER: &str = "172.18.0.254";
 
@@ -297,4 +298,35 @@ fn what_a_node_says_of_the_way_to_another_is_none() {
         !routes.iter().any(|route| route.starts_with("172.19")),
         "{routes:?}"
     );
+}
+
+#[test]
+fn what_a_node_tells_of_outside_the_pools_is_held_whether_the_ways_are_known_already_or_not() {
+    let (cluster, learned) = (
+        cluster("ipipMode: Always"),
+        learned(&[("172.19.0.0/16", "172.18.0.12")]),
+    );
+    let mut kernel = kernel();
+    kernel.routes.push(route("172.19.0.0/16", None, 86));
+    let actual = Actual::new(kernel);
+    let known = Known {
+        cluster: &cluster,
+        learned: &learned,
+        actual: &actual,
+        converged: true,
+    };
+    let everything = Changed {
+        everything: true,
+        ..Changed::default()
+    };
+    let mut planner = Planner::new(Settings {
+        pin_table: Some(886),
+        ..settings()
+    });
+    planner.update(known, &everything);
+    let first = planner.plan().clone();
+    planner.update(known, &everything);
+    assert_eq!(planner.plan(), &first);
+    let key = RouteKey::main("172.19.0.0/16".parse().unwrap());
+    assert!(first.desired.held.contains(&key), "{first:?}");
 }
