@@ -4,6 +4,7 @@
 //! changes nothing.
 
 mod blocks;
+pub mod cluster;
 mod filters;
 mod fix;
 mod host;

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::datastore::{Datastore, NodeEvent};
-use crate::status::AgentStatus;
+use crate::status::{AgentStatus, LastError};
 
 /// How long the same event is only counted before it is written again.
 const REPEAT: Duration = Duration::from_secs(600);
@@ -81,6 +81,33 @@ async fn at(time: Option<Instant>) {
     }
 }
 
+/// The last of the errors that `now` tells of and that somebody must see to: one that `former` did not tell of, else the one that
+/// was the last, as long as it stands.
+pub(crate) fn last_error(former: &AgentStatus, now: &AgentStatus, at: Timestamp) -> Option<LastError> {
+    let (before, present) = (errors(former), errors(now));
+    let is_last = |error: &&Happening| {
+        let last = former.last_error.as_ref();
+        last.is_some_and(|last| (last.reason.as_str(), &last.message) == (error.0, &error.1))
+    };
+    let new = present.iter().find(|error| !before.contains(error));
+    if new.is_none() && present.iter().any(|error| is_last(&error)) {
+        return former.last_error.clone();
+    }
+    let (reason, message) = new.or(present.first())?;
+    Some(LastError {
+        since: at,
+        reason: (*reason).to_owned(),
+        message: message.clone(),
+    })
+}
+
+/// All that somebody must see to; also what no Event can tell of, since the datastore is away.
+fn errors(status: &AgentStatus) -> Vec<Happening> {
+    let away = status.datastore.problem.iter();
+    let away = away.map(|problem| ("Datastore", problem.clone()));
+    away.chain(problems(status)).collect()
+}
+
 /// What is wrong now that concerns people, as far as its words do not change by themselves.
 fn problems(status: &AgentStatus) -> Vec<Happening> {
     let sources = &status.sources;
@@ -112,6 +139,20 @@ fn problems(status: &AgentStatus) -> Vec<Happening> {
             .iter()
             .take(OF_A_KIND)
             .map(|problem| ("NodeProblem", problem.clone())),
+    );
+    all.extend(
+        status
+            .session_faults
+            .iter()
+            .take(OF_A_KIND)
+            .map(|fault| ("SessionDown", fault.clone())),
+    );
+    all.extend(
+        status
+            .firewall
+            .problem
+            .iter()
+            .map(|problem| ("PacketFilterNotWritten", problem.clone())),
     );
     if status.withdrawals_held > 0 {
         let held = "too much has vanished from the datastore at once: nothing is withdrawn until it is back, or until \
@@ -271,5 +312,41 @@ mod tests {
             ledger.note("R", &n.to_string(), start, WALL);
         }
         assert_eq!(ledger.entries.len(), KNOWN_MAX);
+    }
+
+    #[test]
+    fn the_last_error_is_the_newest_that_stands_and_goes_when_it_is_over() {
+        let with = |problems: &[&str], last: Option<LastError>| AgentStatus {
+            session_faults: problems.iter().map(|problem| (*problem).to_owned()).collect(),
+            last_error: last,
+            ..AgentStatus::default()
+        };
+        let later = WALL + jiff::SignedDuration::from_secs(60);
+        let first = last_error(&with(&[], None), &with(&["a"], None), WALL).unwrap();
+        assert_eq!(
+            (first.reason.as_str(), first.message.as_str(), first.since),
+            ("SessionDown", "a", WALL)
+        );
+        let stands = last_error(&with(&["a"], Some(first.clone())), &with(&["a"], None), later);
+        assert_eq!(stands, Some(first.clone()));
+        let newer = last_error(&with(&["a"], Some(first)), &with(&["a", "b"], None), later).unwrap();
+        assert_eq!((newer.message.as_str(), newer.since), ("b", later));
+        let older = last_error(
+            &with(&["a", "b"], Some(newer.clone())),
+            &with(&["a"], None),
+            later,
+        );
+        assert_eq!(older.unwrap().message, "a");
+        assert_eq!(
+            last_error(&with(&["b"], Some(newer)), &with(&[], None), later),
+            None
+        );
+        let mut away = with(&[], None);
+        away.datastore.problem = Some("gone".into());
+        let told = last_error(&with(&[], None), &away, WALL).unwrap();
+        assert_eq!(
+            (told.reason.as_str(), told.message.as_str()),
+            ("Datastore", "gone")
+        );
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! The loop may be a new one from time to time (this node got another address): a question waits until one listens.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use culvert_bgp::speaker::RouteView;
@@ -15,11 +16,12 @@ use crate::desired::{Plan, Settings};
 use crate::doctor::{Host, Report};
 use crate::explanation::{self, Explanation};
 use crate::fib::{Route, RouteKey};
+use crate::kernel_view::KernelView;
 use crate::page::View;
 use crate::reconcile::Actual;
 use crate::ribs::{PeerUnknown, RibRequest, RibRoutes};
 use crate::speaker::{Clear, Query};
-use crate::status::AgentStatus;
+use crate::status::{AgentStatus, PeerRoutes};
 use crate::trace::{NoWay, Way};
 
 /// What the control loop knows at one moment, for whoever answers.
@@ -96,6 +98,18 @@ pub enum Inquiry {
         host: Box<Host>,
         /// Takes the answer.
         answer: oneshot::Sender<Report>,
+    },
+    /// What becomes of the routes that the peers announce.
+    Count {
+        /// How many of each are let in, as the speaker says.
+        accepted: BTreeMap<IpAddr, usize>,
+        /// Takes the answer.
+        answer: oneshot::Sender<BTreeMap<IpAddr, PeerRoutes>>,
+    },
+    /// What the kernel has, as it is known.
+    Kernel {
+        /// Takes the answer.
+        answer: oneshot::Sender<KernelView>,
     },
     /// What the page draws.
     View {
@@ -204,6 +218,24 @@ impl Inquiries {
     pub async fn examine(&self, host: Host) -> Result<Report, Problem> {
         let host = Box::new(host);
         self.ask(|answer| Inquiry::Examine { host, answer }).await
+    }
+
+    /// What becomes of the routes that each peer announces.
+    ///
+    /// # Errors
+    /// When the agent is about to end.
+    pub async fn count_routes(&self) -> Result<BTreeMap<IpAddr, PeerRoutes>, Problem> {
+        let accepted = self.ask(|answer| Inquiry::Speaker(Query::Count { answer }));
+        let accepted = accepted.await?;
+        self.ask(|answer| Inquiry::Count { accepted, answer }).await
+    }
+
+    /// What the kernel has: links, addresses, rules and routes.
+    ///
+    /// # Errors
+    /// When the agent is about to end.
+    pub async fn kernel(&self) -> Result<KernelView, Problem> {
+        self.ask(|answer| Inquiry::Kernel { answer }).await
     }
 
     /// The way between two addresses, as this node knows it.

@@ -1,5 +1,7 @@
 //! Tables in the forms that operators of Calico know.
 
+use std::io::IsTerminal as _;
+
 use comfy_table::Table;
 
 /// The box of calicoctl: `+-|`, a line below the header, none between rows. In the order of comfy-table's presets.
@@ -36,6 +38,44 @@ pub(crate) fn plain(header: &[&str], rows: &[Vec<String>]) -> String {
         text += &line(&mut row.iter().map(String::as_str));
     }
     text
+}
+
+/// Colours, where a person looks at a terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Paint {
+    /// Text alone.
+    Plain,
+    /// The colours of the terminal (ECMA-48 §8.3.117).
+    Coloured,
+}
+
+impl Paint {
+    /// Coloured where standard output is a terminal and nobody has asked for no colours (<https://no-color.org>).
+    pub(crate) fn of_stdout() -> Self {
+        let is_unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        if std::io::stdout().is_terminal() && !is_unwanted {
+            Self::Coloured
+        } else {
+            Self::Plain
+        }
+    }
+
+    /// What somebody should look at.
+    pub(crate) fn wrong(self, text: &str) -> String {
+        self.coloured(31, text)
+    }
+
+    /// What is as it should be.
+    pub(crate) fn well(self, text: &str) -> String {
+        self.coloured(32, text)
+    }
+
+    fn coloured(self, colour: u8, text: &str) -> String {
+        match self {
+            Self::Plain => text.to_owned(),
+            Self::Coloured => format!("\u{1b}[{colour}m{text}\u{1b}[0m"),
+        }
+    }
 }
 
 /// What others wrote may hold anything: none of it may break the box or drive the terminal.

@@ -145,6 +145,42 @@ pub enum Reason {
     Stopped,
 }
 
+impl Reason {
+    /// Whether it lies in the configuration of one of the two ends: trying again does not mend it. A host that is down, or a
+    /// speaker that is about to start, does so by itself.
+    #[must_use]
+    pub fn needs_a_person(&self) -> bool {
+        match self {
+            Self::WrongAs { .. }
+            | Self::SameRouterId { .. }
+            | Self::NoCommonFamily { .. }
+            | Self::TooManyPrefixes { .. }
+            | Self::TooLargeAttributes { .. } => true,
+            Self::Transport(error) => matches!(
+                error,
+                TransportError::NotWelcome
+                    | TransportError::Md5Differs
+                    | TransportError::Md5Missing
+                    | TransportError::Md5Unexpected
+                    | TransportError::Md5Refused(_)
+            ),
+            // RFC 4271 §6.2: what the two say of themselves in their OPENs.
+            Self::NotificationReceived(said) | Self::NotificationSent(said) => {
+                said.code == code::OPEN_MESSAGE
+            }
+            Self::HoldTimer { .. }
+            | Self::SendHoldTimer
+            | Self::NoOpen { .. }
+            | Self::Collision
+            | Self::PeerRestarted
+            | Self::Deconfigured
+            | Self::Reconfigured
+            | Self::Cleared
+            | Self::Stopped => false,
+        }
+    }
+}
+
 /// Address families as words: `IPv4 unicast, family 1/4`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Families(pub Vec<Family>);

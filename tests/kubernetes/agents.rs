@@ -33,19 +33,7 @@ fn mesh(_: &Server) -> Outcome {
     })?;
     install_crds(&server)?;
     permit(&server)?;
-    server.kubectl(ADMIN, &["apply", "-f", &lab.datastore().to_string_lossy()], "")?;
-    let kubeconfig = server.kubeconfig(SERVICE_ACCOUNT);
-    for node in lab.nodes() {
-        let config = node.agent.config();
-        let text = fs::read_to_string(&config)?;
-        let folder = format!("  directory: {}\n", lab.datastore().display());
-        let kubernetes = format!("  kubernetes:\n    kubeconfig: {}\n", kubeconfig.display());
-        let changed = text.replacen(&folder, &kubernetes, 1);
-        ensure(changed != text, || format!("no datastore in {text}"))?;
-        fs::write(&config, changed)?;
-    }
-    // What the agents read is on the server alone.
-    fs::remove_dir_all(lab.datastore())?;
+    lead_to(&server, &lab)?;
     lab.start_agents()?;
     lab.wait_for_sessions()?;
     lab.wait_for_routes()?;
@@ -80,6 +68,24 @@ fn mesh(_: &Server) -> Outcome {
     })?;
     wrong_source(&mut lab, &server)?;
     lab.down()?;
+    Ok(())
+}
+
+/// Gives the server all that the laboratory's datastore has, and leads the agents, which are down yet, to the server.
+pub(crate) fn lead_to(server: &ApiServer, lab: &Lab) -> Outcome {
+    server.kubectl(ADMIN, &["apply", "-f", &lab.datastore().to_string_lossy()], "")?;
+    let kubeconfig = server.kubeconfig(SERVICE_ACCOUNT);
+    for node in lab.nodes() {
+        let config = node.agent.config();
+        let text = fs::read_to_string(&config)?;
+        let folder = format!("  directory: {}\n", lab.datastore().display());
+        let kubernetes = format!("  kubernetes:\n    kubeconfig: {}\n", kubeconfig.display());
+        let changed = text.replacen(&folder, &kubernetes, 1);
+        ensure(changed != text, || format!("no datastore in {text}"))?;
+        fs::write(&config, changed)?;
+    }
+    // What the agents read is on the server alone.
+    fs::remove_dir_all(lab.datastore())?;
     Ok(())
 }
 

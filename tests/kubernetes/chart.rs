@@ -36,17 +36,29 @@ pub(crate) const TRIALS: [(&str, Act); 3] = [
 /// Secrets that the agent may read.
 const PASSWORDS: &str = "[\"bgp-passwords\"]";
 
-/// Applies the chart's permissions, with what Helm would fill in.
+/// Applies the chart's permissions of the agents, with what Helm would fill in.
 pub(crate) fn permit(server: &ApiServer) -> Outcome {
-    let template = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/culvert/templates/rbac.yaml");
-    let text = std::fs::read_to_string(template)?;
+    apply(server, "rbac.yaml", PASSWORDS)
+}
+
+/// Applies the chart's roles for operators, and gives them to this user.
+pub(crate) fn permit_operator(server: &ApiServer, user: &str) -> Outcome {
+    let subjects = json!([{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": user}]);
+    apply(server, "operator.yaml", &subjects.to_string())
+}
+
+/// Applies a template that needs no more of Helm than the namespace, and one value in one place.
+fn apply(server: &ApiServer, template: &str, value: &str) -> Outcome {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/culvert/templates");
+    let text = std::fs::read_to_string(folder.join(template))?;
     let rendered: String = text
         .lines()
         .filter(|line| !line.starts_with("{{-") && !line.contains("culvert.labels"))
         .map(|line| {
             let line = line.replace("{{ .Release.Namespace }}", "kube-system");
             let line = line.replace("{{ $.Release.Namespace }}", "kube-system");
-            line.replace("{{ toJson . }}", PASSWORDS) + "\n"
+            let line = line.replace("{{- toYaml . | nindent 2 }}", value);
+            line.replace("{{ toJson . }}", value) + "\n"
         })
         .collect();
     ensure(!rendered.contains("{{"), || format!("not rendered: {rendered}"))?;

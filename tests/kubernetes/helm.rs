@@ -36,7 +36,7 @@ const VALUES: [&str; 7] = [
       nodeSelector: {culvert: active}, affinity: {nodeAffinity: {}}, tolerations: [], podLabels: {a: b}, podAnnotations: {c: 'true'},
       updateStrategy: {maxUnavailable: 10%}, resources: {limits: {memory: 1Gi, cpu: 2}, requests: {cpu: 100m}}}",
     "{apiServer: {host: api.example, port: 6443}, modules: {enabled: false}, cni: {enabled: false}, uninstall: {enabled: false},
-      ipPool: {create: false}, bgpConfiguration: {create: false}}",
+      ipPool: {create: false}, bgpConfiguration: {create: false}, operator: {create: false}}",
     "{cni: {portmap: false, bandwidth: false, cniVersion: 1.1.0, confName: 05-culvert.conflist}, modules: {names: [ipip, ip_tunnel]},
       bgp: {listenPort: 1790, holdTime: 0, passwordSecrets: [bgp-a, bgp-b]}, tunnel: {mtu: 1400, pathMtuDiscovery: true}}",
     "{http: {address: 0.0.0.0, port: 9180}, metrics: {service: true, serviceMonitor: {enabled: true, labels: {release: p}},
@@ -173,6 +173,8 @@ fn renders(_: &Server) -> Outcome {
         "IPPool default-ipv4-ippool",
         "BGPConfiguration default",
         "Job culvert-uninstall",
+        "ClusterRoleBinding culvert-operator",
+        "RoleBinding culvert-operator",
     ] {
         ensure(all.contains(wanted), || format!("{wanted} is not in {all:?}"))?;
     }
@@ -244,6 +246,7 @@ fn refuses(_: &Server) -> Outcome {
             "{http: {address: 127.0.0.1}, metrics: {service: true, serviceMonitor: {enabled: true}}}",
             &["http.address: node"],
         ),
+        ("{operator: {subjects: [operator]}}", &["operator.subjects"]),
         (
             "{resources: {limits: {memory: lots}}}",
             &["resources.limits.memory"],

@@ -16,6 +16,7 @@ mod release;
 mod scale;
 mod servers;
 mod storm;
+mod survey;
 mod validation;
 mod watching;
 mod whole;
@@ -75,6 +76,7 @@ fn trials(server: &Server) -> Vec<Trial> {
         .chain(in_cluster::TRIALS)
         .chain(chart::TRIALS)
         .chain(agents::TRIALS)
+        .chain(survey::TRIALS)
         .chain(annotations::TRIALS)
         .chain(collection::TRIALS)
         .chain(storm::TRIALS)

@@ -1,4 +1,6 @@
-//! `culvert doctor`: what is wrong with this node, and what mends it.
+//! `culvert doctor`: what is wrong with this node, or with all of them, and what mends it.
+
+mod all;
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::time::Duration;
@@ -7,6 +9,8 @@ use clap::Args;
 
 use super::CliError;
 use super::asked::{AgentArguments, Output};
+use super::members::MemberArguments;
+use crate::doctor::cluster::ClusterReport;
 use crate::doctor::{Fix, Report};
 
 /// How long the probes of all nodes may take.
@@ -14,6 +18,9 @@ const PROBES: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
+    /// Look at all nodes, and at what no single node can see, by way of the API server.
+    #[arg(long, conflicts_with_all = ["fix", "probe"])]
+    all_nodes: bool,
     /// How to print it.
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
@@ -30,9 +37,19 @@ pub(super) struct Arguments {
     probe: bool,
     #[command(flatten)]
     agent: AgentArguments,
+    #[command(flatten)]
+    members: MemberArguments,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
+    if arguments.all_nodes {
+        let report = super::runtime()?.block_on(all::examine(&arguments.members))?;
+        super::print(&arguments.output.of(&report, ClusterReport::render)?)?;
+        return match report.findings.len() {
+            0 => Ok(()),
+            count => Err(CliError::Findings(count)),
+        };
+    }
     let mut report = arguments.agent.ask(async |agent| agent.doctor().await)?;
     if arguments.probe {
         let ways = arguments

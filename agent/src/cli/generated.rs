@@ -51,7 +51,13 @@ mod tests {
             folder: folder.path().to_owned(),
         };
         manual(&arguments, Arguments::command()).unwrap();
-        for page in ["culvert.1", "culvert-node-status.1", "culvert-route-explain.1"] {
+        for page in [
+            "culvert.1",
+            "culvert-status.1",
+            "culvert-diags.1",
+            "culvert-node-status.1",
+            "culvert-route-explain.1",
+        ] {
             let text = std::fs::read_to_string(folder.path().join(page)).unwrap();
             assert!(text.contains(".SH SYNOPSIS"), "{page}: {text}");
         }

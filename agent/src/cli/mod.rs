@@ -4,14 +4,17 @@ mod agent;
 mod asked;
 mod bgp;
 mod cni;
+mod diags;
 mod doctor;
 mod generated;
 mod get;
 mod ipam;
+mod members;
 mod node;
 mod rollout;
 mod route;
 mod shadow;
+mod status;
 mod store;
 mod trace;
 mod ui;
@@ -46,14 +49,18 @@ struct Arguments {
 enum Command {
     /// Run the agent of this node.
     Agent(agent::Arguments),
+    /// Look at all nodes of the cluster: which agents answer, which sessions are up. The exit status is 1 where something is wrong.
+    Status(status::Arguments),
     /// Look at the agent of this node.
     #[command(subcommand)]
     Node(node::Command),
     /// Look at the BGP speaker of this node: its peers and their routes.
     #[command(subcommand)]
     Bgp(bgp::Command),
-    /// Look for what is wrong with this node. The exit status is 1 when something is.
+    /// Look for what is wrong with this node, or with all of them. The exit status is 1 when something is.
     Doctor(doctor::Arguments),
+    /// Write a bundle of all that tells how this node, or the whole cluster, is; without secrets.
+    Diags(diags::Arguments),
     /// Serve the page of the agent of this node to a browser on this machine: mesh, blocks, routes, events.
     Ui(ui::Arguments),
     /// Find out why packets go where they go.
@@ -228,9 +235,11 @@ impl From<ClientError> for CliError {
 pub fn run() -> Result<(), CliError> {
     match Arguments::parse().command {
         Command::Agent(arguments) => agent::run(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
         Command::Node(command) => node::run(&command),
         Command::Bgp(command) => bgp::run(&command),
         Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Diags(arguments) => diags::run(&arguments),
         Command::Ui(arguments) => ui::run(&arguments),
         Command::Route(command) => route::run(&command),
         Command::Trace(arguments) => trace::run(&arguments),

@@ -1,19 +1,23 @@
 //! What the loop answers to people's questions.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
 use jiff::Timestamp;
 
 use super::fights::Fights;
 use crate::cluster::Cluster;
 use crate::dataplane::DataplaneError;
-use crate::desired::{Plan, Settings};
+use crate::desired::{Learned, Plan, Settings};
 use crate::doctor;
 use crate::explanation;
 use crate::fib::{Change, RouteKey};
 use crate::inquiry::{Inquiry, Known, Undone};
+use crate::kernel_view::KernelView;
 use crate::page::{self, Recent};
-use crate::reconcile::Actual;
+use crate::reconcile::{Actual, Difference};
 use crate::speaker::{Command, Running};
-use crate::status::AgentStatus;
+use crate::status::{AgentStatus, PeerRoutes};
 use crate::trace;
 
 /// What the loop knows.
@@ -22,6 +26,8 @@ pub(super) struct Answering<'a> {
     pub(super) cluster: &'a Cluster,
     pub(super) plan: &'a Plan,
     pub(super) actual: &'a Actual,
+    pub(super) learned: &'a Learned,
+    pub(super) difference: &'a Difference,
     pub(super) failures: &'a [(Change, DataplaneError)],
     pub(super) fights: &'a Fights,
     pub(super) undone: Undone,
@@ -48,6 +54,12 @@ pub(super) async fn give(known: Answering<'_>, speaker: &Running, inquiry: Inqui
         Inquiry::Examine { host, answer } => {
             let _ = answer.send(doctor::examine(&told, &host));
         }
+        Inquiry::Count { accepted, answer } => {
+            let _ = answer.send(count(&known, accepted));
+        }
+        Inquiry::Kernel { answer } => {
+            let _ = answer.send(KernelView::of(known.actual));
+        }
         Inquiry::View { answer } => {
             let _ = answer.send(page::view(&told, known.recent, Timestamp::now()));
         }
@@ -68,6 +80,27 @@ pub(super) async fn give(known: Answering<'_>, speaker: &Running, inquiry: Inqui
             let _ = answer.send(told.neighbours());
         }
     }
+}
+
+/// What becomes of the routes of each peer: those that are let in were counted.
+fn count(known: &Answering<'_>, accepted: BTreeMap<IpAddr, usize>) -> BTreeMap<IpAddr, PeerRoutes> {
+    let accepted = accepted.into_iter().map(|(peer, accepted)| {
+        let routes = PeerRoutes {
+            accepted,
+            programmed: 0,
+        };
+        (peer, routes)
+    });
+    let mut counted: BTreeMap<IpAddr, PeerRoutes> = accepted.collect();
+    for (prefix, hops) in known.learned {
+        let key = RouteKey::main(prefix.net());
+        if known.plan.desired.routes.contains_key(&key) && !known.difference.is_missing(&key) {
+            for hop in hops {
+                counted.entry(hop.peer).or_default().programmed += 1;
+            }
+        }
+    }
+    counted
 }
 
 /// Why the kernel does not hold a route, or not for long.

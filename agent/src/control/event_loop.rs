@@ -31,6 +31,7 @@ use crate::cluster::{Cluster, ClusterChange};
 use crate::dataplane::{Dataplane, DataplaneError, Netlink};
 use crate::datastore::Update;
 use crate::desired::{Changed, Known, Learned, Planner, Settings, Updated};
+use crate::events;
 use crate::fib::{Change, KernelEvent, RouteKey};
 use crate::firewall;
 use crate::inquiry::Inquiry;
@@ -518,8 +519,9 @@ impl EventLoop {
 
     fn publish_status(&mut self) {
         self.status_due = None;
-        let status = report::status(&Observation {
-            former: &self.status.borrow().clone(),
+        let former = Arc::clone(&self.status.borrow());
+        let mut status = report::status(&Observation {
+            former: &former,
             settings: &self.settings,
             asn: self.asn,
             cluster: &self.cluster,
@@ -540,7 +542,9 @@ impl EventLoop {
         let rejected = self.planner.plan().rejected.len();
         let rejected = i64::try_from(rejected).unwrap_or(i64::MAX);
         self.measures.metrics.routes_rejected.set(rejected);
-        self.recent.note(&self.status.borrow(), &status, Timestamp::now());
+        let now = Timestamp::now();
+        status.last_error = events::last_error(&former, &status, now);
+        self.recent.note(&former, &status, now);
         self.status.send_replace(Arc::new(status));
     }
 
@@ -550,6 +554,8 @@ impl EventLoop {
             cluster: &self.cluster,
             plan: self.planner.plan(),
             actual: &self.actual,
+            learned: &self.learned,
+            difference: &self.difference,
             failures: &self.failures,
             fights: self.repairs.fights(),
             undone: self.repairs.undone(),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Instant;
 
+use culvert_bgp::fsm::State;
 use culvert_bgp::id::Asn;
 use culvert_bgp::speaker::PeerStatus as Session;
 use jiff::Timestamp;
@@ -69,6 +70,9 @@ pub(super) fn status(known: &Observation<'_>) -> AgentStatus {
         version: known.former.version.clone(),
         started: known.former.started,
         answered: None,
+        peer_routes: BTreeMap::new(),
+        session_faults: session_faults(known, &nodes),
+        last_error: None,
         datastore: DatastoreStatus {
             in_sync: known.in_sync,
             problem: known.remarks.datastore.clone(),
@@ -109,6 +113,23 @@ pub(super) fn status(known: &Observation<'_>) -> AgentStatus {
             .collect(),
         converged: known.converged,
     }
+}
+
+/// The sessions that are down for a reason which trying again does not mend.
+fn session_faults(known: &Observation<'_>, nodes: &BTreeMap<IpAddr, &str>) -> Vec<String> {
+    let down = known
+        .peers
+        .iter()
+        .filter(|session| session.state != State::Established);
+    let faults = down.filter_map(|session| {
+        let reason = session.reason.as_ref().filter(|reason| reason.needs_a_person())?;
+        let who = match nodes.get(&session.peer) {
+            Some(node) => format!("node {node} ({})", session.peer),
+            None => session.peer.to_string(),
+        };
+        Some(format!("the BGP session with {who} does not come up: {reason}"))
+    });
+    faults.take(PROBLEMS_TOLD).collect()
 }
 
 fn peer(session: &Session, nodes: &BTreeMap<IpAddr, &str>, known: &Observation<'_>) -> PeerStatus {

@@ -38,6 +38,10 @@ fn session(peer: &PeerStatus) -> Finding {
         Some(node) => format!("node {node} ({})", peer.address),
         None => peer.address.to_string(),
     };
+    let reason = peer
+        .reason
+        .as_deref()
+        .unwrap_or("it has not been tried yet, or no answer has come so far");
     let consequence = if peer.stale {
         "its routes are kept until it is back, or until its restart time is over"
     } else {
@@ -46,14 +50,9 @@ fn session(peer: &PeerStatus) -> Finding {
     Finding {
         check: Check::Sessions,
         fix: None,
-        finding: format!(
-            "the BGP session with {who} is {} since {:.0}",
-            peer.state, peer.since
-        ),
-        evidence: peer
-            .reason
-            .clone()
-            .unwrap_or_else(|| "it has not been tried yet, or no answer has come so far".to_owned()),
+        // The same words on every node: a fault of the peer's is then one finding of the cluster.
+        finding: format!("the BGP session with {who} is down"),
+        evidence: format!("{} since {:.0}: {reason}", peer.state, peer.since),
         consequence: consequence.to_owned(),
         cure: format!(
             "do what the reason says; look at the agent there too: culvert node status on {}",

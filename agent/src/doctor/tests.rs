@@ -285,8 +285,8 @@ fn a_session_that_is_down_is_found_with_its_reason_and_a_node_without_peers_too(
     assert_eq!(
         (down.finding.as_str(), down.evidence.as_str()),
         (
-            "the BGP session with node node2 (192.168.0.111) is Active since 2026-11-21T10:00:00Z",
-            "connection refused"
+            "the BGP session with node node2 (192.168.0.111) is down",
+            "Active since 2026-11-21T10:00:00Z: connection refused"
         )
     );
     let alone = only(Check::Sessions, |world| world.status.peers.clear());

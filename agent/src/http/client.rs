@@ -5,16 +5,15 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::client::conn::http1;
 use hyper::{Method, Request, header};
-use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use super::exchange::exchange;
 use super::{Peers, Question};
 use crate::cni::{
     AddAnswer, AddRequest, Addresses, CheckRequest, Container, Containers, NetworkRequest, Problem,
@@ -27,9 +26,6 @@ use crate::status::AgentStatus;
 use crate::trace::Trace;
 use crate::trace::run::Target;
 use crate::withdrawal::Accepted;
-
-/// The largest answer that is read, in bytes: the status of some ten thousand peers.
-const MAX_ANSWER: usize = 16 << 20;
 
 /// Asks an agent over its socket.
 #[derive(Clone, Debug)]
@@ -81,7 +77,7 @@ pub enum ClientError {
 }
 
 /// The system's words for an error, without its number.
-fn in_words(error: &io::Error) -> String {
+pub(super) fn in_words(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(number) => nix::errno::Errno::from_raw(number).desc().to_lowercase(),
         None => error.to_string(),
@@ -115,7 +111,7 @@ impl Client {
     /// # Errors
     /// When there is no agent, or no answer of it.
     pub async fn status(&self) -> Result<AgentStatus, ClientError> {
-        self.question(Question::Status(Peers::All)).await
+        self.question(Question::Status(Peers::Counted)).await
     }
 
     /// Confirms the deletions that the agent holds.
@@ -266,9 +262,6 @@ impl Client {
                 socket: self.socket.clone(),
                 source,
             })?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| self.broken(error))?;
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -276,22 +269,10 @@ impl Client {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|error| self.broken(error))?;
-        let exchange = async {
-            let response = sender
-                .send_request(request)
-                .await
-                .map_err(|error| self.broken(error))?;
-            let granted = response.status().is_success();
-            let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-            Ok((granted, body.map_err(|error| self.broken(error))?.to_bytes()))
-        };
-        // The connection makes progress only while it is polled, and its own end tells no more than the exchange.
-        tokio::pin!(exchange);
-        tokio::pin!(connection);
-        tokio::select! {
-            answer = &mut exchange => answer,
-            _ = &mut connection => exchange.await,
-        }
+        let answer = exchange(stream, request)
+            .await
+            .map_err(|error| self.broken(error))?;
+        Ok((answer.status().is_success(), answer.into_body()))
     }
 
     fn broken(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {

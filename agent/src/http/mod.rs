@@ -3,10 +3,12 @@
 
 mod answer;
 mod client;
+mod exchange;
 mod health;
 mod page;
 mod probes;
 mod questions;
+mod remote;
 mod socket;
 
 use std::io;
@@ -32,6 +34,7 @@ pub use client::{Client, ClientError};
 pub use health::serve;
 pub use page::forward;
 pub use questions::{Peers, Question, Questions};
+pub use remote::{Unanswered, get, read};
 pub use socket::{Confirmations, SocketApi, SocketError, bind_socket, serve_socket, somebody_listens};
 
 /// How long requests under way may take after the stop: the agent ends within a second.

@@ -47,6 +47,7 @@ const STATUS: &str = "/v1/status";
 /// What the page asks for.
 pub(super) const VIEW: &str = "/v1/view";
 const DOCTOR: &str = "/v1/doctor";
+const KERNEL: &str = "/v1/kernel";
 const EXPLAIN: &str = "/v1/route/explain";
 const ROUTES: &str = "/v1/bgp/routes";
 
@@ -56,6 +57,8 @@ pub enum Peers {
     /// Of all.
     #[default]
     All,
+    /// Of all, with what became of the routes that each announces: that has to be counted.
+    Counted,
     /// Of the first of those that something is wrong with: a cluster of a thousand nodes has a million sessions.
     Exceptional,
 }
@@ -69,6 +72,8 @@ pub enum Question {
     View,
     /// What is wrong with the node: [`Report`](crate::doctor::Report).
     Doctor,
+    /// What the kernel has: [`KernelView`](crate::kernel_view::KernelView).
+    Kernel,
     /// Why packets for a destination go where they go: [`Explanation`](crate::explanation::Explanation).
     Explain(IpNet),
     /// Routes of the speaker's tables: [`RibRoutes`](crate::ribs::RibRoutes).
@@ -84,6 +89,7 @@ impl Question {
             Question::Status(peers) => (STATUS, vec![("peers", name_of(peers))]),
             Question::View => (VIEW, vec![]),
             Question::Doctor => (DOCTOR, vec![]),
+            Question::Kernel => (KERNEL, vec![]),
             Question::Explain(destination) => (EXPLAIN, vec![("destination", destination.to_string())]),
             Question::Routes(request) => {
                 let peer = request.peer.map(|peer| ("peer", peer.to_string()));
@@ -152,6 +158,7 @@ impl Questions {
             .route(STATUS, get(status))
             .route(VIEW, get(view))
             .route(DOCTOR, get(doctor))
+            .route(KERNEL, get(kernel))
             .route(EXPLAIN, get(explain))
             .route(ROUTES, get(routes))
             .with_state(self)
@@ -257,11 +264,29 @@ async fn status(State(questions): State<Questions>, RawQuery(query): RawQuery) -
     parameters.end(&["peers"])?;
     let latest = Arc::clone(&questions.status.borrow());
     let mut told = match peers {
-        Peers::All => AgentStatus::clone(&latest),
+        Peers::All | Peers::Counted => AgentStatus::clone(&latest),
         Peers::Exceptional => latest.exceptional(),
     };
     told.answered = Some(Timestamp::now());
-    Ok(Json(told).into_response())
+    match questions.inquiries() {
+        // Where they cannot be counted the rest is told all the same.
+        Ok(inquiries) if peers == Peers::Counted => {
+            let counted = async move {
+                told.peer_routes = inquiries.count_routes().await.unwrap_or_default();
+                Ok(told)
+            };
+            questions.answer(counted).await
+        }
+        _ => Ok(Json(told).into_response()),
+    }
+}
+
+async fn kernel(State(questions): State<Questions>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
+    Parameters::read(query.as_deref()).end(&[])?;
+    let inquiries = questions.inquiries()?;
+    questions
+        .answer(async move { Ok(inquiries.kernel().await?.with_switches()) })
+        .await
 }
 
 async fn view(State(questions): State<Questions>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {

@@ -80,6 +80,12 @@ impl Difference {
         }
     }
 
+    /// Whether a route should be there and is not, or is another.
+    #[must_use]
+    pub fn is_missing(&self, key: &RouteKey) -> bool {
+        self.missing.contains(key)
+    }
+
     /// How many routes should be there and are not, or are others.
     #[must_use]
     pub fn missing(&self) -> usize {

@@ -1,5 +1,6 @@
 //! What people ask of the speaker: they look at its tables, or clear a session.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use culvert_bgp::id::Prefix;
@@ -20,6 +21,11 @@ pub enum Query {
         request: RibRequest,
         /// Takes them.
         answer: oneshot::Sender<Result<RibRoutes, PeerUnknown>>,
+    },
+    /// How many routes of each peer are let in.
+    Count {
+        /// Takes the numbers.
+        answer: oneshot::Sender<BTreeMap<IpAddr, usize>>,
     },
     /// All that is known of a destination.
     Explain {
@@ -52,6 +58,14 @@ impl Driver {
         match query {
             Query::Routes { request, answer } => {
                 let _ = answer.send(ribs::routes(&self.speaker, &request));
+            }
+            Query::Count { answer } => {
+                let peers = self.speaker.peers().map(|status| status.peer);
+                let accepted = |peer| {
+                    let all = self.speaker.adj_rib_in(peer);
+                    all.filter(|(.., rejected)| rejected.is_none()).count()
+                };
+                let _ = answer.send(peers.map(|peer| (peer, accepted(peer))).collect());
             }
             Query::Explain { prefixes, answer } => {
                 let known = prefixes

@@ -3,6 +3,7 @@
 
 mod table;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -50,6 +51,15 @@ pub struct AgentStatus {
     pub datastore: DatastoreStatus,
     /// The BGP peers; not always all of them, see [`sessions`](Self::sessions).
     pub peers: Vec<PeerStatus>,
+    /// What becomes of the routes that each peer announces; empty where nobody asked for it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub peer_routes: BTreeMap<IpAddr, PeerRoutes>,
+    /// Sessions that are down for a reason which trying again does not mend, a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub session_faults: Vec<String>,
+    /// The last error that somebody must see to, until it is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<LastError>,
     /// How many sessions there should be, and how many there are.
     #[serde(default)]
     pub sessions: SessionCounts,
@@ -85,6 +95,28 @@ pub struct AgentStatus {
     pub problems: Vec<String>,
     /// The kernel holds what the agent wants, and the agent has heard all it waits for.
     pub converged: bool,
+}
+
+/// What becomes of the routes that a peer announces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerRoutes {
+    /// How many are let in.
+    pub accepted: usize,
+    /// How many destinations the kernel sends to the next hops that it tells.
+    pub programmed: usize,
+}
+
+/// An error that somebody must see to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LastError {
+    /// Since when it is the last one.
+    pub since: Timestamp,
+    /// A word in CamelCase: the reason of its Event.
+    pub reason: String,
+    /// What is wrong.
+    pub message: String,
 }
 
 /// The state of the datastore, seen from the agent.
@@ -137,6 +169,33 @@ pub struct PeerStatus {
 }
 
 impl PeerStatus {
+    /// A node of the mesh at this address, in this state since long ago, of which nothing else is known.
+    #[cfg(test)]
+    pub(crate) fn example(address: IpAddr, state: &str) -> Self {
+        Self {
+            address,
+            node: None,
+            r#type: PeerType::Mesh,
+            state: state.to_owned(),
+            since: Timestamp::UNIX_EPOCH,
+            reason: None,
+            failures: 0,
+            failed: None,
+            prefixes_received: 0,
+            prefixes_sent: 0,
+            established_count: 0,
+            stale: false,
+            outer_source: None,
+        }
+    }
+
+    /// How often a session with the peer was lost.
+    #[must_use]
+    pub fn flaps(&self) -> u64 {
+        let now = u64::from(self.is_established());
+        self.established_count.saturating_sub(now)
+    }
+
     /// Whether the session is Established.
     #[must_use]
     pub fn is_established(&self) -> bool {
@@ -168,6 +227,23 @@ impl SessionCounts {
     #[must_use]
     pub fn down(self) -> usize {
         self.peers.saturating_sub(self.established)
+    }
+}
+
+/// How long something has lasted, in its two largest units: `3d4h`, `12m5s`.
+#[must_use]
+pub fn uptime(since: Timestamp, now: Timestamp) -> String {
+    let seconds = now.duration_since(since).as_secs().max(0);
+    match (
+        seconds / 86_400,
+        seconds / 3_600 % 24,
+        seconds / 60 % 60,
+        seconds % 60,
+    ) {
+        (0, 0, 0, seconds) => format!("{seconds}s"),
+        (0, 0, minutes, seconds) => format!("{minutes}m{seconds}s"),
+        (0, hours, minutes, _) => format!("{hours}h{minutes}m"),
+        (days, hours, ..) => format!("{days}d{hours}h"),
     }
 }
 
@@ -283,6 +359,7 @@ impl AgentStatus {
         told.sources.problems.truncate(EXCEPTIONS_TOLD);
         told.firewall.refused.truncate(EXCEPTIONS_TOLD);
         told.problems.truncate(EXCEPTIONS_TOLD);
+        told.session_faults.truncate(EXCEPTIONS_TOLD);
         told
     }
 

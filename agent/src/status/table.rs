@@ -7,14 +7,24 @@ use std::net::IpAddr;
 use comfy_table::Table;
 use jiff::{Timestamp, Zoned};
 
-use super::{AgentStatus, FirewallStatus, PROBLEMS_NAMED, PeerStatus};
+use super::{AgentStatus, FirewallStatus, PROBLEMS_NAMED, PeerRoutes, PeerStatus, uptime};
 use crate::table::{boxed, printable};
 
 /// The columns of calicoctl.
 const COLUMNS: [&str; 5] = ["PEER ADDRESS", "PEER TYPE", "STATE", "SINCE", "INFO"];
 
 /// Those that calicoctl does not have.
-const FURTHER_COLUMNS: [&str; 4] = ["NODE", "OUTER SOURCE", "RECEIVED", "SENT"];
+const FURTHER_COLUMNS: [&str; 9] = [
+    "NODE",
+    "OUTER SOURCE",
+    "RECEIVED",
+    "ACCEPTED",
+    "PROGRAMMED",
+    "SENT",
+    "UPTIME",
+    "FLAPS",
+    "LAST ERROR",
+];
 
 /// So many sources of refused packets are named before they are only counted.
 const SOURCES_NAMED: usize = 8;
@@ -27,7 +37,8 @@ impl AgentStatus {
     }
 
     /// As [`render`](Self::render), with what calicoctl does not tell of a peer in further columns: the node it is, the
-    /// source of tunnelled packets to it, and how many prefixes came from and went to it.
+    /// source of tunnelled packets to it, how many prefixes came from it, were let in, are in the kernel and went to it, how
+    /// long the session stands, how often it was lost, and why.
     #[must_use]
     pub fn render_wide(&self, now: &Zoned) -> String {
         self.text(|peers| self.wide_peer_table(peers, now))
@@ -73,11 +84,24 @@ impl AgentStatus {
     fn wide_peer_table(&self, peers: &[&PeerStatus], now: &Zoned) -> Table {
         let mut table = boxed(COLUMNS.into_iter().chain(FURTHER_COLUMNS));
         for peer in peers {
+            let routes = |count: &dyn Fn(&PeerRoutes) -> usize| {
+                let counted = self.peer_routes.get(&peer.address);
+                counted.map_or_else(|| "-".to_owned(), |routes| count(routes).to_string())
+            };
             let further = [
                 peer.node.as_deref().map_or_else(|| "-".to_owned(), printable),
                 self.outer_source(peer),
                 peer.prefixes_received.to_string(),
+                routes(&|routes| routes.accepted),
+                routes(&|routes| routes.programmed),
                 peer.prefixes_sent.to_string(),
+                if peer.is_established() {
+                    uptime(peer.since, now.timestamp())
+                } else {
+                    "-".to_owned()
+                },
+                peer.flaps().to_string(),
+                last_error(peer, now),
             ];
             table.add_row(row(peer, now).into_iter().chain(further));
         }
@@ -137,6 +161,8 @@ impl AgentStatus {
             lines.push(format!("Datastore: {problem}."));
         }
         lines.extend(self.problems.iter().map(|problem| format!("Problem: {problem}.")));
+        let faults = self.session_faults.iter().take(PROBLEMS_NAMED);
+        lines.extend(faults.map(|fault| format!("Session: {fault}.")));
         lines.push(match self.ready() {
             Ok(()) => "Ready: yes.".to_owned(),
             Err(reason) => format!("Ready: no: {reason}."),
@@ -172,6 +198,15 @@ impl FirewallStatus {
         let more = self.refused.len().saturating_sub(SOURCES_NAMED);
         let more = (more > 0).then(|| format!("Refused: packets from {more} other sources."));
         problem.chain(refused).chain(more)
+    }
+}
+
+/// Why a session with the peer, or an attempt at one, last failed, and when: the column before tells that of one that is down.
+fn last_error(peer: &PeerStatus, now: &Zoned) -> String {
+    match (&peer.reason, peer.failed) {
+        (Some(reason), Some(failed)) => format!("{}: {}", time(failed, now), printable(reason)),
+        (Some(reason), None) => printable(reason),
+        (None, _) => "-".to_owned(),
     }
 }
 
@@ -307,12 +342,15 @@ Ready: yes.
     }
 
     #[test]
-    fn the_wide_table_tells_after_calicoctls_columns_the_node_its_source_and_its_prefixes() {
+    fn the_wide_table_tells_after_calicoctls_columns_what_became_of_the_peers_routes_and_session() {
         let mut right = peer("192.168.3.110", "Established", "2026-11-21T23:30:04Z");
         right.node = Some("node1".into());
         right.outer_source = Some("192.168.3.113".parse().unwrap());
         right.prefixes_received = 12;
         right.prefixes_sent = 1;
+        right.established_count = 3;
+        right.reason = Some("hold timer expired".into());
+        right.failed = Some("2026-11-21T23:29:59Z".parse().unwrap());
         let mut wrong = peer("192.168.0.111", "Established", "2026-11-21T23:30:05Z");
         wrong.node = Some("node2".into());
         wrong.outer_source = Some("192.168.0.113".parse().unwrap());
@@ -321,6 +359,11 @@ Ready: yes.
         let unknown = peer("192.168.0.1", "Active", "2026-11-21T23:30:06Z");
         let other_family = peer("fd00::1", "Idle", "2026-11-21T00:00:00Z");
         let mut status = status(vec![right, wrong, unknown, other_family]);
+        let counted = PeerRoutes {
+            accepted: 11,
+            programmed: 10,
+        };
+        status.peer_routes = [("192.168.3.110".parse().unwrap(), counted)].into();
         status.sources.mismatches = vec![SourceMismatch {
             peer: "192.168.0.111".parse().unwrap(),
             source: "192.168.0.113".parse().unwrap(),
@@ -330,20 +373,20 @@ Ready: yes.
 Culvert agent is running.
 
 IPv4 BGP status
-+---------------+-------------------+-------+----------+-------------+-------+-----------------------+----------+------+
-| PEER ADDRESS  | PEER TYPE         | STATE | SINCE    | INFO        | NODE  | OUTER SOURCE          | RECEIVED | SENT |
-+---------------+-------------------+-------+----------+-------------+-------+-----------------------+----------+------+
-| 192.168.0.1   | node-to-node mesh | start | 23:30:06 | Active      | -     | -                     | 0        | 0    |
-| 192.168.0.111 | node-to-node mesh | up    | 23:30:05 | Established | node2 | 192.168.0.113 (wrong) | 2        | 1    |
-| 192.168.3.110 | node-to-node mesh | up    | 23:30:04 | Established | node1 | 192.168.3.113         | 12       | 1    |
-+---------------+-------------------+-------+----------+-------------+-------+-----------------------+----------+------+
++---------------+-------------------+-------+----------+-------------+-------+-----------------------+----------+----------+------------+------+--------+-------+------------------------------+
+| PEER ADDRESS  | PEER TYPE         | STATE | SINCE    | INFO        | NODE  | OUTER SOURCE          | RECEIVED | ACCEPTED | PROGRAMMED | SENT | UPTIME | FLAPS | LAST ERROR                   |
++---------------+-------------------+-------+----------+-------------+-------+-----------------------+----------+----------+------------+------+--------+-------+------------------------------+
+| 192.168.0.1   | node-to-node mesh | start | 23:30:06 | Active      | -     | -                     | 0        | -        | -          | 0    | -      | 0     | -                            |
+| 192.168.0.111 | node-to-node mesh | up    | 23:30:05 | Established | node2 | 192.168.0.113 (wrong) | 2        | -        | -          | 1    | 28m55s | 0     | -                            |
+| 192.168.3.110 | node-to-node mesh | up    | 23:30:04 | Established | node1 | 192.168.3.113         | 12       | 11       | 10         | 1    | 28m56s | 2     | 23:29:59: hold timer expired |
++---------------+-------------------+-------+----------+-------------+-------+-----------------------+----------+----------+------------+------+--------+-------+------------------------------+
 
 IPv6 BGP status
-+--------------+-------------------+-------+----------+------+------+--------------+----------+------+
-| PEER ADDRESS | PEER TYPE         | STATE | SINCE    | INFO | NODE | OUTER SOURCE | RECEIVED | SENT |
-+--------------+-------------------+-------+----------+------+------+--------------+----------+------+
-| fd00::1      | node-to-node mesh | down  | 00:00:00 | Idle | -    | -            | 0        | 0    |
-+--------------+-------------------+-------+----------+------+------+--------------+----------+------+
++--------------+-------------------+-------+----------+------+------+--------------+----------+----------+------------+------+--------+-------+------------+
+| PEER ADDRESS | PEER TYPE         | STATE | SINCE    | INFO | NODE | OUTER SOURCE | RECEIVED | ACCEPTED | PROGRAMMED | SENT | UPTIME | FLAPS | LAST ERROR |
++--------------+-------------------+-------+----------+------+------+--------------+----------+----------+------------+------+--------+-------+------------+
+| fd00::1      | node-to-node mesh | down  | 00:00:00 | Idle | -    | -            | 0        | -        | -          | 0    | -      | 0     | -          |
++--------------+-------------------+-------+----------+------+------+--------------+----------+----------+------------+------+--------+-------+------------+
 
 Routes: 4 of 4 are in the kernel.
 Wrong source: node4: packets to 192.168.0.111 would leave with source 192.168.0.113 (eth0).

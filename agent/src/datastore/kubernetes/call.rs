@@ -208,7 +208,7 @@ impl fmt::Display for Call {
 }
 
 /// A part of a URL: all but the unreserved characters of RFC 3986 §2.3 as `%XX`.
-struct Encoded<'a>(&'a str);
+pub(super) struct Encoded<'a>(pub(super) &'a str);
 
 impl fmt::Display for Encoded<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

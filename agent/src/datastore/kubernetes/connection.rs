@@ -38,6 +38,8 @@ pub enum Access {
     InCluster,
     /// By a kubeconfig file and its current context.
     Kubeconfig(PathBuf),
+    /// As kubectl finds it: by the files that `KUBECONFIG` names, or `~/.kube/config`; and else as in a pod.
+    AsKubectl,
 }
 
 impl fmt::Display for Access {
@@ -45,6 +47,7 @@ impl fmt::Display for Access {
         match self {
             Self::InCluster => f.write_str("the service account of the pod"),
             Self::Kubeconfig(path) => write!(f, "kubeconfig {}", path.display()),
+            Self::AsKubectl => f.write_str("KUBECONFIG or ~/.kube/config"),
         }
     }
 }
@@ -129,6 +132,11 @@ impl Connection {
                 let credentials = credentials_of(&file, path);
                 let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
                 (config.map_err(|error| unusable(&error, remedy))?, credentials)
+            }
+            Access::AsKubectl => {
+                let remedy = "name a kubeconfig with --kubeconfig, or with --config an agent's configuration";
+                let config = Config::infer().await.map_err(|error| unusable(&error, remedy))?;
+                (config, "what the kubeconfig says of the user".to_owned())
             }
         };
         config.connect_timeout = Some(CONNECT_TIMEOUT);
@@ -299,7 +307,8 @@ impl Connection {
 /// What went wrong below HTTP, in words.
 pub(super) struct Broken(pub(super) String);
 
-async fn read(mut body: Body, limit: usize) -> Result<Bytes, Broken> {
+/// All of a body, up to a limit.
+pub(super) async fn read(mut body: Body, limit: usize) -> Result<Bytes, Broken> {
     let mut all = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| Broken(in_full(&error)))?;

@@ -11,6 +11,7 @@
 //! is away nothing is told but that it is. Of an object only what is read is kept, of those that were told only the name
 //! and a hash of the revision.
 
+mod agents;
 mod body;
 mod call;
 mod connection;
@@ -31,6 +32,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::{broadcast, mpsc};
 use tracing::error;
 
+pub use self::agents::{AgentPod, AgentPods};
 use self::body::{Extent, Page};
 use self::call::{Call, Content, Part, Verb};
 pub use self::connection::Access;

@@ -72,6 +72,7 @@ fn a_question_is_asked_by_its_path_and_its_parameters() {
         ),
         (Question::View, "/v1/view"),
         (Question::Doctor, "/v1/doctor"),
+        (Question::Kernel, "/v1/kernel"),
         (
             Question::Explain("10.65.17.64/26".parse().unwrap()),
             "/v1/route/explain?destination=10.65.17.64%2F26",
@@ -130,7 +131,7 @@ async fn what_cannot_be_meant_is_refused_in_words() {
     for (target, words) in [
         (
             "/v1/status?peers=some",
-            r#"peers is "some", and may be all or exceptional"#,
+            r#"peers is "some", and may be all or counted or exceptional"#,
         ),
         (
             "/v1/status?peer=a",
@@ -166,7 +167,7 @@ async fn what_cannot_be_meant_is_refused_in_words() {
 async fn nothing_but_get_is_answered() {
     let (questions, _asked) = questions();
     for method in ["POST", "PUT", "DELETE"] {
-        for path in [STATUS, DOCTOR, EXPLAIN, ROUTES] {
+        for path in [STATUS, DOCTOR, KERNEL, EXPLAIN, ROUTES] {
             let request = hyper::Request::builder().method(method).uri(path);
             let request = request.body(Body::empty()).unwrap();
             let response = tower_call(&mut questions.clone().router(), request).await;
@@ -254,4 +255,38 @@ async fn a_place_is_taken_until_the_answer_is_read() {
     drop(body);
     tokio::time::sleep(Duration::from_millis(1)).await;
     assert_eq!(questions.places.available_permits(), AT_ONCE);
+}
+
+#[tokio::test]
+async fn what_became_of_the_peers_routes_is_counted_by_the_speaker_and_the_loop() {
+    use crate::speaker::Query;
+    use crate::status::PeerRoutes;
+
+    let (questions, mut asked_for) = questions();
+    let peer: IpAddr = "172.18.0.12".parse().unwrap();
+    let counted = PeerRoutes {
+        accepted: 3,
+        programmed: 2,
+    };
+    let loops = tokio::spawn(async move {
+        let Some(Inquiry::Speaker(Query::Count { answer })) = asked_for.recv().await else {
+            panic!("not the speaker")
+        };
+        answer.send([(peer, 3)].into()).unwrap();
+        let Some(Inquiry::Count { accepted, answer }) = asked_for.recv().await else {
+            panic!("not the loop")
+        };
+        answer.send([(peer, counted)].into()).unwrap();
+        // The loop ends here, and with it the answers.
+        accepted
+    });
+    let target = Question::Status(Peers::Counted).target();
+    let (_, body) = asked(&questions, &target).await;
+    let told: AgentStatus = serde_json::from_value(body).unwrap();
+    assert_eq!(told.peer_routes, [(peer, counted)].into());
+    assert_eq!(loops.await.unwrap(), [(peer, 3)].into());
+    let (status, body) = asked(&questions, &target).await;
+    let told: AgentStatus = serde_json::from_value(body).unwrap();
+    assert_eq!((status, told.node.as_str()), (StatusCode::OK, "a"));
+    assert!(told.peer_routes.is_empty());
 }

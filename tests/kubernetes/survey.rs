@@ -1,0 +1,199 @@
+//! The commands over a whole cluster, with nothing but a kubeconfig: through the proxy of a real API server, to real agents.
+
+use harness::api_server::{ADMIN, Setup};
+use harness::{ApiServer, Lab, LabError, Layout, Mode, kernel, wait_for};
+use libtest_mimic::Failed;
+use serde_json::{Value, json};
+
+use crate::agents::lead_to;
+use crate::chart::{permit, permit_operator};
+use crate::servers::{LIMIT, NOBODY, SERVICE_ACCOUNT, Server, install_crds};
+use crate::{Outcome, ensure};
+
+type Act = fn(&Server) -> Outcome;
+
+pub(crate) const TRIALS: [(&str, Act); 1] = [(
+    "an_operator_with_a_kubeconfig_sees_every_node_and_who_does_not_answer",
+    survey,
+)];
+
+/// Who has the chart's roles for operators, and no others.
+const OPERATOR: &str = "operator";
+/// Without tunnels: any kernel can.
+const LAYOUT: Layout = Layout::new(Mode::Direct);
+
+/// `culvert ARGUMENTS` with a user's kubeconfig, from where the API server is: what it prints, and whether it ended with 0.
+fn culvert(lab: &Lab, server: &ApiServer, user: &str, arguments: &[&str]) -> Result<(bool, String), Failed> {
+    let kubeconfig = server.kubeconfig(user).display().to_string();
+    let all = [arguments, &["--kubeconfig", &kubeconfig]].concat();
+    match lab.fabric().run(&harness::culvert()?.to_string_lossy(), &all) {
+        Ok(text) => Ok((true, text)),
+        Err(LabError::Command { output, .. }) => Ok((false, output)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn survey(_: &Server) -> Outcome {
+    if let Some(reason) = kernel::no_namespaces() {
+        return Err(format!("this trial needs network namespaces: {reason}").into());
+    }
+    let mut lab = Lab::build(LAYOUT)?;
+    let server = ApiServer::start(Setup {
+        address: LAYOUT.router(1),
+        namespace: Some(lab.fabric()),
+        users: [SERVICE_ACCOUNT, OPERATOR, NOBODY].map(str::to_owned).to_vec(),
+        ..Setup::default()
+    })?;
+    install_crds(&server)?;
+    permit(&server)?;
+    permit_operator(&server, OPERATOR)?;
+    lead_to(&server, &lab)?;
+    lab.start_agents()?;
+    lab.wait_for_sessions()?;
+    lab.wait_for_routes()?;
+    for node in lab.nodes() {
+        let status = node.agent.status()?;
+        pod(&server, &status.node, &node.address.to_string())?;
+    }
+    all_answer(&lab, &server)?;
+    who_may_not_is_told(&lab, &server)?;
+    bundle(&lab, &server)?;
+    some_do_not(&mut lab, &server)?;
+    lab.down()?;
+    Ok(())
+}
+
+/// The pod of an agent, as the chart's DaemonSet and a kubelet make it.
+fn pod(server: &ApiServer, node: &str, address: &str) -> Outcome {
+    let name = format!("culvert-{node}");
+    let labels = json!({"app.kubernetes.io/name": "culvert", "app.kubernetes.io/component": "agent"});
+    let metadata = json!({"name": name, "namespace": "kube-system", "labels": labels});
+    let spec = json!({
+        "nodeName": node, "hostNetwork": true,
+        "containers": [{"name": "agent", "image": "culvert", "ports": [{"name": "metrics", "containerPort": 9179, "hostPort": 9179}]}],
+    });
+    let mut object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec});
+    server.kubectl(ADMIN, &["create", "-f", "-"], &object.to_string())?;
+    object["status"] =
+        json!({"phase": "Running", "hostIP": address, "podIP": address, "podIPs": [{"ip": address}]});
+    let path = format!("/api/v1/namespaces/kube-system/pods/{name}/status");
+    server.kubectl(
+        ADMIN,
+        &["replace", "--raw", &path, "-f", "-"],
+        &object.to_string(),
+    )?;
+    Ok(())
+}
+
+fn all_answer(lab: &Lab, server: &ApiServer) -> Outcome {
+    let (is_well, text) = culvert(lab, server, OPERATOR, &["status"])?;
+    let nodes = lab.nodes().count();
+    ensure(
+        is_well && text.starts_with(&format!("{nodes} nodes: {nodes} answered, {nodes} ready.")),
+        || text.clone(),
+    )?;
+    ensure(
+        text.contains("Nothing is wrong.") && text.matches(" up").count() == nodes * (nodes - 1),
+        || text.clone(),
+    )?;
+    let (_, text) = culvert(lab, server, OPERATOR, &["status", "-o", "json"])?;
+    let status: Value = serde_json::from_str(&text)?;
+    ensure(
+        status["summary"]["established"] == nodes * (nodes - 1)
+            && status["nodes"][0]["status"]["node"] == "node1",
+        || text.clone(),
+    )?;
+    let (_, text) = culvert(lab, server, OPERATOR, &["doctor", "--all-nodes"])?;
+    ensure(
+        text.starts_with(&format!("{nodes} nodes: {nodes} answered")) && !text.contains("NOT LOOKED AT"),
+        || text.clone(),
+    )
+}
+
+fn who_may_not_is_told(lab: &Lab, server: &ApiServer) -> Outcome {
+    let (is_well, text) = culvert(lab, server, NOBODY, &["status"])?;
+    ensure(
+        !is_well && text.contains("403") && text.contains("culvert-operator"),
+        || text.clone(),
+    )
+}
+
+/// A bundle of all nodes has what they say, and no password.
+fn bundle(lab: &Lab, server: &ApiServer) -> Outcome {
+    const PASSWORD: &str = "correct-horse-battery";
+    let secret = ["-n", "kube-system", "create", "secret", "generic", "bgp"];
+    let literal = format!("--from-literal=password={PASSWORD}");
+    server.kubectl(ADMIN, &[&secret[..], &[&literal]].concat(), "")?;
+    let annotation = format!("example.org/password={PASSWORD}");
+    server.kubectl(
+        ADMIN,
+        &["annotate", "ippools.crd.projectcalico.org", "--all", &annotation],
+        "",
+    )?;
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("diags.tar.gz").display().to_string();
+    let (is_done, text) = culvert(lab, server, OPERATOR, &["diags", "--all-nodes", "-o", &file])?;
+    ensure(is_done, || text.clone())?;
+    let output = std::process::Command::new("tar")
+        .args(["-xzf", &file, "--strip-components=1", "-C"])
+        .arg(folder.path())
+        .output()?;
+    ensure(output.status.success(), || {
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    })?;
+    for name in [
+        "version.txt",
+        "datastore/ippools.json",
+        "nodes/node1/status.json",
+        "nodes/node3/kernel.json",
+    ] {
+        ensure(folder.path().join(name).is_file(), || {
+            format!("no {name}: {text}")
+        })?;
+    }
+    let found = std::process::Command::new("grep")
+        .args(["-rl", PASSWORD])
+        .arg(folder.path())
+        .output()?;
+    let found = String::from_utf8_lossy(&found.stdout).into_owned();
+    ensure(found.is_empty(), || format!("the password is in {found}"))
+}
+
+/// One agent is gone, and one node has no pod of it.
+fn some_do_not(lab: &mut Lab, server: &ApiServer) -> Outcome {
+    let address = lab.node(2).address;
+    lab.agent(2).kill()?;
+    server.kubectl(
+        ADMIN,
+        &[
+            "-n",
+            "kube-system",
+            "delete",
+            "pod",
+            "culvert-node3",
+            "--force",
+            "--grace-period=0",
+        ],
+        "",
+    )?;
+    let refused = format!(
+        "the API server cannot reach its agent: dial tcp {address}:9179: connect: connection refused"
+    );
+    let lab = &*lab;
+    wait_for("the others to say that the session is down", LIMIT, || {
+        let (is_well, text) =
+            culvert(lab, server, OPERATOR, &["status"]).map_err(|error| format!("{error:?}"))?;
+        let down = format!("-> node2 ({address}): ");
+        let all = [refused.as_str(), "no agent runs there", "DOWN", down.as_str()];
+        if !is_well && all.iter().all(|words| text.contains(words)) {
+            Ok(())
+        } else {
+            Err(text)
+        }
+    })?;
+    let (is_well, text) = culvert(lab, server, OPERATOR, &["doctor", "--all-nodes"])?;
+    ensure(
+        !is_well && text.contains("FINDING  agent: the agent does not answer") && text.contains(&refused),
+        || text.clone(),
+    )
+}
