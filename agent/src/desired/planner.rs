@@ -170,7 +170,9 @@ impl Planner {
             }
             let outcome = self.outcome(known, prefix);
             let key = RouteKey::main(prefix);
-            if outcome.is_held {
+            // What nodes say of it is judged by the ways to them, which are not known yet, and is no way to one anyhow.
+            let lacks = |reason: &Rejection| matches!(reason, Rejection::NotConnected { .. });
+            if outcome.route.is_none() && outcome.rejected.iter().any(lacks) {
                 held.insert(key);
             }
             routes.extend(outcome.route.map(|route| (key, route)));
