@@ -40,7 +40,8 @@ const VALUES: [&str; 7] = [
     "{cni: {portmap: false, bandwidth: false, cniVersion: 1.1.0, confName: 05-culvert.conflist}, modules: {names: [ipip, ip_tunnel]},
       bgp: {listenPort: 1790, holdTime: 0, passwordSecrets: [bgp-a, bgp-b]}, tunnel: {mtu: 1400, pathMtuDiscovery: true}}",
     "{http: {address: 0.0.0.0, port: 9180}, metrics: {service: true, serviceMonitor: {enabled: true, labels: {release: p}},
-      prometheusRule: {enabled: true, runbookUrl: 'https://a.example/b'}, dashboard: {enabled: true}}}",
+      prometheusRule: {enabled: true, runbookUrl: 'https://a.example/b'}, dashboard: {enabled: true}},
+      operator: {subjects: [{kind: Group, apiGroup: rbac.authorization.k8s.io, name: network-operators}]}}",
     "{mode: shadow, http: {address: 10.0.0.1}, log: {format: human, level: 'info,culvert_bgp=debug'}, filter: {unknownTunnelPeers: 'off'},
       routes: {sourcePin: 'off', protocol: 255, pinTable: 4294967295}, bgpConfiguration: {asNumber: 4294967295}}",
 ];
