@@ -28,13 +28,11 @@ use tracing::debug;
 
 use probes::Caller;
 
-pub use probes::ask;
-
 pub use client::{Client, ClientError};
 pub use health::serve;
 pub use page::forward;
 pub use questions::{Peers, Question, Questions};
-pub use remote::{Unanswered, get, read};
+pub use remote::{Unanswered, ask, get, read};
 pub use socket::{Confirmations, SocketApi, SocketError, bind_socket, serve_socket, somebody_listens};
 
 /// How long requests under way may take after the stop: the agent ends within a second.

@@ -1,20 +1,13 @@
 //! What the agents of other nodes ask of this one for their traces: to count marked packets, to connect to their speaker, to
 //! trace the way from a pod of this node. Only nodes of the cluster and this host may ask, and a few at once.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use axum::Router;
 use axum::extract::{Extension, Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::{get, post};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
-use hyper::client::conn::http1;
-use hyper::{Request, header};
-use hyper_util::rt::TokioIo;
-use serde::de::DeserializeOwned;
-use tokio::net::TcpStream;
 
 use super::answer::{Refusal, finish};
 use crate::cni::Problem;
@@ -24,53 +17,6 @@ use crate::trace::run::{Target, Tracer};
 /// Who has connected; none on the agent's own socket.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Caller(pub(super) Option<IpAddr>);
-
-/// The largest answer that is read of another agent, in bytes.
-const MAX_ANSWER: usize = 1 << 20;
-
-/// Asks the agent of another node by a GET.
-///
-/// # Errors
-/// When it cannot be reached, refuses, or answers something else: in words.
-pub async fn ask<T: DeserializeOwned>(address: SocketAddr, target: &str) -> Result<T, String> {
-    let unreachable = |error: &dyn std::fmt::Display| {
-        format!(
-            "cannot reach its agent at {address}: {error}; is it running, and its http.listen not 127.0.0.1?"
-        )
-    };
-    let stream = TcpStream::connect(address)
-        .await
-        .map_err(|error| unreachable(&error))?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| unreachable(&error))?;
-    // It ends with the sender, or with the agent there.
-    tokio::spawn(connection);
-    let request = Request::get(target)
-        .header(header::HOST, address.to_string())
-        .header(header::CONNECTION, "close")
-        .body(Full::new(Bytes::new()))
-        .map_err(|error| unreachable(&error))?;
-    let (head, body) = sender
-        .send_request(request)
-        .await
-        .map_err(|error| unreachable(&error))?
-        .into_parts();
-    let body = Limited::new(body, MAX_ANSWER).collect().await;
-    let body = body.map_err(|error| unreachable(&error))?.to_bytes();
-    if head.status.is_success() {
-        return serde_json::from_slice(&body).map_err(|error| {
-            format!("the answer of its agent cannot be read: {error}: is it another version of the agent?")
-        });
-    }
-    match serde_json::from_slice::<Problem>(&body) {
-        Ok(problem) => Err(format!("its agent says: {}", problem.reason)),
-        Err(_) => Err(format!(
-            "its agent answers {}: is it another version?",
-            head.status
-        )),
-    }
-}
 
 /// For the agents of other nodes.
 pub(super) fn for_nodes(tracer: Tracer) -> Router {

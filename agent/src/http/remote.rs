@@ -98,6 +98,15 @@ pub async fn get(address: SocketAddr, target: &str) -> Result<(StatusCode, Bytes
     Ok((head.status, body))
 }
 
+/// Asks the agent at `address`, and reads its answer.
+///
+/// # Errors
+/// Those of [`get`] and [`read`].
+pub async fn ask<T: DeserializeOwned>(address: SocketAddr, target: &str) -> Result<T, Unanswered> {
+    let (code, body) = get(address, target).await?;
+    read(code, &body)
+}
+
 /// What an API server says of a request that it does not grant (meta/v1 Status).
 #[derive(Deserialize)]
 struct Status {

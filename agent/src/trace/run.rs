@@ -235,7 +235,7 @@ impl Tracer {
     async fn other<T: DeserializeOwned>(&self, end: &End, target: &str) -> Result<T, String> {
         let address = SocketAddr::from((end.node_address, self.port));
         match timeout(ANSWER, http::ask(address, target)).await {
-            Ok(answer) => answer,
+            Ok(answer) => answer.map_err(|error| error.to_string()),
             Err(_) => Err(format!(
                 "the agent at {address} has not answered within {} s",
                 ANSWER.as_secs()
