@@ -6,6 +6,7 @@ use crate::api::{BlockAffinity, IpPool, Node, Object, annotation};
 use crate::desired::Settings;
 use crate::fib::{Address, Link, NextHop, Route, RouteKey, RouteKind, SCOPE_LINK, SCOPE_UNIVERSE, Snapshot};
 use crate::peering::Speaking;
+use crate::status::{PeerStatus, PeerType};
 
 /// The index of the first NIC.
 pub(crate) const ETH0: u32 = 2;
@@ -115,4 +116,23 @@ pub(crate) fn affinity_in(state: AffinityState, node: &str, cidr: &str) -> Objec
     };
     let name = format!("{node}-{cidr}").replace(['.', ':', '/'], "-");
     Object::BlockAffinity(BlockAffinity::new(name, spec))
+}
+
+/// A peer of the mesh that has been in this state since 1970, and has exchanged nothing.
+pub(crate) fn mesh_peer(address: &str, state: &str) -> PeerStatus {
+    PeerStatus {
+        address: address.parse().unwrap(),
+        node: None,
+        r#type: PeerType::Mesh,
+        state: state.to_owned(),
+        since: jiff::Timestamp::UNIX_EPOCH,
+        reason: None,
+        prefixes_received: 0,
+        prefixes_sent: 0,
+        established_count: 0,
+        failures: 0,
+        failed: None,
+        stale: false,
+        outer_source: None,
+    }
 }

@@ -51,7 +51,8 @@ mod tests {
 
     use super::*;
     use crate::api::{IpPool, Object};
-    use crate::fib::{Address, Link, Snapshot};
+    use crate::fib::Snapshot;
+    use crate::fixtures::{address, link};
 
     fn pool(mode: &str) -> Object {
         let yaml = format!("metadata: {{name: pods}}\nspec: {{cidr: 10.65.0.0/16, ipipMode: {mode}}}");
@@ -60,21 +61,9 @@ mod tests {
     }
 
     fn kernel(strict: &[u32]) -> Actual {
-        let link = |index, name: &str| Link {
-            index,
-            name: name.to_owned(),
-            up: true,
-            running: true,
-            mtu: 1500,
-            kind: None,
-            path_mtu_discovery: None,
-        };
         Actual::new(Snapshot {
             links: vec![link(2, "eth0"), link(3, "eth1")],
-            addresses: vec![Address {
-                link: 2,
-                net: "172.18.0.11/24".parse().unwrap(),
-            }],
+            addresses: vec![address(2, "172.18.0.11/24")],
             strict: BTreeSet::from_iter(strict.iter().copied()),
             ..Snapshot::default()
         })

@@ -1,7 +1,8 @@
 //! What a scrape sees, by name and by number.
 
 use super::*;
-use crate::status::{DatastoreStatus, PeerStatus, PeerType, RouteStatus, SourceMismatch, SourceStatus};
+use crate::fixtures::mesh_peer;
+use crate::status::{DatastoreStatus, PeerStatus, RouteStatus, SourceMismatch, SourceStatus};
 
 /// Names, types and help texts are what dashboards and alerts are built on.
 #[test]
@@ -41,21 +42,7 @@ fn one_wrong_source() -> SourceStatus {
 }
 
 fn peer(state: &str) -> PeerStatus {
-    PeerStatus {
-        address: "10.0.0.1".parse().unwrap(),
-        node: None,
-        r#type: PeerType::Mesh,
-        state: state.into(),
-        since: jiff::Timestamp::UNIX_EPOCH,
-        reason: None,
-        prefixes_received: 0,
-        prefixes_sent: 0,
-        established_count: 0,
-        failures: 0,
-        failed: None,
-        stale: false,
-        outer_source: None,
-    }
+    mesh_peer("10.0.0.1", state)
 }
 
 #[test]

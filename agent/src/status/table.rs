@@ -274,6 +274,7 @@ mod tests {
 
     use super::super::{DatastoreStatus, PeerType, RouteProblem, RouteStatus, SourceMismatch, SourceStatus};
     use super::*;
+    use crate::fixtures::mesh_peer;
 
     fn now() -> Zoned {
         date(2026, 11, 21).at(23, 59, 0, 0).in_tz("UTC").unwrap()
@@ -281,19 +282,8 @@ mod tests {
 
     fn peer(address: &str, state: &str, since: &str) -> PeerStatus {
         PeerStatus {
-            address: address.parse().unwrap(),
-            node: None,
-            r#type: PeerType::Mesh,
-            state: state.into(),
-            since: since.parse::<Timestamp>().unwrap(),
-            reason: None,
-            prefixes_received: 0,
-            prefixes_sent: 0,
-            established_count: 0,
-            failures: 0,
-            failed: None,
-            stale: false,
-            outer_source: None,
+            since: since.parse().unwrap(),
+            ..mesh_peer(address, state)
         }
     }
 

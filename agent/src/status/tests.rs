@@ -1,6 +1,7 @@
 //! When a node is ready, and what it tells of its routes and peers.
 
 use super::*;
+use crate::fixtures::mesh_peer;
 
 fn settled() -> AgentStatus {
     AgentStatus {
@@ -111,23 +112,10 @@ fn of_many_missing_routes_three_are_named_and_the_others_counted() {
 
 #[test]
 fn of_the_peers_of_a_node_among_many_only_those_are_told_that_something_is_wrong_with() {
-    let peer = |n: u8, state: &str| PeerStatus {
-        address: [172, 18, 0, n].into(),
-        node: None,
-        r#type: PeerType::Mesh,
-        state: state.into(),
-        since: Timestamp::UNIX_EPOCH,
-        reason: None,
-        prefixes_received: 0,
-        prefixes_sent: 0,
-        established_count: 0,
-        failures: 0,
-        failed: None,
-        stale: false,
-        outer_source: None,
-    };
     let mut status = settled();
-    status.peers = (1..=100).map(|n| peer(n, "Established")).collect();
+    status.peers = (1..=100)
+        .map(|n| mesh_peer(&format!("172.18.0.{n}"), "Established"))
+        .collect();
     status.peers[7].state = "Active".into();
     status.sessions = SessionCounts::of(&status.peers);
     status.sources.mismatches = vec![SourceMismatch {
@@ -146,7 +134,9 @@ fn of_the_peers_of_a_node_among_many_only_those_are_told_that_something_is_wrong
         }
     );
     assert_eq!(told.sessions.down(), 1);
-    status.peers = (0..=255).map(|n| peer(n, "Idle")).collect();
+    status.peers = (0..=255)
+        .map(|n| mesh_peer(&format!("172.18.0.{n}"), "Idle"))
+        .collect();
     assert_eq!(status.exceptional().peers.len(), EXCEPTIONS_TOLD);
 }
 
