@@ -3,10 +3,12 @@
 //! Nothing here talks to the kernel: `desired` says what should be, `dataplane` what is, and `reconcile` what differs.
 
 use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
+use culvert_bgp::id::order;
 use ipnet::IpNet;
 
 /// The kernel's main routing table (`RT_TABLE_MAIN`).
@@ -31,7 +33,7 @@ pub const SCOPE_UNIVERSE: u8 = 0;
 pub const SCOPE_LINK: u8 = 253;
 
 /// What the kernel itself tells routes apart by, within one address family and type of service zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RouteKey {
     /// Routing table, 1 to 4294967295.
     pub table: u32,
@@ -54,6 +56,24 @@ impl RouteKey {
                 IpNet::V6(_) => 1024,
             },
         }
+    }
+}
+
+/// By table, destination and priority.
+impl Ord for RouteKey {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let prefixes = || order(&self.prefix, &other.prefix);
+        let metrics = || self.metric.cmp(&other.metric);
+        self.table
+            .cmp(&other.table)
+            .then_with(prefixes)
+            .then_with(metrics)
+    }
+}
+
+impl PartialOrd for RouteKey {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
