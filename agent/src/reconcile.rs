@@ -62,9 +62,8 @@ pub fn taken_over_from(change: &Change, actual: &Actual, ours: &Ours) -> Option<
 /// to remove, and replacing ours does not help.
 #[must_use]
 pub fn overshadowing<'a>(key: &RouteKey, actual: &'a Actual) -> Option<&'a Route> {
-    actual
-        .best_metric(key)
-        .filter(|best| best.key.metric < key.metric)
+    let (best, _) = actual.best_and_routes_of(key);
+    best.filter(|best| best.key.metric < key.metric)
 }
 
 #[cfg(test)]

@@ -258,14 +258,22 @@ impl Actual {
         self.routes.get(key)?.first()
     }
 
-    /// The route that counts for the table and prefix of `key`, whatever its metric.
-    pub(super) fn best_metric(&self, key: &RouteKey) -> Option<&Route> {
+    /// The route that counts for the table and prefix of `key`, if its metric is not greater; and the routes of `key`, the
+    /// one that counts first.
+    pub(super) fn best_and_routes_of(&self, key: &RouteKey) -> (Option<&Route>, &[Route]) {
         // No metric is below zero.
         if key.metric == 0 {
-            return self.route(key);
+            let routes = self.routes_of(key);
+            return (routes.first(), routes);
         }
         let first = RouteKey { metric: 0, ..*key };
-        self.routes.range(first..=*key).next()?.1.first()
+        let mut to_here = self.routes.range(first..=*key);
+        let lowest = to_here.next();
+        let routes = match to_here.next_back().or(lowest) {
+            Some((last, routes)) if last == key => routes.as_slice(),
+            _ => &[],
+        };
+        (lowest.and_then(|(_, routes)| routes.first()), routes)
     }
 
     /// The routes of `key` that another of the same key keeps from counting.

@@ -57,21 +57,36 @@ impl Difference {
 
     /// Looks at `key` again, since what should be there or what is there may be another now.
     pub fn look_at(&mut self, key: &RouteKey, desired: &Desired, actual: &Actual) {
-        self.missing.remove(key);
-        self.unwanted.remove(key);
-        let routes = actual.routes_of(key);
-        match desired.routes.get(key) {
-            Some(route) if is_first(route, routes) => {}
-            Some(_) => drop(self.missing.insert(*key)),
-            None => self.unwanted_at(key, routes, desired),
-        }
-        // A route overshadows those of its prefix that have a greater metric.
-        self.overshadowed.remove(key);
+        // A table is filled and emptied key by key: each of the two is looked into once.
         let last = RouteKey {
             metric: u32::MAX,
             ..*key
         };
-        for (below, _) in desired.routes.range(*key..=last) {
+        let mut from_here = desired.routes.range(*key..=last).peekable();
+        let wanted = from_here.next_if(|(there, _)| *there == key);
+        let (best, routes) = actual.best_and_routes_of(key);
+        match wanted {
+            Some((_, route)) if is_first(route, routes) => {
+                self.missing.remove(key);
+                self.unwanted.remove(key);
+            }
+            Some(_) => {
+                self.missing.insert(*key);
+                self.unwanted.remove(key);
+            }
+            None => {
+                self.missing.remove(key);
+                self.unwanted.remove(key);
+                self.unwanted_at(key, routes, desired);
+            }
+        }
+        // A route overshadows those of its prefix that have a greater metric.
+        if wanted.is_some() && best.is_some_and(|best| best.key.metric < key.metric) {
+            self.overshadowed.insert(*key);
+        } else {
+            self.overshadowed.remove(key);
+        }
+        for (below, _) in from_here {
             if overshadowing(below, actual).is_some() {
                 self.overshadowed.insert(*below);
             } else {
