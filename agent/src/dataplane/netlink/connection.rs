@@ -35,8 +35,9 @@ const DUMPS: usize = 8;
 /// Bytes. The kernel's default of 212,992 holds a few hundred notifications.
 const RECEIVE_BUFFER: usize = 8 << 20;
 
-/// Bytes in one send. More than the send buffer holds (212,992 by default) would be refused as a whole.
-const SEND_LIMIT: usize = 64 << 10;
+/// Bytes after which no message is added to a send. More than the send buffer holds (212,992 by default) would be refused as a
+/// whole; no message of ours has more than 64 KiB.
+const SEND_ENOUGH: usize = 64 << 10;
 
 /// Bytes; the kernel keeps a datagram of a dump below 32 KiB, and fills it if it may.
 const DATAGRAM: usize = 64 << 10;
@@ -126,21 +127,15 @@ impl Connection {
         while requests.peek().is_some() && self.is_sound() {
             let first = self.sequence.wrapping_add(1);
             self.output.clear();
-            let mut count = 0_usize;
-            while let Some(mut message) = requests.next() {
-                let end = self.output.len() + aligned(&message);
-                let is_last = requests
-                    .peek()
-                    .is_none_or(|next| end + aligned(next) > SEND_LIMIT);
-                if is_last {
-                    message.header.flags |= NLM_F_ACK;
-                }
+            let (mut count, mut last) = (0_usize, 0_usize);
+            while self.output.len() < SEND_ENOUGH
+                && let Some(message) = requests.next()
+            {
+                last = self.output.len();
                 self.push(message);
                 count += 1;
-                if is_last {
-                    break;
-                }
             }
+            self.ask_for_answer(last);
             answers.extend(self.exchange(first, count).await);
         }
         answers.resize(total, Answer::Lost);
@@ -186,15 +181,24 @@ impl Connection {
             .collect()
     }
 
-    /// Puts a message behind those that wait to be sent.
+    /// Puts a message behind those that wait to be sent. How long it is, is asked of it once: there may be a hundred thousand.
     fn push(&mut self, mut message: NetlinkMessage<RouteNetlinkMessage>) {
         self.sequence = self.sequence.wrapping_add(1);
         message.header.sequence_number = self.sequence;
         message.finalize();
         let start = self.output.len();
-        self.output.resize(start + aligned(&message), 0);
-        if let Some(place) = self.output.get_mut(start..start + message.buffer_len()) {
+        let length = usize::try_from(message.header.length).unwrap_or(0);
+        self.output.resize(start + length.next_multiple_of(4), 0);
+        if let Some(place) = self.output.get_mut(start..start + length) {
             message.serialize(place);
+        }
+    }
+
+    /// Of what waits to be sent, the message that begins at `start` asks for an acknowledgement.
+    fn ask_for_answer(&mut self, start: usize) {
+        if let Ok(mut message) = NetlinkBuffer::new_checked(self.output.get_mut(start..).unwrap_or_default())
+        {
+            message.set_flags(message.flags() | NLM_F_ACK);
         }
     }
 
@@ -343,11 +347,6 @@ pub(super) fn split_first(datagram: &[u8]) -> Option<(&[u8], &[u8])> {
     // linux/netlink.h, NLMSG_ALIGN: the next message begins at a multiple of four.
     let padding = length.next_multiple_of(4) - length;
     Some((message, tail.get(padding..).unwrap_or_default()))
-}
-
-/// Bytes that a message takes among others (linux/netlink.h, NLMSG_ALIGN).
-fn aligned(message: &NetlinkMessage<RouteNetlinkMessage>) -> usize {
-    message.buffer_len().next_multiple_of(4)
 }
 
 fn framed((message, flags): Request) -> NetlinkMessage<RouteNetlinkMessage> {
