@@ -46,6 +46,10 @@ const SOCKET_EVENTS: usize = 256;
 /// So many octets at most are taken from the peers before it is looked at what they call for: it is held in memory until then.
 const BATCH_OCTETS: usize = 1 << 20;
 
+/// So many destinations at most are told at once; the rest follows. What they lead to is then worked out in memory that is
+/// used again, instead of in as much as a full table takes.
+const ROUTES_AT_ONCE: usize = 4096;
+
 /// The state of the peers is told at most this often: a thousand sessions that come up at once are one telling.
 const STATUS_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -83,6 +87,21 @@ pub struct News {
 impl News {
     fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// Takes out what is to be told first: the changes of at most `most` destinations. That all is told is so with the last
+    /// of them only.
+    fn take(&mut self, most: usize) -> Self {
+        let rest = match self.routes.keys().nth(most).copied() {
+            Some(next) => Self {
+                routes: self.routes.split_off(&next),
+                since: self.since,
+                sessions: Vec::new(),
+                converged: std::mem::take(&mut self.converged),
+            },
+            None => Self::default(),
+        };
+        std::mem::replace(self, rest)
     }
 }
 
@@ -210,7 +229,7 @@ impl Driver {
                 }
                 () = traffic_due => self.count(),
                 permit = news.reserve(), if !self.news.is_empty() => match permit {
-                    Ok(permit) => permit.send(std::mem::take(&mut self.news)),
+                    Ok(permit) => permit.send(self.news.take(ROUTES_AT_ONCE)),
                     Err(_) => return,
                 },
                 () = sleep_until(status_due), if self.status_changed => {

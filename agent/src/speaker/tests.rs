@@ -364,3 +364,24 @@ async fn a_speaker_that_cannot_listen_where_it_should_stays_says_so_and_comes_ba
     timeout(LIMIT, over).await.unwrap().unwrap();
     wait_until_greeted(second).await;
 }
+
+#[test]
+fn many_changes_are_told_in_order_a_part_at_a_time_and_that_all_is_told_with_the_last() {
+    let at =
+        |number: u8| Prefix::new(ipnet::Ipv4Net::new_assert(Ipv4Addr::new(10, 65, number, 0), 26).into());
+    let mut news = News {
+        routes: (0..5).map(|number| (at(number), Vec::new())).collect(),
+        since: Some(Instant::now()),
+        converged: true,
+        ..News::default()
+    };
+    let since = news.since;
+    let mut told = Vec::new();
+    while !news.is_empty() {
+        let part = news.take(2);
+        assert_eq!(part.since, since);
+        assert_eq!(part.converged, news.routes.is_empty());
+        told.push(part.routes.into_keys().collect::<Vec<_>>());
+    }
+    assert_eq!(told, [vec![at(0), at(1)], vec![at(2), at(3)], vec![at(4)]]);
+}
