@@ -109,10 +109,6 @@ type Rest = (Arc<Vec<u8>>, usize);
 
 impl Connection {
     pub(super) fn spawn(id: ConnectionId, stream: TcpStream, events: mpsc::Sender<SocketEvent>) -> Self {
-        let socket = SockRef::from(&stream);
-        // Neither is worth a connection: without them it is a little slower.
-        let _ = socket.set_tcp_nodelay(true);
-        let _ = socket.set_tos_v4(TOS_INTERNETWORK_CONTROL);
         let stream = Arc::new(stream);
         let reader = tokio::spawn(read(id, Arc::clone(&stream), events));
         Self {
@@ -313,6 +309,7 @@ fn dialling_socket(peer: &PeerConfig) -> Result<TcpSocket, TransportError> {
     let io = |error: io::Error| transport_error(&error);
     let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP)).map_err(io)?;
     socket.set_nonblocking(true).map_err(io)?;
+    hurry(&socket);
     if let Some(source) = peer.source {
         socket.bind(&SocketAddr::new(source, 0).into()).map_err(io)?;
     }
@@ -324,6 +321,14 @@ fn dialling_socket(peer: &PeerConfig) -> Result<TcpSocket, TransportError> {
         check_ttl(&socket, family, hops).map_err(io)?;
     }
     Ok(TcpSocket::from_std_stream(socket.into()))
+}
+
+/// Messages are sent at once, and before other traffic. What is accepted has this of the socket that listens
+/// (net/core/sock.c, `sk_clone_lock`): a thousand peers need not be asked for one by one. Neither is worth a connection, which
+/// is a little slower without.
+fn hurry(socket: &Socket) {
+    let _ = socket.set_tcp_nodelay(true);
+    let _ = socket.set_tos_v4(TOS_INTERNETWORK_CONTROL);
 }
 
 /// RFC 5082 §3: sends with the highest TTL, and takes only what has come over `hops` hops at most.
@@ -409,6 +414,7 @@ fn listening(
     // The port may still be held by connections of an agent that has just ended.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
+    hurry(socket);
     // A peer that checks it (RFC 5082) does so from the first answer on.
     send_far(&SockRef::from(socket), family)?;
     socket.bind(&address.into())?;
@@ -434,6 +440,9 @@ fn transport_error(error: &io::Error) -> TransportError {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::net::Ipv4Addr;
+
+    use culvert_bgp::id::Asn;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
@@ -491,6 +500,24 @@ pub(super) mod tests {
         }
         flooding.abort();
         assert!((TURNS..=2 * TURNS).contains(&before), "{before} events first");
+    }
+
+    #[tokio::test]
+    async fn both_ends_send_at_once_and_before_other_traffic() {
+        let listeners = listen(&BTreeSet::new(), 0).unwrap();
+        let [listener] = listeners.as_slice() else {
+            panic!("{} listeners", listeners.len());
+        };
+        let port = listener.socket.local_addr().unwrap().port();
+        let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let dialling = dialling_socket(&PeerConfig::new(peer, Asn::new(64_512).unwrap())).unwrap();
+        let dialled = dialling.connect(SocketAddr::new(peer, port)).await.unwrap();
+        let (accepted, _) = listener.socket.accept().await.unwrap();
+        for end in [&dialled, &accepted] {
+            let socket = SockRef::from(end);
+            assert!(socket.tcp_nodelay().unwrap());
+            assert_eq!(socket.tos_v4().unwrap(), TOS_INTERNETWORK_CONTROL);
+        }
     }
 
     #[tokio::test]
