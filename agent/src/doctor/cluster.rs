@@ -169,7 +169,7 @@ struct Alike {
 
 /// What the nodes themselves find, and those that say nothing; the same on several of them is one finding.
 fn joined(cluster: &Cluster) -> Vec<ClusterFinding> {
-    let mut alike: BTreeMap<Alike, (Vec<String>, BTreeSet<String>)> = BTreeMap::new();
+    let mut alike: BTreeMap<Alike, (Vec<String>, BTreeMap<String, Vec<String>>)> = BTreeMap::new();
     for seen in &cluster.nodes {
         let silent = |reason: &String| {
             vec![Finding {
@@ -198,7 +198,10 @@ fn joined(cluster: &Cluster) -> Vec<ClusterFinding> {
             if nodes.last() != Some(&seen.node) {
                 nodes.push(seen.node.clone());
             }
-            evidence.insert(finding.evidence);
+            let who = evidence.entry(finding.evidence).or_default();
+            if who.last() != Some(&seen.node) {
+                who.push(seen.node.clone());
+            }
         }
     }
     let joined = alike
@@ -206,7 +209,7 @@ fn joined(cluster: &Cluster) -> Vec<ClusterFinding> {
         .map(|(alike, (nodes, evidence))| ClusterFinding {
             check: alike.check.to_owned(),
             finding: alike.finding,
-            evidence: evidence.into_iter().take(EVIDENCE_TOLD).collect(),
+            evidence: attributed(evidence),
             consequence: alike.consequence,
             cure: alike.cure,
             nodes,
@@ -214,6 +217,27 @@ fn joined(cluster: &Cluster) -> Vec<ClusterFinding> {
     let mut joined: Vec<ClusterFinding> = joined.collect();
     joined.sort_by_key(|finding| std::cmp::Reverse(finding.nodes.len()));
     joined
+}
+
+/// What was seen on which nodes: what most of them have first, and how much more there is.
+fn attributed(evidence: BTreeMap<String, Vec<String>>) -> Vec<String> {
+    if evidence.len() < 2 {
+        // All nodes of the finding have it.
+        return evidence.into_keys().collect();
+    }
+    let mut evidence: Vec<(String, Vec<String>)> = evidence.into_iter().collect();
+    evidence.sort_by_key(|(_, nodes)| std::cmp::Reverse(nodes.len()));
+    let told = evidence.iter().take(EVIDENCE_TOLD);
+    let mut told: Vec<String> = told
+        .map(|(evidence, nodes)| format!("{}: {evidence}", named(nodes)))
+        .collect();
+    let rest = evidence.iter().skip(EVIDENCE_TOLD).flat_map(|(_, nodes)| nodes);
+    let rest: BTreeSet<&str> = rest.map(String::as_str).collect();
+    if !rest.is_empty() {
+        let rest: Vec<&str> = rest.into_iter().collect();
+        told.push(format!("others on {}", named(&rest)));
+    }
+    told
 }
 
 /// One address that two nodes advertise.
@@ -484,6 +508,7 @@ impl ClusterReport {
             let _ = writeln!(text, "  NOT LOOKED AT  {}", printable(unchecked));
         }
         let _ = match self.findings.len() {
+            0 if !self.unchecked.is_empty() => writeln!(text, "Nothing is wrong with what was looked at."),
             0 => writeln!(text, "Nothing is wrong."),
             1 => writeln!(text, "1 finding."),
             count => writeln!(text, "{count} findings."),

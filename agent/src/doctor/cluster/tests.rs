@@ -258,7 +258,8 @@ fn what_could_not_be_looked_at_is_said() {
     assert_eq!(report.findings, []);
     assert_eq!(
         report.render(),
-        "3 nodes: 3 answered\n  NOT LOOKED AT  the addresses of the cluster: 403 forbidden\nNothing is wrong.\n"
+        "3 nodes: 3 answered\n  NOT LOOKED AT  the addresses of the cluster: 403 forbidden\nNothing is wrong with what \
+         was looked at.\n"
     );
 }
 
@@ -297,8 +298,8 @@ fn the_same_on_many_nodes_is_one_finding_with_what_most_nodes_have_first() {
            mend      d
   FINDING  connection tracking: full
            on        n1, n3
-           evidence  0 of 9
-           evidence  2 of 9
+           evidence  n1: 0 of 9
+           evidence  n3: 2 of 9
            so        c
            mend      d
   FINDING  agent: the agent does not answer
@@ -309,6 +310,58 @@ fn the_same_on_many_nodes_is_one_finding_with_what_most_nodes_have_first() {
 3 findings.
 "
     );
+}
+
+#[test]
+fn of_a_thousand_nodes_with_one_finding_the_first_are_named_with_each_evidence() {
+    let finding = |evidence: String| Finding {
+        check: Check::Filters,
+        finding: "drops".to_owned(),
+        evidence,
+        consequence: "c".to_owned(),
+        cure: "d".to_owned(),
+        fix: None,
+    };
+    let nodes = (1..=1000).map(|n| {
+        let node = format!("n{n:04}");
+        // Most have the same rule; four have it at other places.
+        let evidence = if n > 4 {
+            "rule 5".to_owned()
+        } else {
+            format!("rule 9{n}")
+        };
+        NodeSeen {
+            report: Ok(Report {
+                node: node.clone(),
+                findings: vec![finding(evidence)],
+                probed: false,
+            }),
+            node,
+            address: None,
+            clock: None,
+            status: Err("not asked".to_owned()),
+        }
+    });
+    let cluster = Cluster {
+        nodes: nodes.collect(),
+        ..well()
+    };
+    let report = examine(&cluster);
+    let [found] = report.findings.as_slice() else {
+        panic!("not one finding: {report:#?}")
+    };
+    assert_eq!(found.nodes.len(), 1000);
+    assert_eq!(
+        found.evidence,
+        [
+            "n0005, n0006, n0007, n0008, n0009, n0010, n0011, n0012, and 988 more: rule 5",
+            "n0001: rule 91",
+            "n0002: rule 92",
+            "others on n0003, n0004",
+        ]
+    );
+    let on = "on        n0001, n0002, n0003, n0004, n0005, n0006, n0007, n0008, and 992 more\n";
+    assert!(report.render().contains(on), "{}", report.render());
 }
 
 #[test]
