@@ -69,6 +69,9 @@ impl CliError {
             | Self::Fix(_) => Exit::Wrong,
             Self::NoAgent(_)
             | Self::Client(_)
+            | Self::Unanswered { .. }
+            | Self::NoNode(_)
+            | Self::WithoutNode
             | Self::Output(_)
             | Self::Runtime(_)
             | Self::Log(_)

@@ -37,7 +37,8 @@ use crate::config::ConfigError;
 use crate::control::AgentError;
 use crate::datastore::DatastoreError;
 use crate::doctor::FixError;
-use crate::http::ClientError;
+use crate::http::{ClientError, Unanswered};
+use crate::survey::NoSuchNode;
 
 /// The routing brain of a Kubernetes node.
 #[derive(Debug, Parser)]
@@ -63,7 +64,7 @@ enum Command {
     Doctor(doctor::Arguments),
     /// Write a bundle of all that tells how this node, or the whole cluster, is; without secrets.
     Diags(diags::Arguments),
-    /// Serve the page of the agent of this node to a browser on this machine: mesh, blocks, routes, events.
+    /// Serve the page of an agent to a browser on this machine: mesh, blocks, routes, events.
     Ui(ui::Arguments),
     /// Find out why packets go where they go.
     #[command(subcommand)]
@@ -97,6 +98,20 @@ pub enum CliError {
     /// The agent did not answer as it should.
     #[error(transparent)]
     Client(ClientError),
+    /// The agent of a node that was asked for did not answer.
+    #[error("node {node}: {reason}")]
+    Unanswered {
+        /// The node.
+        node: String,
+        /// Why not.
+        reason: Unanswered,
+    },
+    /// There is no such node.
+    #[error(transparent)]
+    NoNode(#[from] NoSuchNode),
+    /// A cluster was named, and none of its nodes.
+    #[error("of which node? name it with --node; `culvert status` lists them")]
+    WithoutNode,
     /// Standard output could not be written.
     #[error("standard output: {0}")]
     Output(io::Error),
