@@ -84,6 +84,7 @@ fn agent(status: AgentStatus) -> Agent {
         attachments,
         confirmations,
         inquiries: culvert_agent::inquiry::Inquiries::channel().0,
+        configuration: Arc::default(),
         tracer: None,
         metrics: culvert_agent::metrics::Metrics::register().unwrap(),
     };

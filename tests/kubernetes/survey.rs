@@ -215,6 +215,9 @@ fn bundle(lab: &Lab, server: &ApiServer) -> Outcome {
         "datastore/ippools.json",
         "nodes/node1/status.json",
         "nodes/node3/kernel.json",
+        "nodes/node1/configuration.json",
+        "nodes/node2/packet-filter.json",
+        "nodes/node3/routes-wrong.json",
     ] {
         ensure(folder.path().join(name).is_file(), || {
             format!("no {name}: {text}")

@@ -31,7 +31,7 @@ use probes::Caller;
 pub use client::{Client, ClientError};
 pub use health::serve;
 pub use page::{NoView, ViewSource, forward};
-pub use questions::{Peers, Question, Questions};
+pub use questions::{Peers, Question, Questions, WrongRoutes};
 pub use remote::{Unanswered, ask, get, read};
 pub use socket::{Confirmations, SocketApi, SocketError, bind_socket, serve_socket, somebody_listens};
 
