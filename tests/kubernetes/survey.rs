@@ -71,6 +71,7 @@ fn survey(_: &Server) -> Outcome {
         pod(&server, &status.node, &node.address.to_string())?;
     }
     all_answer(&lab, &server)?;
+    service_range(&lab, &server)?;
     who_may_not_is_told(&lab, &server)?;
     page(&lab, &server)?;
     bundle(&lab, &server)?;
@@ -124,6 +125,62 @@ fn all_answer(lab: &Lab, server: &ApiServer) -> Outcome {
         text.starts_with(&format!("{nodes} nodes: {nodes} answered")) && !text.contains("NOT LOOKED AT"),
         || text.clone(),
     )
+}
+
+/// The range of services is known by what kubeadm wrote down, with the operator's roles; and else by the services.
+fn service_range(lab: &Lab, server: &ApiServer) -> Outcome {
+    let report = || -> Result<(Ended, Value), Failed> {
+        let arguments = ["doctor", "--all-nodes", "-o", "json"];
+        let (ended, text) = culvert(lab, server, OPERATOR, &arguments)?;
+        // What it ends with stands before it.
+        let json = text.find('{').and_then(|begin| text.get(begin..));
+        Ok((ended, serde_json::from_str(json.unwrap_or_default())?))
+    };
+    let (_, known) = report()?;
+    ensure(known["servicesKnownBy"] == "addresses", || known.to_string())?;
+    let create = |subnet: &str| {
+        let literal = format!("--from-literal=ClusterConfiguration=networking: {{serviceSubnet: {subnet}}}");
+        let words = [
+            "-n",
+            "kube-system",
+            "create",
+            "configmap",
+            "kubeadm-config",
+            &literal,
+        ];
+        server.kubectl(ADMIN, &words, "")
+    };
+    let delete = || {
+        server.kubectl(
+            ADMIN,
+            &["-n", "kube-system", "delete", "configmap", "kubeadm-config"],
+            "",
+        )
+    };
+    create("10.65.192.0/18")?;
+    let (ended, known) = report()?;
+    let overlaps = |finding: &Value| {
+        let finding = finding["finding"].as_str().unwrap_or_default();
+        finding.ends_with("overlaps the range of services")
+    };
+    let found = known["findings"]
+        .as_array()
+        .is_some_and(|all| all.iter().any(overlaps));
+    ensure(
+        ended == Ended::Wrong && known["servicesKnownBy"] == "kubeadmConfig" && found,
+        || known.to_string(),
+    )?;
+    delete()?;
+    create("10.96.0.0/12")?;
+    let (_, known) = report()?;
+    let found = known["findings"]
+        .as_array()
+        .is_some_and(|all| all.iter().any(overlaps));
+    ensure(known["servicesKnownBy"] == "kubeadmConfig" && !found, || {
+        known.to_string()
+    })?;
+    delete()?;
+    Ok(())
 }
 
 fn who_may_not_is_told(lab: &Lab, server: &ApiServer) -> Outcome {

@@ -49,6 +49,8 @@ pub(super) struct MemberArguments {
 pub(super) struct Members {
     pub(super) agents: Agents,
     pub(super) store: Arc<dyn Datastore>,
+    /// The API server, where that is the datastore.
+    pub(super) access: Option<Access>,
     /// How long the datastore took to tell of them.
     pub(super) listed_within: Duration,
 }
@@ -107,9 +109,14 @@ impl ClusterArguments {
             }
             _ => Agents::direct(&store, port).await?,
         };
+        let access = match location {
+            Location::Kubernetes(access) => Some(access),
+            Location::Directory(_) => None,
+        };
         Ok(Members {
             agents,
             store,
+            access,
             listed_within: begun.elapsed(),
         })
     }

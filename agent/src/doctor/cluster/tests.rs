@@ -49,6 +49,7 @@ fn well() -> Cluster {
             problems: vec![],
         }),
         services: Ok([(IpAddr::from([10, 96, 0, 1]), "default/kubernetes".to_owned())].into()),
+        service_ranges: None,
         listed_within: Duration::from_millis(30),
     }
 }
@@ -261,6 +262,46 @@ fn what_could_not_be_looked_at_is_said() {
         "3 nodes: 3 answered\n  NOT LOOKED AT  the addresses of the cluster: 403 forbidden\nNothing is wrong with what \
          was looked at.\n"
     );
+}
+
+#[test]
+fn a_pool_in_the_range_of_services_is_found_before_a_service_has_an_address_of_it() {
+    let with = |range: &str, known_by| Cluster {
+        service_ranges: Some(ServiceRanges {
+            ranges: vec!["fd00:96::/108".parse().unwrap(), range.parse().unwrap()],
+            known_by,
+        }),
+        ..well()
+    };
+    for (known_by, words) in [
+        (ServiceSource::ServiceCidrs, "the ServiceCIDR objects"),
+        (
+            ServiceSource::KubeadmConfig,
+            "the ConfigMap kubeadm-config in kube-system",
+        ),
+    ] {
+        // Around the pool, and within it.
+        for range in ["10.64.0.0/12", "10.65.128.0/20"] {
+            let cluster = with(range, known_by);
+            let (finding, evidence, nodes) = found(&cluster);
+            assert_eq!(finding, "the pool default overlaps the range of services");
+            assert_eq!(
+                evidence,
+                format!("services have addresses of {range}, as {words} say, and the pool has 10.65.0.0/16")
+            );
+            assert_eq!(nodes, "");
+            assert_eq!(examine(&cluster).services_known_by, Some(known_by));
+        }
+    }
+    let apart = with("10.96.0.0/12", ServiceSource::ServiceCidrs);
+    assert_eq!(examine(&apart).findings, []);
+    // Then nobody needs to know what services there are.
+    let unlisted = Cluster {
+        services: Err("403 forbidden".into()),
+        ..with("10.96.0.0/12", ServiceSource::ServiceCidrs)
+    };
+    assert_eq!(examine(&unlisted).unchecked, Vec::<String>::new());
+    assert_eq!(examine(&well()).services_known_by, Some(ServiceSource::Addresses));
 }
 
 #[test]
