@@ -183,9 +183,12 @@ struct Alike {
     cure: String,
 }
 
+/// What was seen, each with the nodes it was seen on.
+type Evidence = BTreeMap<String, Vec<String>>;
+
 /// What the nodes themselves find, and those that say nothing; the same on several of them is one finding.
 fn joined(cluster: &Cluster) -> Vec<ClusterFinding> {
-    let mut alike: BTreeMap<Alike, (Vec<String>, BTreeMap<String, Vec<String>>)> = BTreeMap::new();
+    let mut alike: BTreeMap<Alike, (Vec<String>, Evidence)> = BTreeMap::new();
     for seen in &cluster.nodes {
         let silent = |reason: &String| {
             vec![Finding {
@@ -236,7 +239,7 @@ fn joined(cluster: &Cluster) -> Vec<ClusterFinding> {
 }
 
 /// What was seen on which nodes: what most of them have first, and how much more there is.
-fn attributed(evidence: BTreeMap<String, Vec<String>>) -> Vec<String> {
+fn attributed(evidence: Evidence) -> Vec<String> {
     if evidence.len() < 2 {
         // All nodes of the finding have it.
         return evidence.into_keys().collect();

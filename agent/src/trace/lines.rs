@@ -50,8 +50,14 @@ impl Trace {
             );
         }
         text.push('\n');
+        self.conclude(&mut text);
+        text
+    }
+
+    /// What became of them in all.
+    fn conclude(&self, text: &mut String) {
         match (&self.loss, &self.silence) {
-            (None, None) => text += "All packets arrived, and all answers came back.\n",
+            (None, None) => *text += "All packets arrived, and all answers came back.\n",
             (None, Some(silence)) => {
                 let _ = writeln!(
                     text,
@@ -66,7 +72,6 @@ impl Trace {
                 let _ = writeln!(text, "  mend   {}", printable(&loss.cure));
             }
         }
-        text
     }
 
     fn row(&self, hop: &Hop, expected: (u32, u32)) -> Vec<String> {
