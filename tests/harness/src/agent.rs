@@ -218,8 +218,16 @@ impl Agent {
     /// # Errors
     /// When it fails.
     pub fn shadow(&self) -> Result<String, LabError> {
+        self.by_configuration(&["shadow"])
+    }
+
+    /// What a command of `culvert` prints in its node that goes by its configuration, and needs no agent.
+    ///
+    /// # Errors
+    /// When it fails; [`LabError::Command`] holds what it printed then.
+    pub fn by_configuration(&self, arguments: &[&str]) -> Result<String, LabError> {
         let config = self.config();
-        self.culvert(&["shadow", "--config", &config.to_string_lossy()])
+        self.culvert(&[arguments, &["--config", &config.to_string_lossy()]].concat())
     }
 
     /// Makes `mode: MODE` the first line of its configuration, in place of the one before.
