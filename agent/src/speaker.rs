@@ -9,6 +9,7 @@ mod connection;
 mod listening;
 mod md5;
 mod query;
+mod sending;
 mod stalls;
 mod strangers;
 mod traffic;
@@ -35,6 +36,7 @@ use crate::uapi::SocketFamily;
 use connection::{Connection, Sent, SocketEvent};
 use listening::Listening;
 pub use query::{Clear, Query};
+use sending::Sending;
 use stalls::Stalls;
 use strangers::Strangers;
 use traffic::Traffic;
@@ -154,6 +156,7 @@ pub fn start(config: SpeakerConfig, endpoint: Endpoint, metrics: Metrics) -> Res
         dials: BTreeMap::new(),
         unheard: BTreeSet::new(),
         unanswered: Unanswered::default(),
+        sending: Sending::default(),
         stalls: Stalls::default(),
         events,
         news: News::default(),
@@ -183,6 +186,7 @@ struct Driver {
     /// Connections to peers that have not said anything yet.
     unheard: BTreeSet<ConnectionId>,
     unanswered: Unanswered,
+    sending: Sending,
     stalls: Stalls,
     events: mpsc::Sender<SocketEvent>,
     /// What has not been heard yet.
@@ -404,8 +408,12 @@ impl Driver {
         loop {
             let mut inputs = Vec::new();
             while let Some(output) = self.speaker.poll_output() {
-                inputs.extend(self.carry_out(output));
+                if !matches!(output, Output::Send { .. }) {
+                    self.send(&mut inputs);
+                }
+                self.carry_out(output);
             }
+            self.send(&mut inputs);
             if inputs.is_empty() {
                 return;
             }
@@ -415,8 +423,29 @@ impl Driver {
         }
     }
 
-    /// Returns what the speaker is to be told of it.
-    fn carry_out(&mut self, output: Output) -> Option<Input<'static>> {
+    /// Writes the messages that the speaker asked for one after another, and adds what it is to be told of that.
+    fn send(&mut self, inputs: &mut Vec<Input<'static>>) {
+        if self.sending.is_empty() {
+            return;
+        }
+        self.traffic.note();
+        for (connection, sent) in self.sending.write(&mut self.connections) {
+            match sent {
+                Sent::Taken => {}
+                Sent::Waiting => {
+                    let open = self.connections.get(&connection);
+                    inputs.extend(open.and_then(|open| self.stalls.note(connection, open)));
+                }
+                Sent::Overflowed => {
+                    self.connections.remove(&connection);
+                    let error = TransportError::SendQueueFull;
+                    inputs.push(Input::Closed { connection, error });
+                }
+            }
+        }
+    }
+
+    fn carry_out(&mut self, output: Output) {
         match output {
             Output::Dial { connection, peer } => {
                 // A new attempt is the only sign that one before it got no answer.
@@ -428,19 +457,8 @@ impl Driver {
                     self.dials.insert(connection, tokio::spawn(dial));
                 }
             }
-            Output::Send { connection, bytes } => {
-                self.traffic.note();
-                let open = self.connections.get_mut(&connection)?;
-                return match open.send(bytes) {
-                    Sent::Taken => None,
-                    Sent::Waiting => self.stalls.note(connection, open),
-                    Sent::Overflowed => {
-                        self.connections.remove(&connection);
-                        let error = TransportError::SendQueueFull;
-                        Some(Input::Closed { connection, error })
-                    }
-                };
-            }
+            // Together with those that follow it.
+            Output::Send { connection, bytes } => self.sending.add(connection, bytes),
             Output::Close { connection } => {
                 // A connection that is dropped still writes what is queued, a NOTIFICATION for one.
                 self.connections.remove(&connection);
@@ -462,7 +480,6 @@ impl Driver {
                 self.news.converged = true;
             }
         }
-        None
     }
 }
 

@@ -367,6 +367,8 @@ impl EventLoop {
         let updated = self.plan();
         report::say_rejected(&updated.rejected);
         if updated.beyond_routes {
+            // The peers first: they wait for it, and there may be a thousand.
+            self.told.tell(self.planner.plan(), &self.speaker).await;
             let plan = self.planner.plan();
             self.said.say_new(plan, &self.cluster, &self.actual);
             self.sources.ask_about(&plan.tunnelled_to);
@@ -377,7 +379,6 @@ impl EventLoop {
             self.state_needs();
             self.firewall
                 .want(&self.settings.node, self.settings.address, &self.cluster);
-            self.told.tell(self.planner.plan(), &self.speaker).await;
         }
         let removal = if self.converged {
             Removal::Now

@@ -67,8 +67,8 @@ pub(super) enum SocketEvent {
     Closed { id: ConnectionId, error: TransportError },
 }
 
-/// What has become of messages that were to be sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What has become of messages that were to be sent; of several, the last of these is what counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Sent {
     /// The kernel has them.
     Taken,
