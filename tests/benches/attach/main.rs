@@ -342,12 +342,12 @@ fn at_once(place: &Place, agent: &Agent) -> Outcome<()> {
         Within::since(
             agent,
             "of that the agent",
-            r#"culvert_cni_request_seconds{command="add"}"#,
+            r#"culvert_cni_request_duration_seconds{command="add"}"#,
         )?,
         Within::since(
             agent,
             "of that the allocation",
-            r#"culvert_ipam_request_seconds{request="assign"}"#,
+            r#"culvert_ipam_request_duration_seconds{request="assign"}"#,
         )?,
     ];
     let mut of_agent = Duration::ZERO;
@@ -383,12 +383,12 @@ fn alone(place: &Place, agent: &Agent) -> Outcome<()> {
         Within::since(
             agent,
             "of that the agent",
-            r#"culvert_cni_request_seconds{command="add"}"#,
+            r#"culvert_cni_request_duration_seconds{command="add"}"#,
         )?,
         Within::since(
             agent,
             "of that the allocation",
-            r#"culvert_ipam_request_seconds{request="assign"}"#,
+            r#"culvert_ipam_request_duration_seconds{request="assign"}"#,
         )?,
     ];
     for _ in 0..ALONE {
