@@ -119,7 +119,7 @@ fn answer(
         }
         Command::Check => {
             let call = Call::new(environment, &config, client)?;
-            call.check(environment.required_netns()?, &config, network)
+            call.check(&environment.required_netns()?, &config, network)
                 .map(|()| None)
         }
     }
@@ -268,12 +268,7 @@ impl Call {
         Ok(())
     }
 
-    fn check(
-        &self,
-        netns: PathBuf,
-        config: &NetworkConfig,
-        network: &dyn PodNetwork,
-    ) -> Result<(), CniError> {
+    fn check(&self, netns: &Path, config: &NetworkConfig, network: &dyn PodNetwork) -> Result<(), CniError> {
         let changed = |message| Err(CniError::new(Code::Changed, message));
         if config.cni_version.starts_with("0.3.") {
             let message = format!(
@@ -283,8 +278,8 @@ impl Call {
             return Err(CniError::new(Code::IncompatibleVersion, message));
         }
         let (address, address_v6) = config.previous_addresses()?;
-        link_check::of_another(&netns)?;
-        let found = link_check::addresses_in(&netns, &self.interface)?;
+        link_check::of_another(netns)?;
+        let found = link_check::addresses_in(netns, &self.interface)?;
         let routed = network.addresses_behind(&self.host)?;
         let given = [Some(IpAddr::V4(address)), address_v6.map(IpAddr::V6)];
         for address in given.into_iter().flatten() {

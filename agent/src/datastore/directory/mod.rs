@@ -111,7 +111,7 @@ impl DirectoryStore {
 
     async fn write(&self, write: Write) -> Written {
         let (answer, answered) = oneshot::channel();
-        self.shared.wait(Waiting::Write(write, answer));
+        self.shared.wait(Waiting::Write(Box::new(write), answer));
         answered.await.unwrap_or_else(|error| Err(self.given_up(error)))
     }
 

@@ -27,7 +27,7 @@ pub(super) enum Waiting {
     /// To read.
     Read(Scope, Reading),
     /// To write.
-    Write(Write, oneshot::Sender<Written>),
+    Write(Box<Write>, oneshot::Sender<Written>),
 }
 
 impl Waiting {
@@ -157,7 +157,7 @@ fn do_all(folder: &mut Folder, waiting: Vec<Waiting>) {
         match waiting {
             Waiting::Read(_, reading) => reading(Ok(folder)),
             Waiting::Write(write, answered) => {
-                writes.push(write);
+                writes.push(*write);
                 answers.push(answered);
             }
         }
