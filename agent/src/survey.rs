@@ -7,6 +7,7 @@
 mod agents;
 mod lines;
 mod matrix;
+mod one;
 mod state;
 
 use std::net::{IpAddr, SocketAddr};
@@ -19,6 +20,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout_at};
 
 pub use self::agents::Agents;
+pub use self::one::{NoSuchNode, OneAgent};
 pub use self::state::{ClusterStatus, NodeState, SMALL};
 use crate::http::{self, Question, Unanswered};
 

@@ -5,13 +5,13 @@ use std::io;
 
 use crate::id::{Asn, RouterId};
 use crate::wire::message::{Capability, Family, Notification, Open};
-use crate::wire::notification::{cease, code};
+use crate::wire::notification::{cease, code, open};
 
 /// What ended a transport connection, or kept it from being made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TransportError {
     /// The peer's host is there, but nobody listens.
-    #[error("connection refused: no speaker listens there yet")]
+    #[error("connection refused: no speaker listens there yet, or a filter there rejects TCP port 179")]
     Refused,
     /// No answer at all.
     #[error("connection timed out: the host is down, or something filters TCP port 179")]
@@ -19,8 +19,10 @@ pub enum TransportError {
     /// The peer's host knows nothing of the connection.
     #[error("connection reset by the peer")]
     Reset,
-    /// The kernel has no route, or a router said so.
-    #[error("peer address is unreachable: check the routes to it")]
+    /// Nobody at the address answers ARP, the kernel has no route, or a router said so.
+    #[error(
+        "peer address is unreachable: its host is down or has another address now, or no route leads there"
+    )]
     Unreachable,
     /// The peer closed without a NOTIFICATION.
     #[error("peer closed the connection without a NOTIFICATION")]
@@ -32,17 +34,17 @@ pub enum TransportError {
     NotWelcome,
     /// No answer, while the kernel refused segments with another signature than expected (RFC 2385 §3).
     #[error(
-        "connection timed out, and the kernel refuses segments with a wrong MD5 signature: the passwords likely differ"
+        "connection timed out, and the kernel refuses segments with a wrong MD5 signature: the passwords likely differ; give both ends the same"
     )]
     Md5Differs,
     /// No answer, while the kernel refused segments without a signature (RFC 2385 §3).
     #[error(
-        "connection timed out, and the kernel refuses segments without an MD5 signature: the peer likely has no password"
+        "connection timed out, and the kernel refuses segments without an MD5 signature: the peer likely has no password; give it the one of this node"
     )]
     Md5Missing,
     /// No answer, while the kernel refused segments with a signature (RFC 2385 §3).
     #[error(
-        "connection timed out, and the kernel refuses segments with an MD5 signature: the peer likely has a password, this node none"
+        "connection timed out, and the kernel refuses segments with an MD5 signature: the peer likely has a password, this node none; give this node the same"
     )]
     Md5Unexpected,
     /// The peer's password cannot be given to the kernel.
@@ -222,6 +224,10 @@ impl fmt::Display for Words<'_> {
             let inner = Notification::with_data(*code, *subcode, data.to_vec());
             write!(f, " of {inner}")?;
             return text(&inner, f);
+        }
+        // RFC 4271 §6.2: it has compared the AS in our OPEN with the one that it was told.
+        if (self.0.code, self.0.subcode) == (code::OPEN_MESSAGE, open::BAD_PEER_AS) {
+            f.write_str(": the peer is configured with another AS for this node")?;
         }
         text(self.0, f)
     }

@@ -5,6 +5,7 @@ use harness::{Lab, wait_for};
 use libtest_mimic::Failed;
 
 use crate::continuity::GENEROUS;
+use crate::doctor::found;
 use crate::ensure;
 
 /// On a node that was just started, whose links check the reverse path strictly, it makes tunnel and routes all the same.
@@ -28,6 +29,15 @@ pub(crate) fn routes(lab: &mut Lab) -> Result<(), Failed> {
         let asks = text.contains("run `sysctl -w net.ipv4.ip_forward=1` on the host");
         if asks { Ok(()) } else { Err(text) }
     })?;
+    let agent = &lab.node(2).agent;
+    found(
+        agent,
+        &[
+            "this host does not forward packets",
+            "net.ipv4.ip_forward is 0",
+            "sysctl -w net.ipv4.ip_forward=1",
+        ],
+    )?;
     lab.node(2)
         .namespace
         .run("sysctl", &["-qw", "net.ipv4.ip_forward=1"])?;

@@ -1,5 +1,6 @@
 //! Faults as operators meet them, each made on purpose, and the sentence that names its cause.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use harness::{Lab, LabError, Node, wait_for};
@@ -80,6 +81,55 @@ pub(crate) fn in_the_datastore(lab: &mut Lab) -> Result<(), Failed> {
     Ok(is_well(lab)?)
 }
 
+/// The one pool that is not disabled has eight addresses, and pods have them all: who asks for one more is told, and so is who
+/// looks at any node, or at all of them. With the other pool enabled again nothing is wrong.
+pub(crate) fn pool_exhausted(lab: &mut Lab) -> Result<(), Failed> {
+    is_well(lab)?;
+    lab.set_in_pool(&[("disabled", "true")])?;
+    lab.add_object(pool("tiny", "10.66.0.0/29", "  blockSize: 29\n"))?;
+    wait_for("the new pool to be known", GENEROUS, || {
+        let known = lab.node(1).agent.by_configuration(&["get", "ippools"]);
+        match known {
+            Ok(text) if text.contains("tiny") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })?;
+    // The agent may hear of the pool a moment later than the command.
+    let mut given = 0_u8;
+    let refused = loop {
+        ensure(given < 100, || "a hundred pods have an address".to_owned())?;
+        match lab.attach(1, &format!("more{given}")) {
+            Ok(_) => given += 1,
+            Err(LabError::Command { output, .. }) => break output,
+            Err(other) => return Err(other.into()),
+        }
+    };
+    println!("  after {given} pods: {refused}");
+    ensure(
+        refused.contains("no block is left")
+            && refused.contains("in pool tiny (10.66.0.0/29, 1 blocks of 8 addresses)"),
+        || refused.clone(),
+    )?;
+    for node in lab.nodes() {
+        found(
+            &node.agent,
+            &[
+                "pool tiny is exhausted: this node has no address left of it, and can get no other block",
+                "1 of 1 blocks of 10.66.0.0/29 are claimed",
+                "create another pool",
+            ],
+        )?;
+    }
+    let text = printed(lab.node(1).agent.by_configuration(&["doctor", "--all-nodes"]))?;
+    ensure(
+        text.contains("the pool tiny is exhausted")
+            && text.contains("0 of 8 addresses of 10.66.0.0/29 are free"),
+        || text.clone(),
+    )?;
+    lab.set_in_pool(&[("disabled", "false")])?;
+    Ok(is_well(lab)?)
+}
+
 /// The datastore is away for a while.
 pub(crate) fn datastore_away(lab: &mut Lab) -> Result<(), Failed> {
     lab.set_datastore_away(true)?;
@@ -130,58 +180,120 @@ fn begin_anew(lab: &mut Lab) -> Result<(), Failed> {
     Ok(())
 }
 
-/// A wrong AS, a password that only one side has, a filter on TCP port 179, a speaker that is gone, and an address that is.
+/// A wrong AS, passwords that differ or that only one side has, TCP port 179 shut by a filter, a speaker that is gone, and an
+/// address that is: each time both ends name it.
 pub(crate) fn sessions(lab: &mut Lab) -> Result<(), Failed> {
-    let third = lab.node(3).address;
-    let peer = |name: &str, more: &str| {
-        format!(
-            "apiVersion: crd.projectcalico.org/v1\nkind: BGPPeer\nmetadata:\n  name: {name}\nspec:\n  node: node1\n  \
-             peerIP: {third}\n{more}"
-        )
-    };
-    lab.add_object(peer("wrong-as", "  asNumber: 65001\n"))?;
+    wrong_as(lab)?;
+    passwords(lab)?;
+    filtered(lab)?;
+    rejected(lab)?;
+    gone(lab)?;
+    Ok(is_well(lab)?)
+}
+
+/// What node `number` is told of its peer at `address`.
+fn peer(name: &str, number: u8, address: Ipv4Addr, more: &str) -> String {
+    format!(
+        "apiVersion: crd.projectcalico.org/v1\nkind: BGPPeer\nmetadata:\n  name: {name}\nspec:\n  node: node{number}\n  \
+         peerIP: {address}\n{more}"
+    )
+}
+
+fn wrong_as(lab: &mut Lab) -> Result<(), Failed> {
+    let (first, third) = (lab.node(1).address, lab.node(3).address);
+    lab.add_object(peer("wrong-as", 1, third, "  asNumber: 65001\n"))?;
     let told = found(
         &lab.node(1).agent,
         &[
             &format!("the BGP session with node node3 ({third}) is"),
             "peer says it is AS 64512, we expect AS 65001",
         ],
-    );
+    )
+    .and_then(|()| {
+        found(
+            &lab.node(3).agent,
+            &[
+                &format!("the BGP session with node node1 ({first}) is"),
+                "bad peer AS (2/2): the peer is configured with another AS for this node",
+            ],
+        )
+    });
     lab.delete_object("BGPPeer", "wrong-as")?;
     told?;
-    lab.wait_for_sessions()?;
+    Ok(lab.wait_for_sessions().map(drop)?)
+}
 
-    let password = "  asNumber: 64512\n  password:\n    secretKeyRef:\n      name: bgp\n      key: third\n";
-    let secret = "apiVersion: v1\nkind: Secret\nmetadata:\n  name: bgp\n  namespace: default\nstringData:\n  third: swordfish\n";
-    lab.add_object(format!("{secret}---\n{}", peer("password", password)))?;
-    let told = found(
+/// First the peer has none, then another one.
+fn passwords(lab: &mut Lab) -> Result<(), Failed> {
+    let (first, third) = (lab.node(1).address, lab.node(3).address);
+    let password = |key: &str| {
+        format!("  asNumber: 64512\n  password:\n    secretKeyRef:\n      name: bgp\n      key: {key}\n")
+    };
+    lab.add_object(
+        "apiVersion: v1\nkind: Secret\nmetadata:\n  name: bgp\n  namespace: default\nstringData:\n  one: swordfish\n  \
+         other: sailfish\n"
+            .to_owned(),
+    )?;
+    lab.add_object(peer("one-side", 1, third, &password("one")))?;
+    let one_sided = found(
         &lab.node(3).agent,
-        &["the peer likely has a password, this node none"],
+        &["the peer likely has a password, this node none; give this node the same"],
     )
-    .and_then(|()| found(&lab.node(1).agent, &["the peer likely has no password"]));
-    lab.delete_object("BGPPeer", "password")?;
+    .and_then(|()| {
+        found(
+            &lab.node(1).agent,
+            &["the peer likely has no password; give it the one of this node"],
+        )
+    });
+    lab.add_object(peer("other-side", 3, first, &password("other")))?;
+    let both = [(1, "node3", third), (3, "node1", first)];
+    let mut differing = both.into_iter().map(|(number, name, address)| {
+        found(
+            &lab.node(number).agent,
+            &[
+                &format!("the BGP session with node {name} ({address}) is down"),
+                "refuses segments with a wrong MD5 signature: the passwords likely differ; give both ends the same",
+            ],
+        )
+    });
+    let differing = differing.try_for_each(|told| told);
+    for name in ["one-side", "other-side"] {
+        lab.delete_object("BGPPeer", name)?;
+    }
     lab.delete_object("Secret", "bgp")?;
-    told?;
-    lab.wait_for_sessions()?;
+    one_sided?;
+    differing?;
+    Ok(lab.wait_for_sessions().map(drop)?)
+}
 
-    filtered(lab)?;
-    gone(lab)?;
-    Ok(is_well(lab)?)
+fn iptables(node: &Node, arguments: &str) -> Result<String, LabError> {
+    let all: Vec<&str> = arguments.split_whitespace().collect();
+    node.namespace.run("iptables-legacy", &all)
+}
+
+/// Shuts TCP port 179 on the first node, for the second, both ways; their session goes.
+fn shut(lab: &Lab, target: &str) -> Result<(), LabError> {
+    let (node, other) = (lab.node(1), lab.node(2));
+    let (from, to) = (other.address, node.address);
+    iptables(
+        node,
+        &format!("-A INPUT -s {from} -p tcp --dport 179 -j {target}"),
+    )?;
+    iptables(
+        node,
+        &format!("-A OUTPUT -d {from} -p tcp --dport 179 -j {target}"),
+    )?;
+    // What either says of the end of the session may not come through.
+    node.agent.ask(&["bgp", "clear", &from.to_string()])?;
+    other.agent.ask(&["bgp", "clear", &to.to_string()])?;
+    Ok(())
 }
 
 /// iptables as they were before nf_tables: the node with the filter names the rule, the other what is likely.
 fn filtered(lab: &mut Lab) -> Result<(), Failed> {
     let (node, other) = (lab.node(1), lab.node(2));
-    let iptables = |node: &Node, arguments: &str| {
-        let all: Vec<&str> = arguments.split_whitespace().collect();
-        node.namespace.run("iptables-legacy", &all)
-    };
     let (from, to) = (other.address, node.address);
-    iptables(node, &format!("-A INPUT -s {from} -p tcp --dport 179 -j DROP"))?;
-    iptables(node, &format!("-A OUTPUT -d {from} -p tcp --dport 179 -j DROP"))?;
-    // What either says of the end of the session may not come through.
-    node.agent.ask(&["bgp", "clear", &from.to_string()])?;
-    other.agent.ask(&["bgp", "clear", &to.to_string()])?;
+    shut(lab, "DROP")?;
     let told = found(
         &other.agent,
         &[
@@ -214,6 +326,33 @@ fn filtered(lab: &mut Lab) -> Result<(), Failed> {
     Ok(())
 }
 
+/// The same with a filter that refuses: to the other node it looks as if nobody listened, and that is said.
+fn rejected(lab: &mut Lab) -> Result<(), Failed> {
+    let (node, other) = (lab.node(1), lab.node(2));
+    let (from, to) = (other.address, node.address);
+    shut(lab, "REJECT --reject-with tcp-reset")?;
+    let told = found(
+        &other.agent,
+        &[
+            &format!("the BGP session with node node1 ({to}) is"),
+            "connection refused: no speaker listens there yet, or a filter there rejects TCP port 179",
+        ],
+    )
+    .and_then(|()| {
+        found(
+            &node.agent,
+            &[
+                &format!("a packet filter on this host rejects BGP connections (TCP port 179) from {from}"),
+                "iptables (legacy), table filter, chain INPUT, rule 1: reject",
+            ],
+        )
+    });
+    iptables(node, "-F")?;
+    told?;
+    lab.wait_for_sessions()?;
+    Ok(())
+}
+
 /// The speaker of a node is gone; then its address is another, without a word to anybody.
 fn gone(lab: &mut Lab) -> Result<(), Failed> {
     let address = lab.node(3).address;
@@ -238,6 +377,18 @@ fn gone(lab: &mut Lab) -> Result<(), Failed> {
             "the advertised address {address} is on no link of this host"
         )],
     );
+    // Else it would find out by its hold timer.
+    let other = &lab.node(1).agent;
+    other.ask(&["bgp", "clear", &address.to_string()])?;
+    let told = told.and_then(|()| {
+        found(
+            other,
+            &[
+                &format!("the BGP session with node node3 ({address}) is"),
+                "peer address is unreachable: its host is down or has another address now",
+            ],
+        )
+    });
     node.namespace.ip("addr del 172.18.0.33/24 dev eth0")?;
     node.namespace.ip(&format!("addr add {address}/24 dev eth0"))?;
     let router = lab.layout().router(3);
@@ -267,7 +418,8 @@ fn printed(asked: Result<String, LabError>) -> Result<String, LabError> {
 }
 
 /// Packets are followed from pod to pod: all arrive; then a NIC on the way takes less than the tunnel sends, the other host
-/// drops protocol 4, or what it forwards, and a pod does not answer. Each time the sentence names it.
+/// drops protocol 4, or what it forwards, and a pod does not answer. Each time the sentence names it; to the pod that is
+/// silent the way is well.
 pub(crate) fn on_the_way(lab: &mut Lab) -> Result<(), Failed> {
     const WELL: &str = "All packets arrived, and all answers came back.";
     for (from, to) in [("n1p1", "n3p1"), ("n1p1", "n1p2"), ("n3p1", "n2p1")] {
@@ -279,10 +431,6 @@ pub(crate) fn on_the_way(lab: &mut Lab) -> Result<(), Failed> {
     ensure(text.contains("ok       ways to other nodes"), || text.clone())?;
 
     let third = lab.node(3);
-    let iptables = |arguments: &str| {
-        let all: Vec<&str> = arguments.split_whitespace().collect();
-        third.namespace.run("iptables-legacy", &all)
-    };
     let both = |words: &str| -> Result<(), Failed> {
         let (traced, probed) = (trace(lab, "n1p1", "n3p1")?, doctor_with_probes(lab.node(1))?);
         println!("{traced}");
@@ -296,32 +444,49 @@ pub(crate) fn on_the_way(lab: &mut Lab) -> Result<(), Failed> {
     lab.fabric().ip("link set node3 mtu 1500")?;
     told?;
 
-    iptables("-A INPUT -p 4 -j DROP")?;
-    let told = both(&format!(
-        "on node3: a packet filter on this host drops tunnelled packets (IP protocol 4) from {}",
-        lab.node(1).address
-    ));
-    iptables("-F")?;
+    iptables(third, "-A INPUT -p 4 -j DROP")?;
+    let told = both(
+        "on node3: a packet filter on this host drops tunnelled packets (IP protocol 4) from every other node",
+    );
+    iptables(third, "-F")?;
     told?;
 
-    iptables("-P FORWARD DROP")?;
+    iptables(third, "-P FORWARD DROP")?;
     let forwarded = trace(lab, "n1p1", "n3p1");
-    iptables("-P FORWARD ACCEPT")?;
-    let pod = &lab.pod("n3p1").namespace;
-    pod.run("sysctl", &["-qw", "net.ipv4.icmp_echo_ignore_all=1"])?;
-    let silent = trace(lab, "n1p1", "n3p1");
-    pod.run("sysctl", &["-qw", "net.ipv4.icmp_echo_ignore_all=0"])?;
-    let silence = format!("the pod {} does not answer", lab.pod("n3p1").address);
-    for (text, words) in [
-        (
-            forwarded?,
-            "on node3: a packet filter on this host drops packets between pods that it forwards",
-        ),
-        (silent?, silence.as_str()),
-    ] {
-        println!("{text}");
-        ensure(text.contains(words), || text.clone())?;
-    }
+    iptables(third, "-P FORWARD ACCEPT")?;
+    let forwarded = forwarded?;
+    println!("{forwarded}");
+    ensure(
+        forwarded
+            .contains("on node3: a packet filter on this host drops packets between pods that it forwards"),
+        || forwarded.clone(),
+    )?;
+    silence(lab)?;
     let text = trace(lab, "n1p1", "n3p1")?;
     ensure(text.contains(WELL), || text.clone())
+}
+
+/// To a pod that does not answer pings the way is well, and of the way back nothing is said.
+fn silence(lab: &Lab) -> Result<(), Failed> {
+    let pod = lab.pod("n3p1");
+    let ignore = |value: &str| {
+        let setting = format!("net.ipv4.icmp_echo_ignore_all={value}");
+        pod.namespace.run("sysctl", &["-qw", &setting])
+    };
+    ignore("1")?;
+    let traced = trace(lab, "n1p1", "n3p1");
+    ignore("0")?;
+    let text = traced?;
+    println!("{text}");
+    let silent = format!("the link to the pod {}; it did not answer", pod.address);
+    for words in [
+        "The way there is well, of the way back nothing is known",
+        silent.as_str(),
+        "no answer",
+    ] {
+        ensure(text.contains(words), || text.clone())?;
+    }
+    ensure(!text.contains("MISSING") && !text.contains("cause"), || {
+        text.clone()
+    })
 }

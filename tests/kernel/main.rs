@@ -69,6 +69,11 @@ const WITH_BIRD: Layout = Layout {
     ..IPIP
 };
 
+const PAIR: Layout = Layout {
+    nodes: 2,
+    second_nic: None,
+    ..IPIP
+};
 const DUAL_STACK: Layout = Layout {
     nodes: 2,
     second_nic: None,
@@ -94,7 +99,7 @@ enum Needs {
 
 /// All trials that need no packet filter; those on the same layout one after the other.
 #[rustfmt::skip]
-const TRIALS: [(Layout, &str, Act); 57] = [
+const TRIALS: [(Layout, &str, Act); 59] = [
     (DIRECT, "direct_mode_carries_pod_traffic_without_tunnels", encapsulation::carries),
     (DIRECT, "the_routes_of_peers_are_shown_and_a_session_is_cleared", explained::peers),
     (CROSS_SUBNET, "crosssubnet_mode_tunnels_between_subnets_only", encapsulation::carries),
@@ -111,6 +116,7 @@ const TRIALS: [(Layout, &str, Act); 57] = [
     (IPIP, "a_tunnel_set_down_by_hand_comes_back_with_its_routes", hands::tunnel_down),
     (IPIP, "forwarding_that_was_switched_off_is_switched_on_again", hands::forwarding_off),
     (IPIP, "a_fight_over_a_route_is_told_and_slowed_and_won_when_the_other_stops", fights::over_a_route),
+    (IPIP, "a_program_that_keeps_deleting_a_route_is_told_and_its_route_comes_back_when_it_stops", fights::over_a_deletion),
     (IPIP, "foreign_routes_are_never_touched", hands::foreign_routes),
     (IPIP, "the_way_to_a_pod_is_explained_and_nothing_is_found_where_all_is_well", explained::well),
     (IPIP, "a_wrong_next_hop_and_a_lost_session_are_found_by_asking_for_the_way", explained::faults),
@@ -140,6 +146,7 @@ const TRIALS: [(Layout, &str, Act); 57] = [
     (IPIP, "an_address_that_is_changed_on_purpose_is_taken_without_a_restart", renumbering::on_purpose),
     (IPIP, "a_node_that_reboots_without_the_datastore_has_its_routes_back", reboot::without_the_datastore),
     (IPIP, "an_agent_with_no_more_than_the_charts_capabilities_makes_tunnel_and_routes", confined::routes),
+    (PAIR, "a_pool_without_an_address_left_is_found_by_the_doctor", faults::pool_exhausted),
     (DUAL_STACK, "pods_reach_each_other_through_the_tunnel_by_ipv4_and_directly_by_ipv6", dual_stack::carries),
     (DUAL_STACK, "a_restarted_agent_loses_no_packet_of_ipv6", dual_stack::restarted),
     (DUAL_STACK, "routes_of_ipv6_go_with_their_pool_and_those_of_ipv4_stay", dual_stack::pool_deleted),

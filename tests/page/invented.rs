@@ -79,7 +79,9 @@ fn peer(n: u16, name: String, is_up: bool) -> PeerStatus {
         r#type: PeerType::Mesh,
         state: if is_up { "Established" } else { "Active" }.into(),
         since: Time::UNIX_EPOCH,
-        reason: (!is_up).then(|| "connection refused: no speaker listens there yet".into()),
+        reason: (!is_up).then(|| {
+            "connection refused: no speaker listens there yet, or a filter there rejects TCP port 179".into()
+        }),
         failures: 0,
         failed: None,
         prefixes_received: usize::from(is_up),

@@ -146,18 +146,18 @@ fn is_fight(repairs: &mut VecDeque<Instant>, now: Instant) -> bool {
 }
 
 fn words(opponent: Option<u8>, wait: Duration) -> String {
-    let (who, what) = match opponent {
-        Some(protocol) => (
-            format!("another program (route protocol {})", protocol_name(protocol)),
-            "stop it, or keep it from this prefix",
+    let what = match opponent {
+        Some(protocol) => format!(
+            "another program (route protocol {}) keeps undoing this route: stop it, or keep it from this prefix",
+            protocol_name(protocol)
         ),
-        None => (
-            "another program, which leaves no route in its place,".to_owned(),
-            "`ip monitor route` shows when; stop it, or keep it from this prefix",
-        ),
+        // Of a deletion the kernel does not tell whose it was.
+        None => "another program keeps deleting this route: `ip monitor route` shows when; look for a routing daemon on this \
+                 host and stop it, or keep it from this prefix"
+            .to_owned(),
     };
     format!(
-        "{who} keeps undoing this route: {what}. Until it is left alone for a minute it is put back only every {} seconds",
+        "{what}. Until it is left alone for a minute it is put back only every {} seconds",
         wait.as_secs()
     )
 }

@@ -438,10 +438,21 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// A connection of ours, and the peer's end of it, which does not read yet.
+    /// So many octets, or twice as many, the kernel holds for each end.
+    const KERNEL_BUFFER: u32 = 64 << 10;
+
+    /// A connection of ours, and the peer's end of it, which does not read yet. The kernel holds little of what is on its way:
+    /// by itself it takes as much as a machine's settings allow, and the more the faster the peer reads (tcp(7), `tcp_rmem`
+    /// and `tcp_wmem`), so that nobody could say what is left to wait.
     pub(in crate::speaker) async fn connected() -> (Connection, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let dialled = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let listening = TcpSocket::new_v4().unwrap();
+        // The accepted socket inherits it.
+        listening.set_recv_buffer_size(KERNEL_BUFFER).unwrap();
+        listening.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = listening.listen(1).unwrap();
+        let dialling = TcpSocket::new_v4().unwrap();
+        dialling.set_send_buffer_size(KERNEL_BUFFER).unwrap();
+        let dialled = dialling.connect(listener.local_addr().unwrap()).await.unwrap();
         let (peer, _) = listener.accept().await.unwrap();
         let (events, _) = mpsc::channel(1);
         (Connection::spawn(ConnectionId(1), dialled, events), peer)

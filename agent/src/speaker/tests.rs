@@ -254,7 +254,7 @@ async fn a_peer_that_reads_slowly_keeps_its_session() {
     let id = ConnectionId(1);
     let message = std::sync::Arc::new(vec![0; 1 << 20]);
     while ours.send(std::sync::Arc::clone(&message)) == Sent::Taken {}
-    // More than the kernel takes once the peer has read a little.
+    // Far more than the kernel takes once the peer has read a little.
     for _ in 0..8 {
         ours.send(std::sync::Arc::clone(&message));
     }

@@ -178,8 +178,10 @@ fn node(n: u16, peers: &[(u16, &str)], left_out: usize) -> Answered<AgentStatus>
         .iter()
         .map(|(n, state)| PeerStatus {
             node: Some(format!("n{n}")),
-            reason: (*state != "Established")
-                .then(|| "connection refused: no speaker listens there yet".into()),
+            reason: (*state != "Established").then(|| {
+                "connection refused: no speaker listens there yet, or a filter there rejects TCP port 179"
+                    .into()
+            }),
             ..PeerStatus::example(address(*n), state)
         })
         .collect();
@@ -250,7 +252,7 @@ BGP sessions
 (a row is what that node says; -: not its peer; ?: it has not answered)
 
 Sessions that are down
-  n1, n2 -> n3 (172.18.0.3): connection refused: no speaker listens there yet
+  n1, n2 -> n3 (172.18.0.3): connection refused: no speaker listens there yet, or a filter there rejects TCP port 179
 ";
     assert_eq!(status.render(false, &now(), Paint::Plain), expected);
     let wide = status.render(true, &now(), Paint::Plain);
@@ -298,7 +300,7 @@ fn of_a_large_cluster_what_is_wrong_is_shown_and_what_many_say_is_said_once() {
     assert!(
         text.ends_with(
             "\nSessions that are down\n  n1, n2, n3, 996 more -> n1000 (172.18.3.232): connection refused: no speaker listens \
-             there yet\n"
+             there yet, or a filter there rejects TCP port 179\n"
         ),
         "{text}"
     );

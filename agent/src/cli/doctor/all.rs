@@ -11,7 +11,7 @@ use super::super::CliError;
 use super::super::members::{MemberArguments, Members};
 use crate::allocation;
 use crate::api::Service;
-use crate::datastore::{self, Datastore, DatastoreError};
+use crate::datastore::{self, Datastore, DatastoreError, kubernetes};
 use crate::doctor::Report;
 use crate::doctor::cluster::{self, Addresses, Cluster, ClusterReport, NodeSeen, PoolUse};
 use crate::http::{Peers, Question};
@@ -27,11 +27,17 @@ pub(super) async fn examine(arguments: &MemberArguments) -> Result<ClusterReport
     let members = arguments.find().await?;
     let terms = arguments.terms();
     let patience = terms.all * INVENTORY_TIMES;
-    let (statuses, reports, addresses, services) = futures_util::join!(
+    let ranges = async {
+        let access = members.access.as_ref()?;
+        let read = tokio::time::timeout(patience, kubernetes::service_ranges(access)).await;
+        read.ok().flatten()
+    };
+    let (statuses, reports, addresses, services, service_ranges) = futures_util::join!(
         survey::ask::<AgentStatus>(&members.agents, Question::Status(Peers::Exceptional), terms),
         survey::ask::<Report>(&members.agents, Question::Doctor, terms),
         in_time(patience, addresses(members.store.as_ref())),
         in_time(patience, service_addresses(members.store.as_ref())),
+        ranges,
     );
     let nodes = statuses.into_iter().zip(reports).map(|(status, report)| {
         let told = status.outcome.as_ref().ok().and_then(|told| told.answered);
@@ -48,6 +54,7 @@ pub(super) async fn examine(arguments: &MemberArguments) -> Result<ClusterReport
         nodes: nodes.collect(),
         addresses,
         services,
+        service_ranges,
         listed_within,
     }))
 }
