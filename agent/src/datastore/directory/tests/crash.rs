@@ -29,7 +29,7 @@ async fn write_for_ever(folder: &Path) {
                 let revision = object.metadata().resource_version.clone().unwrap();
                 store.delete(&node_key("fleeting"), &revision).await.unwrap();
             }
-            None => drop(create(&store, "fleeting").await),
+            None => drop(create(store, "fleeting").await),
         }
     }
 }
