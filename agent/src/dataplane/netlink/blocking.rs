@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use super::connection::{Request, framed, refusal, split_first};
+use super::connection::{Request, append, framed, refusal, split_first};
 use crate::dataplane::{DataplaneError, Refusal};
 
 /// How long the kernel may take to answer, in seconds. It has done what was asked when the send returns.
@@ -72,13 +72,7 @@ impl Blocking {
                 message.header.flags |= NLM_F_ACK;
             }
             self.sequence = self.sequence.wrapping_add(1);
-            message.header.sequence_number = self.sequence;
-            message.finalize();
-            let start = output.len();
-            output.resize(start + message.buffer_len().next_multiple_of(4), 0);
-            if let Some(place) = output.get_mut(start..start + message.buffer_len()) {
-                message.serialize(place);
-            }
+            append(&mut output, message, self.sequence);
         }
         let mut refused = vec![None; count];
         let answers = self.exchange(&output, first, &mut refused);

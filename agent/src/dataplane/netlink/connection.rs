@@ -181,17 +181,10 @@ impl Connection {
             .collect()
     }
 
-    /// Puts a message behind those that wait to be sent. How long it is, is asked of it once: there may be a hundred thousand.
-    fn push(&mut self, mut message: NetlinkMessage<RouteNetlinkMessage>) {
+    /// Puts a message behind those that wait to be sent.
+    fn push(&mut self, message: NetlinkMessage<RouteNetlinkMessage>) {
         self.sequence = self.sequence.wrapping_add(1);
-        message.header.sequence_number = self.sequence;
-        message.finalize();
-        let start = self.output.len();
-        let length = usize::try_from(message.header.length).unwrap_or(0);
-        self.output.resize(start + length.next_multiple_of(4), 0);
-        if let Some(place) = self.output.get_mut(start..start + length) {
-            message.serialize(place);
-        }
+        append(&mut self.output, message, self.sequence);
     }
 
     /// Of what waits to be sent, the message that begins at `start` asks for an acknowledgement.
@@ -347,6 +340,19 @@ pub(super) fn split_first(datagram: &[u8]) -> Option<(&[u8], &[u8])> {
     // linux/netlink.h, NLMSG_ALIGN: the next message begins at a multiple of four.
     let padding = length.next_multiple_of(4) - length;
     Some((message, tail.get(padding..).unwrap_or_default()))
+}
+
+/// Writes a message under this number behind others. How long it is, is asked of it once: there may be a hundred thousand.
+pub(super) fn append(output: &mut Vec<u8>, mut message: NetlinkMessage<RouteNetlinkMessage>, sequence: u32) {
+    message.header.sequence_number = sequence;
+    message.finalize();
+    let start = output.len();
+    let length = usize::try_from(message.header.length).unwrap_or(0);
+    // linux/netlink.h, NLMSG_ALIGN: the next message begins at a multiple of four.
+    output.resize(start + length.next_multiple_of(4), 0);
+    if let Some(place) = output.get_mut(start..start + length) {
+        message.serialize(place);
+    }
 }
 
 /// A request with its header, but for what tells it from others.

@@ -398,7 +398,17 @@ impl Shared {
     fn objects(&self, look: &Look) -> Result<BTreeMap<Key, Arc<Stored>>, DatastoreError> {
         let mut folder = self.folder();
         let lock = StoreLock::acquire(&self.root, Access::Shared)?;
-        report(&folder.refresh(&look.reread, &look.unsettled)?);
+        let faults = match &look.reread {
+            // Each event names its file: that it came, went or changed.
+            Reread::Named(files) if !look.rearm => {
+                let is_kept =
+                    |path: &&PathBuf| look.unsettled.contains(*path) && folder.files.contains_key(*path);
+                let files = files.iter().filter(|path| !is_kept(path)).cloned().collect();
+                folder.refresh_these(&files)
+            }
+            reread => folder.refresh(reread, &look.unsettled)?,
+        };
+        report(&faults);
         drop(lock);
         let objects = folder.objects.iter();
         Ok(objects
