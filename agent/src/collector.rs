@@ -17,7 +17,7 @@ use culvert_ipam::collect::{Collection, Leftover, Memory, Reclaim, Settings, col
 use culvert_ipam::snapshot::{Snapshot, Source};
 use culvert_ipam::timestamp::Timestamp;
 use futures_util::{StreamExt as _, stream};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
@@ -42,7 +42,7 @@ const RETRY: Duration = Duration::from_secs(30);
 const AT_ONCE: usize = 64;
 
 /// What is done about what is left over.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum CollectionMode {
     /// It is taken back.

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_yaml::Value;
 
 use crate::api::{AdvertisedAddress, DEFAULT_NAMESPACE};
@@ -26,7 +26,7 @@ use variables::{VARIABLES, Variable};
 pub use values::{HoldSeconds, NodeName, Ranged, Switch};
 
 /// What the agent is told.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Config {
     /// Whether the agent routes, or only says what it would change. Default: `active`.
@@ -60,7 +60,7 @@ pub struct Config {
 }
 
 /// What the agent does with what it computes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Mode {
     /// It routes.
@@ -71,7 +71,7 @@ pub enum Mode {
 }
 
 /// Where the resources live.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct DatastoreConfig {
     /// A folder of YAML manifests. Default: `/var/lib/culvert/datastore`.
@@ -84,7 +84,7 @@ pub struct DatastoreConfig {
 }
 
 /// How the API server of Kubernetes is found.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct KubernetesConfig {
     /// A kubeconfig file, of which the current context counts. Default, also when it is empty: the service account of the
@@ -93,7 +93,7 @@ pub struct KubernetesConfig {
 }
 
 /// What the agent keeps on this host.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct StateConfig {
     /// Folder of the last good copy of the datastore. Default: `/var/lib/culvert/state`.
@@ -101,7 +101,7 @@ pub struct StateConfig {
 }
 
 /// What is not believed at once.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct SafetyConfig {
     /// How many percent of the nodes, or of the confirmed blocks, may vanish from the datastore at once, 1 to 100. More, or
@@ -111,7 +111,7 @@ pub struct SafetyConfig {
 }
 
 /// How this node is known to the others.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct NodeConfig {
     /// The IPv4 address to advertise, with or without prefix length. Default: the InternalIP of the Node object, else
@@ -128,7 +128,7 @@ pub struct NodeConfig {
 }
 
 /// The BGP speaker.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct BgpConfig {
     /// TCP port to listen on and to dial, 1 to 65535. Default: the cluster's (BGPConfiguration `default`), else 179.
@@ -160,7 +160,7 @@ pub struct BgpConfig {
 }
 
 /// Metrics, health, and questions that change nothing.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct HttpConfig {
     /// Address and port of `/metrics`, `/healthz`, `/readyz`, and of what `culvert status` asks under `/v1`: others reach it
@@ -173,7 +173,7 @@ pub struct HttpConfig {
 }
 
 /// The routes this agent installs.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RouteConfig {
     /// The protocol number that marks them (`proto`), 5 to 255. Whatever carries it is this agent's to change and to
@@ -187,7 +187,7 @@ pub struct RouteConfig {
 }
 
 /// The tunnel device.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct TunnelConfig {
     /// MTU of `tunl0` in bytes, 576 to 65515. Default: that of the link with the advertised address, less 20.
@@ -198,7 +198,7 @@ pub struct TunnelConfig {
 }
 
 /// The packet filter.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct FilterConfig {
     /// `drop` or `off`: what happens to IPIP packets from an address that no node advertises. Default: `drop`.
@@ -206,7 +206,7 @@ pub struct FilterConfig {
 }
 
 /// Garbage collection. One agent of the cluster does it: whichever holds the Lease `culvert-ipam-gc` in `kube-system`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct GarbageCollectionConfig {
     /// `enabled`; `dryRun`, which only says what would be taken back; or `disabled`. Default: enabled.
@@ -220,7 +220,7 @@ pub struct GarbageCollectionConfig {
 }
 
 /// The log.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct LogConfig {
     /// `human` or `json`. Default: `human`.

@@ -163,6 +163,7 @@ pub async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Agen
         attachments: Arc::new(attachments),
         confirmations,
         inquiries,
+        configuration: Arc::new(config.clone()),
         tracer: Some(tracer),
         metrics: metrics.clone(),
     };
@@ -445,7 +446,7 @@ fn answers_of(
 ) -> (Answers, Tracer) {
     let port = config.http.listen.port();
     let tracer = Tracer::new(inquiries.clone(), status.clone(), Arc::clone(store) as _, port);
-    let questions = Questions::new(status.clone(), inquiries.clone());
+    let questions = Questions::new(status.clone(), inquiries.clone()).going_by(Arc::new(config.clone()));
     ((questions, Some(tracer.clone())), tracer)
 }
 

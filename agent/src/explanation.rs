@@ -74,6 +74,26 @@ pub struct Explanation {
     pub findings: Vec<String>,
 }
 
+#[cfg(test)]
+impl Explanation {
+    /// One of a destination of which nothing is known.
+    pub(crate) fn example(destination: IpNet) -> Self {
+        Self {
+            destination,
+            node: "a".to_owned(),
+            address: None,
+            pool: None,
+            block: None,
+            bgp: None,
+            encapsulation: None,
+            outer: None,
+            expected: None,
+            kernel: None,
+            findings: Vec::new(),
+        }
+    }
+}
+
 /// The pool around a destination.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::cluster::Cluster;
 
@@ -17,7 +17,7 @@ use crate::cluster::Cluster;
 const BURST_ENDS: Duration = Duration::from_secs(60);
 
 /// What happens to tunnelled packets from an address that no node advertises.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum UnknownTunnelPeers {
     /// They are dropped, and counted by source.

@@ -3,14 +3,14 @@
 use std::io::{self, IsTerminal};
 
 use serde::de::{self, Unexpected};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
 const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 
 /// How a line of the log looks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     /// For people, in colours on a terminal.
@@ -22,7 +22,7 @@ pub enum Format {
 
 /// The least important lines that are written: `error`, `warn`, `info`, `debug`, `trace` or `off`, with exceptions for
 /// single targets as in `info,culvert_agent::speaker=debug`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Level(String);
 
 impl Level {

@@ -2,17 +2,25 @@
 
 use std::process::ExitCode;
 
-use culvert_agent::{cli, cni};
+use culvert_agent::cli::{self, Exit};
+use culvert_agent::cni;
 
 fn main() -> ExitCode {
     if cni::is_plugin(std::env::args_os().next().as_deref()) {
         return cni::main();
     }
-    match cli::run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+    let Err(error) = cli::run() else {
+        return Exit::Well.into();
+    };
+    match error.exit() {
+        // The command has done what it was asked to do.
+        exit @ (Exit::Well | Exit::Wrong) => {
+            eprintln!("{error}");
+            exit.into()
+        }
+        exit @ Exit::Unknown => {
             eprintln!("error: {error}");
-            ExitCode::FAILURE
+            exit.into()
         }
     }
 }

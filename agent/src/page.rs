@@ -134,6 +134,36 @@ pub struct RouteView {
     pub problem: Option<String>,
 }
 
+impl View {
+    /// A view of a node of this status, and of nothing else.
+    #[cfg(test)]
+    pub(crate) fn example(status: AgentStatus) -> Self {
+        Self {
+            at: Timestamp::UNIX_EPOCH,
+            status,
+            problems: Vec::new(),
+            nodes: Vec::new(),
+            pools: Vec::new(),
+            blocks_left_out: 0,
+            routes: Vec::new(),
+            routes_left_out: 0,
+            events: Vec::new(),
+        }
+    }
+
+    /// The destinations whose routes are not as they should be, and those that peers announce and this node does not use.
+    #[must_use]
+    pub fn wrong_destinations(&self) -> Vec<IpNet> {
+        let wrong = self.routes.iter().filter(|route| route.problem.is_some());
+        let rejected = self.status.routes.rejected.iter();
+        let all = wrong
+            .map(|route| route.destination)
+            .chain(rejected.filter_map(|problem| problem.route.parse().ok()));
+        let mut told = std::collections::BTreeSet::new();
+        all.filter(|destination| told.insert(*destination)).collect()
+    }
+}
+
 /// What the page draws of what is known.
 pub(crate) fn view(known: &Known<'_>, recent: &Recent, at: Timestamp) -> View {
     let mut left = BLOCKS_MAX;

@@ -8,6 +8,7 @@
 mod agents;
 mod lines;
 mod matrix;
+mod one;
 mod state;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout_at};
 
 pub use self::agents::Agents;
+pub use self::one::{NoSuchNode, OneAgent};
 pub use self::state::{ClusterStatus, NodeState, SMALL};
 use crate::http::{self, Question, Unanswered};
 

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::dataplane::probe::{Kind, Sighting, Sightings};
 use crate::desired::TUNNEL_DEVICE;
 use crate::doctor::Finding;
+use verdict::Verdict;
 
 pub use location::NoWay;
 pub(crate) use location::locate;
@@ -151,9 +152,22 @@ pub struct Trace {
     /// Why the agent of the other node was not asked, so that nothing is known of what was seen there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unasked: Option<String>,
-    /// Where they vanish, and why in all likelihood; none where all came back.
+    /// Where they vanish, and why in all likelihood; none where all came back, or came to a pod that does not answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<Loss>,
+    /// All of them came to the pod's link, and it has not answered: the way there is well, of the way back nothing is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silence: Option<Silence>,
+}
+
+/// Packets came to a pod that has not answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Silence {
+    /// What was seen, in one sentence.
+    pub finding: String,
+    /// What tells more.
+    pub cure: String,
 }
 
 /// Where packets vanish.
@@ -181,6 +195,7 @@ impl Trace {
             hops: Vec::new(),
             unasked: far.as_ref().err().cloned(),
             loss: None,
+            silence: None,
         };
         let (has_far, far) = (way.from.node != way.to.node, far.ok());
         for kind in [Kind::Request, Kind::Answer] {
@@ -192,7 +207,11 @@ impl Trace {
                 }
             }
         }
-        trace.loss = verdict::of(&trace, near, far);
+        match verdict::of(&trace, near, far) {
+            Some(Verdict::Lost(loss)) => trace.loss = Some(loss),
+            Some(Verdict::Silent(silence)) => trace.silence = Some(silence),
+            None => {}
+        }
         trace
     }
 

@@ -84,6 +84,7 @@ fn agent(status: AgentStatus) -> Agent {
         attachments,
         confirmations,
         inquiries: culvert_agent::inquiry::Inquiries::channel().0,
+        configuration: Arc::default(),
         tracer: None,
         metrics: culvert_agent::metrics::Metrics::register().unwrap(),
     };
@@ -399,7 +400,7 @@ fn node_status_prints_the_tables_or_the_whole_status_as_json() {
     let socket = agent.socket();
     let socket = socket.to_str().unwrap();
     let output = culvert(&["node", "status", "--socket", socket]);
-    assert!(output.status.success(), "{output:?}");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(
         text.starts_with("Culvert agent is running.\n\nIPv4 BGP status\n+-"),
@@ -420,9 +421,33 @@ fn node_status_prints_the_tables_or_the_whole_status_as_json() {
 }
 
 #[test]
+fn a_node_with_which_something_is_wrong_is_not_one_that_cannot_be_asked() {
+    let agent = agent(AgentStatus::starting("a"));
+    let socket = agent.socket();
+    let output = culvert(&["node", "status", "--socket", socket.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(text, "1 thing is wrong, as said above\n");
+    for unheard in [
+        &["node", "status", "--socket", "/nowhere/agent.sock"][..],
+        &["doctor", "--socket", "/nowhere/agent.sock"],
+        &["trace", "a/b", "c/d", "--socket", "/nowhere/agent.sock"],
+        &["route", "explain", "10.65.0.1", "--socket", "/nowhere/agent.sock"],
+        &["status", "--kubeconfig", "/nowhere/config"],
+        &["doctor", "--all-nodes", "--kubeconfig", "/nowhere/config"],
+        &["trace", "b"],
+        &["status", "--timeout", "never"],
+    ] {
+        let output = culvert(unheard);
+        assert_eq!(output.status.code(), Some(2), "{unheard:?}: {output:?}");
+        assert!(output.stdout.is_empty(), "{unheard:?}: {output:?}");
+    }
+}
+
+#[test]
 fn node_status_says_what_to_do_when_there_is_no_agent() {
     let output = culvert(&["node", "status", "--socket", "/nowhere/agent.sock"]);
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2));
     assert_eq!(
         String::from_utf8(output.stderr).unwrap(),
         "error: no agent answers on /nowhere/agent.sock (no such file or directory): is it running? \

@@ -90,10 +90,19 @@ impl Store {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// What a command says that must fail: what it prints, and its error.
+    /// What a command says that finds something wrong: what it prints, and its last word.
+    fn wrong(&self, words: &str) -> (String, String) {
+        self.ended(1, words)
+    }
+
+    /// What a command says that cannot do what it is told: what it prints, and its error.
     fn refused(&self, words: &str) -> (String, String) {
+        self.ended(2, words)
+    }
+
+    fn ended(&self, code: i32, words: &str) -> (String, String) {
         let output = self.run(words);
-        assert_eq!(output.status.code(), Some(1), "culvert {words}");
+        assert_eq!(output.status.code(), Some(code), "culvert {words}");
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         (text(output.stdout), text(output.stderr))
     }
@@ -177,14 +186,14 @@ fn a_check_names_what_is_wrong_and_the_fix_mends_it() {
 
     let broken = CLUSTER.replace("10.65.0.0/29: 1}", "10.65.0.0/29: 5}");
     let store = Store::with(&broken);
-    let (report, error) = store.refused("ipam check --show-problem-ips");
+    let (report, error) = store.wrong("ipam check --show-problem-ips");
     assert!(
         report.contains("handle k8s-pod-network.two counts 5 addresses in block 10.65.0.0/29, and has 1"),
         "{report}"
     );
     assert!(error.contains("1 problems") && error.contains("--fix"), "{error}");
     let before = fs::read(store.path().join("cluster.yaml")).unwrap();
-    let (shown, _) = store.refused("ipam check --fix");
+    let (shown, _) = store.wrong("ipam check --fix");
     assert!(shown.contains("Nothing was changed; add --yes"), "{shown}");
     assert_eq!(fs::read(store.path().join("cluster.yaml")).unwrap(), before);
     let fixed = store.ok("ipam check --fix --yes");

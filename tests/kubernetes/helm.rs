@@ -176,6 +176,7 @@ fn renders(_: &Server) -> Outcome {
         "Job culvert-uninstall",
         "ClusterRoleBinding culvert-operator",
         "RoleBinding culvert-operator",
+        "RoleBinding culvert-operator-kubeadm",
     ] {
         ensure(all.contains(wanted), || format!("{wanted} is not in {all:?}"))?;
     }

@@ -1,5 +1,8 @@
 //! The commands over a whole cluster, with nothing but a kubeconfig: through the proxy of a real API server, to real agents.
 
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+
 use harness::api_server::{ADMIN, Setup};
 use harness::{ApiServer, Lab, LabError, Layout, Mode, kernel, wait_for};
 use libtest_mimic::Failed;
@@ -22,13 +25,25 @@ pub(crate) const OPERATOR: &str = "operator";
 /// Without tunnels: any kernel can.
 const LAYOUT: Layout = Layout::new(Mode::Direct);
 
-/// `culvert ARGUMENTS` with a user's kubeconfig, from where the API server is: what it prints, and whether it ended with 0.
-fn culvert(lab: &Lab, server: &ApiServer, user: &str, arguments: &[&str]) -> Result<(bool, String), Failed> {
+/// How a command ended, as an operator's script sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    Well,
+    Wrong,
+    Unknown,
+}
+
+/// `culvert ARGUMENTS` with a user's kubeconfig, from where the API server is: how it ended, and what it prints.
+fn culvert(lab: &Lab, server: &ApiServer, user: &str, arguments: &[&str]) -> Result<(Ended, String), Failed> {
     let kubeconfig = server.kubeconfig(user).display().to_string();
     let all = [arguments, &["--kubeconfig", &kubeconfig]].concat();
     match lab.fabric().run(&harness::culvert()?.to_string_lossy(), &all) {
-        Ok(text) => Ok((true, text)),
-        Err(LabError::Command { output, .. }) => Ok((false, output)),
+        Ok(text) => Ok((Ended::Well, text)),
+        Err(LabError::Command { status, output, .. }) => match status.as_str() {
+            "exit status: 1" => Ok((Ended::Wrong, output)),
+            "exit status: 2" => Ok((Ended::Unknown, output)),
+            _ => Err(format!("culvert {arguments:?} ended with {status}: {output}").into()),
+        },
         Err(error) => Err(error.into()),
     }
 }
@@ -56,7 +71,9 @@ fn survey(_: &Server) -> Outcome {
         pod(&server, &status.node, &node.address.to_string())?;
     }
     all_answer(&lab, &server)?;
+    service_range(&lab, &server)?;
     who_may_not_is_told(&lab, &server)?;
+    page(&lab, &server)?;
     bundle(&lab, &server)?;
     some_do_not(&mut lab, &server)?;
     server_away(&lab, &mut server)?;
@@ -87,10 +104,10 @@ fn pod(server: &ApiServer, node: &str, address: &str) -> Outcome {
 }
 
 fn all_answer(lab: &Lab, server: &ApiServer) -> Outcome {
-    let (is_well, text) = culvert(lab, server, OPERATOR, &["status"])?;
+    let (ended, text) = culvert(lab, server, OPERATOR, &["status"])?;
     let nodes = lab.nodes().count();
     ensure(
-        is_well && text.starts_with(&format!("{nodes} nodes: {nodes} answered, {nodes} ready.")),
+        ended == Ended::Well && text.starts_with(&format!("{nodes} nodes: {nodes} answered, {nodes} ready.")),
         || text.clone(),
     )?;
     ensure(
@@ -111,12 +128,121 @@ fn all_answer(lab: &Lab, server: &ApiServer) -> Outcome {
     )
 }
 
-fn who_may_not_is_told(lab: &Lab, server: &ApiServer) -> Outcome {
-    let (is_well, text) = culvert(lab, server, NOBODY, &["status"])?;
+/// The range of services is known by what kubeadm wrote down, with the operator's roles; and else by the services.
+fn service_range(lab: &Lab, server: &ApiServer) -> Outcome {
+    let report = || -> Result<(Ended, Value), Failed> {
+        let arguments = ["doctor", "--all-nodes", "-o", "json"];
+        let (ended, text) = culvert(lab, server, OPERATOR, &arguments)?;
+        // What it ends with stands before it.
+        let json = text.find('{').and_then(|begin| text.get(begin..));
+        Ok((ended, serde_json::from_str(json.unwrap_or_default())?))
+    };
+    let (_, known) = report()?;
+    ensure(known["servicesKnownBy"] == "addresses", || known.to_string())?;
+    let create = |subnet: &str| {
+        let literal = format!("--from-literal=ClusterConfiguration=networking: {{serviceSubnet: {subnet}}}");
+        let words = [
+            "-n",
+            "kube-system",
+            "create",
+            "configmap",
+            "kubeadm-config",
+            &literal,
+        ];
+        server.kubectl(ADMIN, &words, "")
+    };
+    let delete = || {
+        server.kubectl(
+            ADMIN,
+            &["-n", "kube-system", "delete", "configmap", "kubeadm-config"],
+            "",
+        )
+    };
+    create("10.65.192.0/18")?;
+    let (ended, known) = report()?;
+    let overlaps = |finding: &Value| {
+        let finding = finding["finding"].as_str().unwrap_or_default();
+        finding.ends_with("overlaps the range of services")
+    };
+    let found = known["findings"]
+        .as_array()
+        .is_some_and(|all| all.iter().any(overlaps));
     ensure(
-        !is_well && text.contains("403") && text.contains("culvert-operator"),
+        ended == Ended::Wrong && known["servicesKnownBy"] == "kubeadmConfig" && found,
+        || known.to_string(),
+    )?;
+    delete()?;
+    create("10.96.0.0/12")?;
+    let (_, known) = report()?;
+    let found = known["findings"]
+        .as_array()
+        .is_some_and(|all| all.iter().any(overlaps));
+    ensure(known["servicesKnownBy"] == "kubeadmConfig" && !found, || {
+        known.to_string()
+    })?;
+    delete()?;
+    Ok(())
+}
+
+fn who_may_not_is_told(lab: &Lab, server: &ApiServer) -> Outcome {
+    let (ended, text) = culvert(lab, server, NOBODY, &["status"])?;
+    ensure(
+        ended == Ended::Unknown && text.contains("403") && text.contains("culvert-operator"),
         || text.clone(),
     )
+}
+
+/// A `culvert ui` that ends when it is dropped.
+struct Ui(Child);
+
+impl Drop for Ui {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The page of an agent comes by the API server's proxy, and what is in the way of that is told.
+fn page(lab: &Lab, server: &ApiServer) -> Outcome {
+    let kubeconfig = server.kubeconfig(OPERATOR);
+    let mut command = Command::new(harness::culvert()?);
+    command
+        .args(["ui", "--node", "node2", "--kubeconfig"])
+        .arg(&kubeconfig);
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut ui = Ui(lab.fabric().spawn(command)?);
+    let mut said = String::new();
+    if let Some(output) = ui.0.stdout.take() {
+        BufReader::new(output).read_line(&mut said)?;
+    }
+    let address = said.strip_prefix("http://").and_then(|rest| rest.split_once('/'));
+    let Some((address, " is the page of the agent of node2; Ctrl-C ends this.\n")) = address else {
+        return Err(format!("culvert ui says {said:?}").into());
+    };
+    let address = address.parse()?;
+    let (code, text) = lab.fabric().http_get(address, "/")?;
+    ensure(code == 200 && text.contains("<script>"), || text.clone())?;
+    let (code, text) = lab.fabric().http_get(address, "/v1/view")?;
+    let view: Value = serde_json::from_str(&text)?;
+    ensure(
+        code == 200
+            && view["status"]["node"] == "node2"
+            && view["nodes"].as_array().map(Vec::len) == Some(lab.nodes().count()),
+        || text.clone(),
+    )?;
+    for (user, arguments, words) in [
+        (
+            OPERATOR,
+            &["ui", "--node", "nowhere"][..],
+            "the cluster has no node \"nowhere\"; it has node1, node2, node3",
+        ),
+        (OPERATOR, &["ui"], "of which node? name it with --node"),
+        (NOBODY, &["ui", "--node", "node2"], "culvert-operator"),
+    ] {
+        let (ended, text) = culvert(lab, server, user, arguments)?;
+        ensure(ended == Ended::Unknown && text.contains(words), || text.clone())?;
+    }
+    Ok(())
 }
 
 /// A bundle of all nodes has what they say, and no password.
@@ -133,9 +259,9 @@ fn bundle(lab: &Lab, server: &ApiServer) -> Outcome {
     )?;
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("diags.tar.gz").display().to_string();
-    let (is_done, text) = culvert(lab, server, OPERATOR, &["diags", "--all-nodes", "-o", &file])?;
-    ensure(is_done, || text.clone())?;
-    let output = std::process::Command::new("tar")
+    let (ended, text) = culvert(lab, server, OPERATOR, &["diags", "--all-nodes", "-o", &file])?;
+    ensure(ended == Ended::Well, || text.clone())?;
+    let output = Command::new("tar")
         .args(["-xzf", &file, "--strip-components=1", "-C"])
         .arg(folder.path())
         .output()?;
@@ -147,12 +273,15 @@ fn bundle(lab: &Lab, server: &ApiServer) -> Outcome {
         "datastore/ippools.json",
         "nodes/node1/status.json",
         "nodes/node3/kernel.json",
+        "nodes/node1/configuration.json",
+        "nodes/node2/packet-filter.json",
+        "nodes/node3/routes-wrong.json",
     ] {
         ensure(folder.path().join(name).is_file(), || {
             format!("no {name}: {text}")
         })?;
     }
-    let found = std::process::Command::new("grep")
+    let found = Command::new("grep")
         .args(["-rl", PASSWORD])
         .arg(folder.path())
         .output()?;
@@ -182,19 +311,25 @@ fn some_do_not(lab: &mut Lab, server: &ApiServer) -> Outcome {
     );
     let lab = &*lab;
     wait_for("the others to say that the session is down", LIMIT, || {
-        let (is_well, text) =
+        let (ended, text) =
             culvert(lab, server, OPERATOR, &["status"]).map_err(|error| format!("{error:?}"))?;
         let down = format!("-> node2 ({address}): ");
         let all = [refused.as_str(), "no agent runs there", "DOWN", down.as_str()];
-        if !is_well && all.iter().all(|words| text.contains(words)) {
+        if ended == Ended::Wrong && all.iter().all(|words| text.contains(words)) {
             Ok(())
         } else {
             Err(text)
         }
     })?;
-    let (is_well, text) = culvert(lab, server, OPERATOR, &["doctor", "--all-nodes"])?;
+    for (node, words) in [("node2", refused.as_str()), ("node3", "no agent runs there")] {
+        let (ended, text) = culvert(lab, server, OPERATOR, &["ui", "--node", node])?;
+        ensure(ended == Ended::Unknown && text.contains(words), || text.clone())?;
+    }
+    let (ended, text) = culvert(lab, server, OPERATOR, &["doctor", "--all-nodes"])?;
     ensure(
-        !is_well && text.contains("FINDING  agent: the agent does not answer") && text.contains(&refused),
+        ended == Ended::Wrong
+            && text.contains("FINDING  agent: the agent does not answer")
+            && text.contains(&refused),
         || text.clone(),
     )
 }
@@ -218,10 +353,10 @@ fn server_away(lab: &Lab, server: &mut ApiServer) -> Outcome {
             Err(text)
         }
     })?;
-    let (is_well, text) = culvert(lab, server, OPERATOR, &["status"])?;
+    let (ended, text) = culvert(lab, server, OPERATOR, &["status"])?;
     println!("  {text}");
     ensure(
-        !is_well && text.contains(&address) && text.contains("connection refused"),
+        ended == Ended::Unknown && text.contains(&address) && text.contains("connection refused"),
         || text.clone(),
     )?;
     server.start_again()?;

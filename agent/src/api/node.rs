@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use culvert_bgp::id::Asn;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 
 use super::{Metadata, UnknownFields};
@@ -53,6 +54,16 @@ impl AdvertisedAddress {
         let given = self.prefix_length;
         let own = given.and_then(|length| IpNet::new(self.address, length).ok());
         own.unwrap_or(net)
+    }
+}
+
+impl Serialize for AdvertisedAddress {
+    /// As [`AdvertisedAddress::parse`] reads it.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.prefix_length {
+            Some(length) => serializer.collect_str(&format_args!("{}/{length}", self.address)),
+            None => serializer.collect_str(&self.address),
+        }
     }
 }
 

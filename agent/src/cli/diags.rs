@@ -117,6 +117,13 @@ const TABLES: [(&str, RibTable); 3] = [
     ("bgp-best.json", RibTable::Best),
 ];
 
+/// What else an agent is asked, and the names of the files.
+const FURTHER: [(&str, Question); 3] = [
+    ("configuration.json", Question::Configuration),
+    ("packet-filter.json", Question::PacketFilter),
+    ("routes-wrong.json", Question::WrongRoutes),
+];
+
 /// What the agent of this node says.
 async fn of_agent(bundle: &mut Bundle, agent: &Client) {
     bundle.answer(
@@ -125,6 +132,9 @@ async fn of_agent(bundle: &mut Bundle, agent: &Client) {
     );
     bundle.answer("doctor.json", agent.question::<Value>(Question::Doctor).await);
     bundle.answer("kernel.json", agent.question::<Value>(Question::Kernel).await);
+    for (name, question) in FURTHER {
+        bundle.answer(name, agent.question::<Value>(question).await);
+    }
     for (name, of) in TABLES {
         bundle.answer(name, agent.question::<Value>(table(of)).await);
     }
@@ -209,13 +219,14 @@ fn output(program: &str, words: &[&str]) -> Result<String, String> {
 async fn of_all(bundle: &mut Bundle, arguments: &MemberArguments) -> Result<(), CliError> {
     let Members { agents, store, .. } = arguments.find().await?;
     let mut terms = arguments.terms();
-    for (name, question) in [
+    let asked = [
         ("status.json", Question::Status(Peers::Counted)),
         ("doctor.json", Question::Doctor),
         ("kernel.json", Question::Kernel),
         ("bgp-received.json", table(RibTable::Received)),
         ("bgp-best.json", table(RibTable::Best)),
-    ] {
+    ];
+    for (name, question) in asked.into_iter().chain(FURTHER) {
         if name != "status.json" {
             terms.all = arguments.terms().all * TIMES_FOR_TABLES;
         }

@@ -45,9 +45,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
     if arguments.all_nodes {
         let report = super::runtime()?.block_on(all::examine(&arguments.members))?;
         super::print(&arguments.output.of(&report, ClusterReport::render)?)?;
-        return match report.findings.len() {
-            0 => Ok(()),
-            count => Err(CliError::Findings(count)),
+        return match (report.findings.len(), report.unchecked.len()) {
+            (0, 0) => Ok(()),
+            (0, unseen) => Err(CliError::Unseen(unseen)),
+            (count, _) => Err(CliError::Findings(count)),
         };
     }
     let mut report = arguments.agent.ask(async |agent| agent.doctor().await)?;

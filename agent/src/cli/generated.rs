@@ -1,11 +1,15 @@
 //! What is made from the definition of the command line itself: completions and manual pages.
 
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Command};
 use clap_complete::Shell;
+use clap_mangen::Man;
+use clap_mangen::roff::{Roff, roman};
 
-use super::CliError;
+use super::{CliError, Exit};
 
 #[derive(Debug, Args)]
 pub(super) struct CompletionArguments {
@@ -31,10 +35,37 @@ pub(super) fn completions(arguments: &CompletionArguments, mut command: Command)
 /// `culvert.1`, `culvert-node.1`, `culvert-node-status.1` and so on.
 pub(super) fn manual(arguments: &ManualArguments, command: Command) -> Result<(), CliError> {
     let folder: &Path = &arguments.folder;
-    clap_mangen::generate_to(command, folder).map_err(|source| CliError::File {
+    let mut command = command.disable_help_subcommand(true);
+    // Then each knows its whole name.
+    command.build();
+    pages(command, folder).map_err(|source| CliError::File {
         path: folder.to_owned(),
         source,
     })
+}
+
+/// A page for a command, and for each below it.
+fn pages(command: Command, folder: &Path) -> io::Result<()> {
+    for below in command.get_subcommands().filter(|below| !below.is_hide_set()) {
+        pages(below.clone(), folder)?;
+    }
+    let page = Man::new(command);
+    let mut text = Vec::new();
+    page.render(&mut text)?;
+    exit_status().to_writer(&mut text)?;
+    fs::write(folder.join(page.get_filename()), text)
+}
+
+/// The section that man-pages(7) has for it.
+fn exit_status() -> Roff {
+    let mut section = Roff::new();
+    section.control("SH", ["EXIT STATUS"]);
+    for exit in Exit::ALL {
+        section.control("TP", []);
+        section.text([roman(exit.code().to_string())]);
+        section.text([roman(exit.words())]);
+    }
+    section
 }
 
 #[cfg(test)]
@@ -58,8 +89,13 @@ mod tests {
             "culvert-node-status.1",
             "culvert-route-explain.1",
         ] {
-            let text = std::fs::read_to_string(folder.path().join(page)).unwrap();
+            let text = fs::read_to_string(folder.path().join(page)).unwrap();
             assert!(text.contains(".SH SYNOPSIS"), "{page}: {text}");
+            let (_, status) = text.split_once(".SH \"EXIT STATUS\"").unwrap_or_default();
+            for exit in Exit::ALL {
+                let number = format!(".TP\n{}\n", exit.code());
+                assert!(status.contains(&number), "{page}: {text}");
+            }
         }
         let none = ManualArguments {
             folder: folder.path().join("none"),

@@ -17,7 +17,6 @@ pub(super) enum Command {
     /// Show how the pools are used, or who has an address.
     Show(show::Arguments),
     /// Look for everything that is wrong: leaked addresses, blocks with two owners, handles that count wrong, and more.
-    /// The exit status is 1 when something is.
     Check(check::Arguments),
     /// Give addresses back that nobody uses.
     Release(release::Arguments),

@@ -14,9 +14,9 @@ use crate::survey::{Agents, Terms};
 /// Where agents answer that do not say where.
 const DEFAULT_PORT: u16 = 9179;
 
-/// Which cluster, and how long it is waited for.
+/// Which cluster.
 #[derive(Debug, Args)]
-pub(super) struct MemberArguments {
+pub(super) struct ClusterArguments {
     /// How to reach the API server, by which the agents are asked; else what kubectl takes, or a pod's service account.
     #[arg(long, value_name = "FILE", conflicts_with = "config")]
     kubeconfig: Option<PathBuf>,
@@ -27,6 +27,13 @@ pub(super) struct MemberArguments {
     /// the port in it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+}
+
+/// Which cluster, and how long it is waited for.
+#[derive(Debug, Args)]
+pub(super) struct MemberArguments {
+    #[command(flatten)]
+    cluster: ClusterArguments,
     /// Seconds that all nodes together may take.
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
@@ -42,6 +49,8 @@ pub(super) struct MemberArguments {
 pub(super) struct Members {
     pub(super) agents: Agents,
     pub(super) store: Arc<dyn Datastore>,
+    /// The API server, where that is the datastore.
+    pub(super) access: Option<Access>,
     /// How long the datastore took to tell of them.
     pub(super) listed_within: Duration,
 }
@@ -57,10 +66,25 @@ impl MemberArguments {
 
     /// The agent's configuration, where it was named.
     pub(super) fn config(&self) -> Option<&Path> {
-        self.config.as_deref()
+        self.cluster.config.as_deref()
     }
 
     /// Finds them.
+    ///
+    /// # Errors
+    /// When the datastore cannot be used.
+    pub(super) async fn find(&self) -> Result<Members, CliError> {
+        self.cluster.find().await
+    }
+}
+
+impl ClusterArguments {
+    /// Whether a cluster was named.
+    pub(super) fn is_named(&self) -> bool {
+        self.kubeconfig.is_some() || self.config.is_some()
+    }
+
+    /// Finds its agents.
     ///
     /// # Errors
     /// When the datastore cannot be used.
@@ -85,9 +109,14 @@ impl MemberArguments {
             }
             _ => Agents::direct(&store, port).await?,
         };
+        let access = match location {
+            Location::Kubernetes(access) => Some(access),
+            Location::Directory(_) => None,
+        };
         Ok(Members {
             agents,
             store,
+            access,
             listed_within: begun.elapsed(),
         })
     }

@@ -6,6 +6,7 @@ mod bgp;
 mod cni;
 mod diags;
 mod doctor;
+mod exit;
 mod generated;
 mod get;
 mod ipam;
@@ -23,10 +24,11 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches as _, Parser, Subcommand};
 use culvert_ipam::limits::LimitsError;
 use tracing_subscriber::util::TryInitError;
 
+pub use self::exit::Exit;
 use self::ipam::SplitError;
 use crate::allocation::AllocationError;
 use crate::api::Key;
@@ -35,7 +37,8 @@ use crate::config::ConfigError;
 use crate::control::AgentError;
 use crate::datastore::DatastoreError;
 use crate::doctor::FixError;
-use crate::http::ClientError;
+use crate::http::{ClientError, Unanswered};
+use crate::survey::NoSuchNode;
 
 /// The routing brain of a Kubernetes node.
 #[derive(Debug, Parser)]
@@ -49,7 +52,7 @@ struct Arguments {
 enum Command {
     /// Run the agent of this node.
     Agent(agent::Arguments),
-    /// Look at all nodes of the cluster: which agents answer, which sessions are up. The exit status is 1 where something is wrong.
+    /// Look at all nodes of the cluster: which agents answer, which sessions are up.
     Status(status::Arguments),
     /// Look at the agent of this node.
     #[command(subcommand)]
@@ -57,17 +60,16 @@ enum Command {
     /// Look at the BGP speaker of this node: its peers and their routes.
     #[command(subcommand)]
     Bgp(bgp::Command),
-    /// Look for what is wrong with this node, or with all of them. The exit status is 1 when something is.
+    /// Look for what is wrong with this node, or with all of them.
     Doctor(doctor::Arguments),
     /// Write a bundle of all that tells how this node, or the whole cluster, is; without secrets.
     Diags(diags::Arguments),
-    /// Serve the page of the agent of this node to a browser on this machine: mesh, blocks, routes, events.
+    /// Serve the page of an agent to a browser on this machine: mesh, blocks, routes, events.
     Ui(ui::Arguments),
     /// Find out why packets go where they go.
     #[command(subcommand)]
     Route(route::Command),
-    /// Follow packets from one pod to another and back, hop by hop: a few are sent, and counted on both nodes. The exit
-    /// status is 1 where some are lost.
+    /// Follow packets from one pod to another and back, hop by hop: a few are sent, and counted on both nodes.
     Trace(trace::Arguments),
     /// Look at the addresses of the cluster, and mend what is wrong with them.
     #[command(subcommand)]
@@ -96,6 +98,20 @@ pub enum CliError {
     /// The agent did not answer as it should.
     #[error(transparent)]
     Client(ClientError),
+    /// The agent of a node that was asked for did not answer.
+    #[error("node {node}: {reason}")]
+    Unanswered {
+        /// The node.
+        node: String,
+        /// Why not.
+        reason: Unanswered,
+    },
+    /// There is no such node.
+    #[error(transparent)]
+    NoNode(#[from] NoSuchNode),
+    /// A cluster was named, and none of its nodes.
+    #[error("of which node? name it with --node; `culvert status` lists them")]
+    WithoutNode,
     /// Standard output could not be written.
     #[error("standard output: {0}")]
     Output(io::Error),
@@ -131,12 +147,18 @@ pub enum CliError {
         /// What to do, after a semicolon.
         advice: &'static str,
     },
-    /// Something is wrong with this node, or with the way to a destination; what, is printed before.
-    #[error("something is wrong: findings: {0}")]
+    /// Something is wrong with a node, or with the way to a destination; what, is printed before.
+    #[error("{}, as said above", if *.0 == 1 { "1 thing is wrong".to_owned() } else { format!("{} things are wrong", .0) })]
     Findings(usize),
+    /// Nothing is wrong as far as was seen, and that is not all; what is missing is printed before.
+    #[error("not all could be looked at, as said above: {0} left out")]
+    Unseen(usize),
     /// Packets were lost; where is printed before.
     #[error("packets are lost on the way, as said above")]
     Lost,
+    /// Nothing is lost as far as was seen; of the way back nothing was.
+    #[error("of the way back nothing is known: the pod has not answered")]
+    Silent,
     /// Nobody has said yes.
     #[error("nothing was changed: answer y on a terminal, or say --yes")]
     Unconfirmed,
@@ -233,7 +255,9 @@ impl From<ClientError> for CliError {
 /// # Errors
 /// Those of the command, in words for the one who typed it.
 pub fn run() -> Result<(), CliError> {
-    match Arguments::parse().command {
+    let matches = exit::explained(Arguments::command()).get_matches();
+    let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    match arguments.command {
         Command::Agent(arguments) => agent::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Node(command) => node::run(&command),

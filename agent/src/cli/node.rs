@@ -97,17 +97,23 @@ async fn pause() -> io::Result<String> {
     Ok(String::new())
 }
 
+fn status(arguments: &StatusArguments) -> Result<(), CliError> {
+    let status = arguments.agent.ask(async |agent| agent.status().await)?;
+    super::print(&match arguments.output {
+        Output::Table => status.render(&Zoned::now()),
+        Output::Wide => status.render_wide(&Zoned::now()),
+        Output::Json => asked::json(&status)?,
+        Output::Yaml => asked::yaml(&status)?,
+    })?;
+    match status.faults().len() {
+        0 => Ok(()),
+        count => Err(CliError::Findings(count)),
+    }
+}
+
 pub(super) fn run(command: &Command) -> Result<(), CliError> {
     let text = match command {
-        Command::Status(arguments) => {
-            let status = arguments.agent.ask(async |agent| agent.status().await)?;
-            match arguments.output {
-                Output::Table => status.render(&Zoned::now()),
-                Output::Wide => status.render_wide(&Zoned::now()),
-                Output::Json => asked::json(&status)?,
-                Output::Yaml => asked::yaml(&status)?,
-            }
-        }
+        Command::Status(arguments) => return status(arguments),
         Command::AcceptWithdrawal(agent) => {
             let accepted = agent.ask(async |agent| agent.accept_withdrawal().await)?;
             format!(

@@ -10,7 +10,7 @@ use crate::explanation::{self, Explanation};
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Explain the way to an address: pool, block, owner, BGP path, encapsulation, outer source, kernel route, and what
-    /// is wrong with it. The exit status is 1 where something is.
+    /// is wrong with it.
     Explain(ExplainArguments),
 }
 

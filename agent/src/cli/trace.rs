@@ -33,8 +33,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), CliError> {
         .agent
         .ask_within(PATIENCE, async |agent| agent.trace(from, to).await)?;
     super::print(&arguments.output.of(&trace, Trace::render)?)?;
-    match trace.loss {
-        None => Ok(()),
-        Some(_) => Err(CliError::Lost),
+    match (trace.loss, trace.silence) {
+        (None, None) => Ok(()),
+        (None, Some(_)) => Err(CliError::Silent),
+        (Some(_), _) => Err(CliError::Lost),
     }
 }

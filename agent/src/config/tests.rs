@@ -237,3 +237,21 @@ fn an_address_of_ipv6_may_stand_before_its_port_without_brackets() {
         assert_eq!(config.http.listen, listen.parse().unwrap(), "{text}");
     }
 }
+
+#[test]
+fn what_is_told_of_a_configuration_is_one_that_says_the_same() {
+    let whole = include_str!("../../../examples/agent.yaml");
+    for text in [
+        "",
+        whole,
+        "{nodeName: n1, node: {address: 172.18.0.11/24, addressV6: '2001:db8::11'}, bgp: {holdTime: 0, addPath: both}, \
+          routes: {sourcePin: off}, datastore: {kubernetes: {}}, log: {level: 'info,culvert_agent::speaker=debug'}, \
+          tunnel: {mtu: 1400}, garbageCollection: {mode: dryRun}, filter: {unknownTunnelPeers: off}, mode: shadow}",
+    ] {
+        let config = parse(text, &[]).unwrap();
+        let told = serde_json::to_string_pretty(&config).unwrap();
+        assert_eq!(parse(&told, &[]), Ok(config), "{told}");
+        // It is told to whoever asks: none of its fields may hold a secret.
+        assert_eq!(crate::diags::scrubbed(&told), told);
+    }
+}

@@ -4,13 +4,14 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use culvert_bgp::id::HoldTime;
-use serde::Deserialize;
 use serde::de::{self, Deserializer, Unexpected, Visitor};
+use serde::ser::Serializer;
+use serde::{Deserialize, Serialize};
 
 use crate::api::AdvertisedAddress;
 
 /// The name of a node: that of a Kubernetes object (RFC 1123: lower case letters, digits, `-` and `.`, at most 253).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct NodeName(String);
 
 impl NodeName {
@@ -98,7 +99,7 @@ fn advertised_address<'de, D: Deserializer<'de>>(
 }
 
 /// A whole number from `LOW` to `HIGH`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Ranged<const LOW: u32, const HIGH: u32>(u32);
 
 impl<const LOW: u32, const HIGH: u32> Ranged<LOW, HIGH> {
@@ -129,6 +130,12 @@ impl<'de, const LOW: u32, const HIGH: u32> Deserialize<'de> for Ranged<LOW, HIGH
 /// `on` or `off`. What YAML 1.1 makes of the two on their way through a chart, `true` and `false`, means the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Switch(pub bool);
+
+impl Serialize for Switch {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(if self.0 { "on" } else { "off" })
+    }
+}
 
 impl<'de> Deserialize<'de> for Switch {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -174,6 +181,12 @@ impl Default for HoldSeconds {
     /// What RFC 4271 §10 suggests.
     fn default() -> Self {
         const { Self(HoldTime::new(90).unwrap()) }
+    }
+}
+
+impl Serialize for HoldSeconds {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u16(self.0.seconds())
     }
 }
 

@@ -71,7 +71,7 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
     stop_on_signals(&stop)?;
     let node = config.node_name.as_str();
     let (status, reader) = watch::channel(Arc::new(AgentStatus::starting(node)));
-    let questions = Questions::about_status(reader.clone());
+    let questions = Questions::about_status(reader.clone()).going_by(Arc::new(config.clone()));
     serve_http(config, &Metrics::register()?, reader, (questions, None), &stop).await?;
     info!(
         node,

@@ -20,7 +20,7 @@ pub use netlink::Netlink;
 pub use netlink::attach::{
     HOST_MAC, MacAddress, POD_GATEWAY, POD_GATEWAY_V6, PodAttached, PodLink, attach_pod, detach_pod,
 };
-pub use netlink::nftables::{Nftables, TableChange, TableChanges, Written};
+pub use netlink::nftables::{Nftables, TableChange, TableChanges, TableView, Written};
 
 use crate::fib::{Change, KernelEvent, Snapshot};
 

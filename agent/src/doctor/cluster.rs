@@ -14,6 +14,7 @@ use jiff::SignedDuration;
 use serde::Serialize;
 
 use super::{Finding, Report};
+use crate::datastore::kubernetes::{ServiceRanges, ServiceSource};
 use crate::status::AgentStatus;
 use crate::survey::Clock;
 use crate::table::printable;
@@ -38,6 +39,8 @@ pub struct Cluster {
     pub addresses: Result<Addresses, String>,
     /// The addresses of services, each with a service whose it is; or why they are not known.
     pub services: Result<BTreeMap<IpAddr, String>, String>,
+    /// The ranges that addresses of services are taken from, where they are known.
+    pub service_ranges: Option<ServiceRanges>,
     /// How long the datastore took to list the nodes.
     pub listed_within: Duration,
 }
@@ -107,6 +110,9 @@ pub struct ClusterReport {
     pub findings: Vec<ClusterFinding>,
     /// What could not be looked at, and why.
     pub unchecked: Vec<String>,
+    /// By what the ranges of services are known, which pools must not overlap; none where nothing is known of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub services_known_by: Option<ServiceSource>,
 }
 
 /// Looks at everything.
@@ -123,9 +129,14 @@ pub fn examine(cluster: &Cluster) -> ClusterReport {
         Ok(addresses) => {
             findings.extend(leaks(addresses));
             findings.extend(exhausted(addresses));
-            match &cluster.services {
-                Ok(services) => findings.extend(services_in_pools(addresses, services)),
-                Err(why) => unchecked.push(format!("whether services have addresses of pools: {why}")),
+            match (&cluster.service_ranges, &cluster.services) {
+                (Some(known), services) => {
+                    findings.extend(service_ranges(addresses, known, services.as_ref().ok()));
+                }
+                (None, Ok(services)) => findings.extend(services_in_pools(addresses, services)),
+                (None, Err(why)) => {
+                    unchecked.push(format!("whether services have addresses of pools: {why}"));
+                }
             }
         }
         Err(why) => unchecked.push(format!("the addresses of the cluster: {why}")),
@@ -137,6 +148,11 @@ pub fn examine(cluster: &Cluster) -> ClusterReport {
         answered,
         findings,
         unchecked,
+        services_known_by: match (&cluster.service_ranges, &cluster.services) {
+            (Some(known), _) => Some(known.known_by),
+            (None, Ok(_)) => Some(ServiceSource::Addresses),
+            (None, Err(_)) => None,
+        },
     }
 }
 
@@ -167,9 +183,12 @@ struct Alike {
     cure: String,
 }
 
+/// What was seen, each with the nodes it was seen on.
+type Evidence = BTreeMap<String, Vec<String>>;
+
 /// What the nodes themselves find, and those that say nothing; the same on several of them is one finding.
 fn joined(cluster: &Cluster) -> Vec<ClusterFinding> {
-    let mut alike: BTreeMap<Alike, (Vec<String>, BTreeSet<String>)> = BTreeMap::new();
+    let mut alike: BTreeMap<Alike, (Vec<String>, Evidence)> = BTreeMap::new();
     for seen in &cluster.nodes {
         let silent = |reason: &String| {
             vec![Finding {
@@ -198,7 +217,10 @@ fn joined(cluster: &Cluster) -> Vec<ClusterFinding> {
             if nodes.last() != Some(&seen.node) {
                 nodes.push(seen.node.clone());
             }
-            evidence.insert(finding.evidence);
+            let who = evidence.entry(finding.evidence).or_default();
+            if who.last() != Some(&seen.node) {
+                who.push(seen.node.clone());
+            }
         }
     }
     let joined = alike
@@ -206,7 +228,7 @@ fn joined(cluster: &Cluster) -> Vec<ClusterFinding> {
         .map(|(alike, (nodes, evidence))| ClusterFinding {
             check: alike.check.to_owned(),
             finding: alike.finding,
-            evidence: evidence.into_iter().take(EVIDENCE_TOLD).collect(),
+            evidence: attributed(evidence),
             consequence: alike.consequence,
             cure: alike.cure,
             nodes,
@@ -214,6 +236,27 @@ fn joined(cluster: &Cluster) -> Vec<ClusterFinding> {
     let mut joined: Vec<ClusterFinding> = joined.collect();
     joined.sort_by_key(|finding| std::cmp::Reverse(finding.nodes.len()));
     joined
+}
+
+/// What was seen on which nodes: what most of them have first, and how much more there is.
+fn attributed(evidence: Evidence) -> Vec<String> {
+    if evidence.len() < 2 {
+        // All nodes of the finding have it.
+        return evidence.into_keys().collect();
+    }
+    let mut evidence: Vec<(String, Vec<String>)> = evidence.into_iter().collect();
+    evidence.sort_by_key(|(_, nodes)| std::cmp::Reverse(nodes.len()));
+    let told = evidence.iter().take(EVIDENCE_TOLD);
+    let mut told: Vec<String> = told
+        .map(|(evidence, nodes)| format!("{}: {evidence}", named(nodes)))
+        .collect();
+    let rest = evidence.iter().skip(EVIDENCE_TOLD).flat_map(|(_, nodes)| nodes);
+    let rest: BTreeSet<&str> = rest.map(String::as_str).collect();
+    if !rest.is_empty() {
+        let rest: Vec<&str> = rest.into_iter().collect();
+        told.push(format!("others on {}", named(&rest)));
+    }
+    told
 }
 
 /// One address that two nodes advertise.
@@ -424,24 +467,61 @@ fn exhausted(addresses: &Addresses) -> Vec<ClusterFinding> {
     found.collect()
 }
 
-/// The range of services is known by the addresses that they have.
+/// Pools that overlap a range of services, whether or not a service has an address of it yet.
+fn service_ranges(
+    addresses: &Addresses,
+    known: &ServiceRanges,
+    services: Option<&BTreeMap<IpAddr, String>>,
+) -> Vec<ClusterFinding> {
+    let mut found = Vec::new();
+    for pool in &addresses.pools {
+        let overlaps = |range: &&IpNet| range.contains(&pool.cidr) || pool.cidr.contains(*range);
+        let ranges: Vec<String> = known
+            .ranges
+            .iter()
+            .filter(overlaps)
+            .map(ToString::to_string)
+            .collect();
+        if ranges.is_empty() {
+            continue;
+        }
+        let mut evidence = vec![format!(
+            "services have addresses of {}, as {} say, and the pool has {}",
+            ranges.join(" and "),
+            known.known_by,
+            pool.cidr
+        )];
+        evidence.extend(services.into_iter().flat_map(|services| taken_in(pool, services)));
+        found.push(in_the_way(pool, "the range of services", evidence));
+    }
+    found
+}
+
+/// The services that have an address of a pool.
+fn taken_in(pool: &PoolUse, services: &BTreeMap<IpAddr, String>) -> Vec<String> {
+    let inside = services
+        .iter()
+        .filter(|(address, _)| pool.cidr.contains(*address));
+    let told = inside.take(EVIDENCE_TOLD);
+    told.map(|(address, service)| format!("service {service} has {address}, which is in {}", pool.cidr))
+        .collect()
+}
+
+fn in_the_way(pool: &PoolUse, of_what: &str, evidence: Vec<String>) -> ClusterFinding {
+    whole(
+        "pools",
+        format!("the pool {} overlaps {of_what}", pool.name),
+        evidence,
+        "an address may be a pod's and a service's at once, and packets to one of them reach the other",
+        "create a pool elsewhere, disable this one, and move its pods",
+    )
+}
+
+/// Where nothing else is known, the range of services is known by the addresses that they have.
 fn services_in_pools(addresses: &Addresses, services: &BTreeMap<IpAddr, String>) -> Vec<ClusterFinding> {
     let found = addresses.pools.iter().filter_map(|pool| {
-        let inside = services.iter().filter(|(address, _)| pool.cidr.contains(*address));
-        let evidence = inside
-            .clone()
-            .take(EVIDENCE_TOLD)
-            .map(|(address, service)| format!("service {service} has {address}, which is in {}", pool.cidr));
-        let evidence: Vec<String> = evidence.collect();
-        (!evidence.is_empty()).then(|| {
-            whole(
-                "pools",
-                format!("the pool {} overlaps the addresses of services", pool.name),
-                evidence,
-                "an address may be a pod's and a service's at once, and packets to one of them reach the other",
-                "create a pool elsewhere, disable this one, and move its pods",
-            )
-        })
+        let evidence = taken_in(pool, services);
+        (!evidence.is_empty()).then(|| in_the_way(pool, "the addresses of services", evidence))
     });
     found.collect()
 }
@@ -484,6 +564,7 @@ impl ClusterReport {
             let _ = writeln!(text, "  NOT LOOKED AT  {}", printable(unchecked));
         }
         let _ = match self.findings.len() {
+            0 if !self.unchecked.is_empty() => writeln!(text, "Nothing is wrong with what was looked at."),
             0 => writeln!(text, "Nothing is wrong."),
             1 => writeln!(text, "1 finding."),
             count => writeln!(text, "{count} findings."),

@@ -13,33 +13,56 @@ use crate::ruleset::{Hook, Packet, Place, Program, Ruleset};
 /// So many nodes are looked at: filters seldom tell one from another.
 const MOST_NODES: usize = 64;
 
+/// So many nodes of a finding are named, and the others counted.
+const NODES_NAMED: usize = 3;
+
 /// What a packet is for, and by which command it is let through.
 struct Question {
     packet: Packet,
     hooks: &'static [Hook],
-    /// `packets from pods to pods`.
+    /// `tunnelled packets from`, and then the other ends: questions with the same words differ in nothing else.
     what: String,
-    consequence: String,
+    /// The node, or the peer, at the other end; none where that does not matter.
+    other: Option<Ipv4Addr>,
+    /// How all of them are called together: `every other node`.
+    all_others: &'static str,
+    /// What follows, before and after the other ends.
+    consequence: (String, &'static str),
     /// Conditions of the rules that accept it, as nft and as iptables write them.
     accepted: Vec<(String, String)>,
+}
+
+/// A place where packets are dropped, and what is known of it.
+struct Loss<'a> {
+    /// Without its counter.
+    place: Place,
+    /// The first question that found it.
+    question: &'a Question,
+    /// The other ends of all questions with the same words that did.
+    others: BTreeSet<Ipv4Addr>,
+    evidence: String,
+    /// They are dropped for certain; else perhaps.
+    is_certain: bool,
 }
 
 const IN: &[Hook] = &[Hook::Prerouting, Hook::Input];
 const OUT: &[Hook] = &[Hook::Output, Hook::Postrouting];
 const THROUGH: &[Hook] = &[Hook::Prerouting, Hook::Forward, Hook::Postrouting];
 
-/// Rules and policies that drop for certain, and those that may and have dropped something just now.
+/// Rules and policies that drop for certain, and those that may and have dropped something just now. Each is told once, with
+/// all nodes that it keeps apart.
 pub(super) fn drops(known: &Known<'_>, host: &Host) -> Vec<Finding> {
     let questions = questions(known);
-    let mut told: BTreeSet<Place> = BTreeSet::new();
-    let mut found = Vec::new();
-    for question in questions {
+    let mut losses: Vec<Loss<'_>> = Vec::new();
+    for question in &questions {
         let [before, after] =
             [&host.rules.0, &host.rules.1].map(|rules| rules.fate(&question.packet, question.hooks));
         if let Some(place) = after.dropped {
-            if told.insert(counterless(&place)) {
-                found.push(certain(&question, &place));
-            }
+            let evidence = match place.packets {
+                Some(packets) => format!("{place}; its counter is at {packets}"),
+                None => place.to_string(),
+            };
+            note(&mut losses, question, &place, evidence, true);
             continue;
         }
         for place in after.perhaps {
@@ -48,52 +71,94 @@ pub(super) fn drops(known: &Known<'_>, host: &Host) -> Vec<Finding> {
             if let Some(rise) = rise
                 .and_then(|(now, then)| now.checked_sub(then))
                 .filter(|rise| *rise > 0)
-                && told.insert(counterless(&place))
             {
-                found.push(perhaps(&question, &place, rise));
+                let evidence = format!("{place}; its counter rose by {rise} while it was looked at");
+                note(&mut losses, question, &place, evidence, false);
             }
         }
     }
+    let mut found: Vec<Finding> = losses.iter().map(|loss| told(loss, &questions)).collect();
     found.extend(bridged(known, host));
     found
 }
 
-fn counterless(place: &Place) -> Place {
-    Place {
+/// Adds to what is known of a place; what else is dropped there is not told.
+fn note<'a>(
+    losses: &mut Vec<Loss<'a>>,
+    question: &'a Question,
+    place: &Place,
+    evidence: String,
+    is_certain: bool,
+) {
+    let place = Place {
         packets: None,
         ..place.clone()
+    };
+    match losses.iter_mut().find(|loss| loss.place == place) {
+        Some(loss) if loss.question.what == question.what => loss.others.extend(question.other),
+        Some(_) => {}
+        None => losses.push(Loss {
+            place,
+            question,
+            others: question.other.into_iter().collect(),
+            evidence,
+            is_certain,
+        }),
     }
 }
 
-fn certain(question: &Question, place: &Place) -> Finding {
-    let verb = if place.rejects { "rejects" } else { "drops" };
+fn told(loss: &Loss<'_>, questions: &[Question]) -> Finding {
+    let question = loss.question;
+    let asked = questions
+        .iter()
+        .filter(|other| other.what == question.what)
+        .count();
+    let others = if asked > 1 && loss.others.len() == asked {
+        question.all_others.to_owned()
+    } else {
+        named(&loss.others)
+    };
+    let what = format!("{}{others}", question.what);
+    let cure = cure(question, &loss.place);
+    let (finding, cure) = if loss.is_certain {
+        let verb = if loss.place.rejects { "rejects" } else { "drops" };
+        (format!("a packet filter on this host {verb} {what}"), cure)
+    } else {
+        (
+            format!("a packet filter on this host is dropping packets now, perhaps {what}"),
+            format!("look whether these are meant to be dropped; if not: {cure}"),
+        )
+    };
+    let (before, after) = &question.consequence;
+    let looked_at = if asked == MOST_NODES {
+        format!("; the first {MOST_NODES} nodes were looked at")
+    } else {
+        String::new()
+    };
     Finding {
         check: Check::Filters,
         fix: None,
-        finding: format!("a packet filter on this host {verb} {}", question.what),
-        evidence: match place.packets {
-            Some(packets) => format!("{place}; its counter is at {packets}"),
-            None => place.to_string(),
+        finding,
+        evidence: format!("{}{looked_at}", loss.evidence),
+        consequence: if loss.others.is_empty() {
+            before.clone()
+        } else {
+            format!("{before}{others}{after}")
         },
-        consequence: question.consequence.clone(),
-        cure: cure(question, place),
+        cure,
     }
 }
 
-fn perhaps(question: &Question, place: &Place, rise: u64) -> Finding {
-    Finding {
-        check: Check::Filters,
-        fix: None,
-        finding: format!(
-            "a packet filter on this host is dropping packets now, perhaps {}",
-            question.what
-        ),
-        evidence: format!("{place}; its counter rose by {rise} while it was looked at"),
-        consequence: question.consequence.clone(),
-        cure: format!(
-            "look whether these are meant to be dropped; if not: {}",
-            cure(question, place)
-        ),
+/// The first of many addresses, and how many more there are.
+fn named(addresses: &BTreeSet<Ipv4Addr>) -> String {
+    let first: Vec<String> = addresses
+        .iter()
+        .take(NODES_NAMED)
+        .map(ToString::to_string)
+        .collect();
+    match addresses.len().saturating_sub(NODES_NAMED) {
+        0 => first.join(", "),
+        more => format!("{} and {more} more", first.join(", ")),
     }
 }
 
@@ -126,43 +191,38 @@ fn questions(known: &Known<'_>) -> Vec<Question> {
         .collect();
     let tunnelled = &known.plan.tunnelled_to;
     for node in tunnelled.iter().take(MOST_NODES) {
-        let accepted = vec![(format!("ip protocol {IPIP}"), format!("-p {IPIP}"))];
-        let consequence = |which: &str| {
-            format!("{which} pods of {node} through the tunnel are lost, while the BGP session may be up")
+        let question = |packet, hooks, way: &str| Question {
+            packet,
+            hooks,
+            what: format!("tunnelled packets (IP protocol {IPIP}) {way} "),
+            other: Some(*node),
+            all_others: "every other node",
+            consequence: (
+                format!("packets {way} pods of "),
+                " through the tunnel are lost, while the BGP session may be up",
+            ),
+            accepted: vec![(format!("ip protocol {IPIP}"), format!("-p {IPIP}"))],
         };
-        all.push(Question {
-            packet: Packet::new(IPIP, *node, own).from_link(&nic),
-            hooks: IN,
-            what: format!("tunnelled packets (IP protocol {IPIP}) from {node}"),
-            consequence: consequence("packets from"),
-            accepted: accepted.clone(),
-        });
-        all.push(Question {
-            packet: Packet::new(IPIP, own, *node).to_link(&nic),
-            hooks: OUT,
-            what: format!("tunnelled packets (IP protocol {IPIP}) to {node}"),
-            consequence: consequence("packets to"),
-            accepted,
-        });
+        let (there, back) = (Packet::new(IPIP, own, *node), Packet::new(IPIP, *node, own));
+        all.push(question(back.from_link(&nic), IN, "from"));
+        all.push(question(there.to_link(&nic), OUT, "to"));
     }
     for peer in mesh.iter().take(MOST_NODES) {
-        let accepted = vec![(format!("tcp dport {port}"), format!("-p tcp --dport {port}"))];
-        let consequence =
-            format!("no BGP session with {peer} comes about, unless the other side can connect");
-        all.push(Question {
-            packet: Packet::tcp(*peer, own, port).from_link(&nic),
-            hooks: IN,
-            what: format!("BGP connections (TCP port {port}) from {peer}"),
-            consequence: consequence.clone(),
-            accepted: accepted.clone(),
-        });
-        all.push(Question {
-            packet: Packet::tcp(own, *peer, port).to_link(&nic),
-            hooks: OUT,
-            what: format!("BGP connections (TCP port {port}) to {peer}"),
-            consequence,
-            accepted,
-        });
+        let question = |packet, hooks, way: &str| Question {
+            packet,
+            hooks,
+            what: format!("BGP connections (TCP port {port}) {way} "),
+            other: Some(*peer),
+            all_others: "every peer",
+            consequence: (
+                "BGP sessions with ".to_owned(),
+                " do not come about, unless the other side can connect",
+            ),
+            accepted: vec![(format!("tcp dport {port}"), format!("-p tcp --dport {port}"))],
+        };
+        let (there, back) = (Packet::tcp(own, *peer, port), Packet::tcp(*peer, own, port));
+        all.push(question(back.from_link(&nic), IN, "from"));
+        all.push(question(there.to_link(&nic), OUT, "to"));
     }
     all
 }
@@ -208,7 +268,9 @@ fn forwarded(known: &Known<'_>) -> Vec<Question> {
         packet,
         hooks: THROUGH,
         what: format!("packets between pods that it forwards, {which} pods of this node"),
-        consequence: consequence.clone(),
+        other: None,
+        all_others: "",
+        consequence: (consequence.clone(), ""),
         accepted: ["s", "d"]
             .map(|which| {
                 (

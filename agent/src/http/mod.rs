@@ -30,8 +30,8 @@ use probes::Caller;
 
 pub use client::{Client, ClientError};
 pub use health::serve;
-pub use page::forward;
-pub use questions::{Peers, Question, Questions};
+pub use page::{NoView, ViewSource, forward};
+pub use questions::{Peers, Question, Questions, WrongRoutes};
 pub use remote::{Unanswered, ask, get, read};
 pub use socket::{Confirmations, SocketApi, SocketError, bind_socket, serve_socket, somebody_listens};
 

@@ -1,4 +1,5 @@
-//! The page to look at: on the port of the agent, and for a browser on this machine where only the agent's socket leads there.
+//! The page to look at: on the port of the agent, and for a browser on this machine where only the agent's socket, or the proxy
+//! of the API server, leads there.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,6 +11,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -40,62 +42,84 @@ async fn page() -> Response {
     (headers, PAGE).into_response()
 }
 
+/// Who can ask an agent what the page draws.
+pub trait ViewSource: Clone + Send + Sync + 'static {
+    /// The answer to [`Question::View`], as it came.
+    fn view(&self) -> impl Future<Output = Result<Value, NoView>> + Send;
+}
+
+/// Why there is nothing to draw.
+#[derive(Clone, Debug, PartialEq)]
+pub enum NoView {
+    /// The agent says no.
+    Refused(Problem),
+    /// It could not be asked, or its answer is none.
+    Unheard(Problem),
+}
+
+impl ViewSource for Client {
+    async fn view(&self) -> Result<Value, NoView> {
+        self.question(Question::View).await.map_err(|error| match error {
+            ClientError::Refused(problem) => NoView::Refused(problem),
+            error => NoView::Unheard(Problem {
+                reason: error.to_string(),
+                retry: error.is_temporary(),
+            }),
+        })
+    }
+}
+
 /// Who is asked, and the names by which a browser may have come here.
 #[derive(Clone, Debug)]
-struct Forwarding {
-    client: Client,
+struct Forwarding<S> {
+    source: S,
     hosts: Arc<[String; 2]>,
 }
 
-/// Serves the page, and forwards the question that it asks to the agent of `client`, until `stop`. Nothing else is
-/// forwarded, and nothing to whoever names this machine otherwise than `127.0.0.1` or `localhost`: a page from elsewhere
-/// may have given its own name this address.
+/// Serves the page, and forwards the question that it asks to the agent of `source`, until `stop`. The page is this program's
+/// own: what runs in the browser comes from nowhere else. Nothing but that question is forwarded, and nothing to whoever
+/// names this machine otherwise than `127.0.0.1` or `localhost`: a page from elsewhere may have given its own name this
+/// address.
 ///
 /// # Errors
 /// When the listener fails.
-pub async fn forward(listener: TcpListener, client: Client, stop: CancellationToken) -> io::Result<()> {
+pub async fn forward<S: ViewSource>(
+    listener: TcpListener,
+    source: S,
+    stop: CancellationToken,
+) -> io::Result<()> {
     let address: SocketAddr = listener.local_addr()?;
     let hosts = ["127.0.0.1", "localhost"].map(|host| format!("{host}:{}", address.port()));
     let forwarding = Forwarding {
-        client,
+        source,
         hosts: Arc::new(hosts),
     };
     let router = Router::new()
-        .route("/", get(own_page))
-        .route(super::questions::VIEW, get(view))
+        .route("/", get(own_page::<S>))
+        .route(super::questions::VIEW, get(view::<S>))
         .with_state(forwarding);
     super::serve_until(listener, router, LIMITS, |address| Some(address.ip()), stop).await
 }
 
-async fn own_page(State(forwarding): State<Forwarding>, headers: HeaderMap) -> Response {
+async fn own_page<S: ViewSource>(State(forwarding): State<Forwarding<S>>, headers: HeaderMap) -> Response {
     match forwarding.refusal(&headers) {
         None => page().await,
         Some(refusal) => refusal,
     }
 }
 
-async fn view(State(forwarding): State<Forwarding>, headers: HeaderMap) -> Response {
+async fn view<S: ViewSource>(State(forwarding): State<Forwarding<S>>, headers: HeaderMap) -> Response {
     if let Some(refusal) = forwarding.refusal(&headers) {
         return refusal;
     }
-    match forwarding
-        .client
-        .question::<serde_json::Value>(Question::View)
-        .await
-    {
+    match forwarding.source.view().await {
         Ok(view) => Json(view).into_response(),
-        Err(ClientError::Refused(problem)) => {
-            (StatusCode::SERVICE_UNAVAILABLE, Json(problem)).into_response()
-        }
-        Err(error) => {
-            let retry = error.is_temporary();
-            let reason = error.to_string();
-            (StatusCode::BAD_GATEWAY, Json(Problem { reason, retry })).into_response()
-        }
+        Err(NoView::Refused(problem)) => (StatusCode::SERVICE_UNAVAILABLE, Json(problem)).into_response(),
+        Err(NoView::Unheard(problem)) => (StatusCode::BAD_GATEWAY, Json(problem)).into_response(),
     }
 }
 
-impl Forwarding {
+impl<S> Forwarding<S> {
     /// What a browser gets that came by another name.
     fn refusal(&self, headers: &HeaderMap) -> Option<Response> {
         let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());

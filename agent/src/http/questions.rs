@@ -22,14 +22,16 @@ use clap::ValueEnum;
 use hyper::body::{Bytes, Frame, SizeHint};
 use ipnet::IpNet;
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
 use super::answer::Refusal;
 use crate::cni::Problem;
+use crate::config::Config;
+use crate::dataplane::Nftables;
 use crate::doctor::Host;
-use crate::explanation::parse_destination;
+use crate::explanation::{Explanation, parse_destination};
 use crate::inquiry::Inquiries;
 use crate::ribs::{RibRequest, RibTable};
 use crate::status::AgentStatus;
@@ -49,7 +51,13 @@ pub(super) const VIEW: &str = "/v1/view";
 const DOCTOR: &str = "/v1/doctor";
 const KERNEL: &str = "/v1/kernel";
 const EXPLAIN: &str = "/v1/route/explain";
+const WRONG: &str = "/v1/route/wrong";
 const ROUTES: &str = "/v1/bgp/routes";
+const CONFIGURATION: &str = "/v1/configuration";
+const FILTER: &str = "/v1/packet-filter";
+
+/// So many routes that are wrong are explained at once.
+const MOST_EXPLAINED: usize = 16;
 
 /// Of which peers a status tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -76,8 +84,24 @@ pub enum Question {
     Kernel,
     /// Why packets for a destination go where they go: [`Explanation`](crate::explanation::Explanation).
     Explain(IpNet),
+    /// Why packets go where they go to destinations whose routes are wrong: [`WrongRoutes`].
+    WrongRoutes,
     /// Routes of the speaker's tables: [`RibRoutes`](crate::ribs::RibRoutes).
     Routes(RibRequest),
+    /// What the agent goes by: [`Config`]; there is no secret in it.
+    Configuration,
+    /// The agent's table of the packet filter, as the kernel has it: [`TableView`](crate::dataplane::TableView).
+    PacketFilter,
+}
+
+/// Explanations of the routes that are wrong.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WrongRoutes {
+    /// Of the first of them.
+    pub explanations: Vec<Explanation>,
+    /// How many more there are.
+    pub left_out: usize,
 }
 
 impl Question {
@@ -90,6 +114,9 @@ impl Question {
             Question::View => (VIEW, vec![]),
             Question::Doctor => (DOCTOR, vec![]),
             Question::Kernel => (KERNEL, vec![]),
+            Question::WrongRoutes => (WRONG, vec![]),
+            Question::Configuration => (CONFIGURATION, vec![]),
+            Question::PacketFilter => (FILTER, vec![]),
             Question::Explain(destination) => (EXPLAIN, vec![("destination", destination.to_string())]),
             Question::Routes(request) => {
                 let peer = request.peer.map(|peer| ("peer", peer.to_string()));
@@ -120,6 +147,7 @@ pub struct Questions {
     status: watch::Receiver<Arc<AgentStatus>>,
     /// None where there is no control loop.
     inquiries: Option<Inquiries>,
+    configuration: Option<Arc<Config>>,
     places: Arc<Semaphore>,
 }
 
@@ -139,8 +167,16 @@ impl Questions {
         Self {
             status,
             inquiries: None,
+            configuration: None,
             places: Arc::new(Semaphore::new(AT_ONCE)),
         }
+    }
+
+    /// The same, who also tell what the agent goes by.
+    #[must_use]
+    pub fn going_by(mut self, configuration: Arc<Config>) -> Self {
+        self.configuration = Some(configuration);
+        self
     }
 
     /// The way to the control loop.
@@ -160,7 +196,10 @@ impl Questions {
             .route(DOCTOR, get(doctor))
             .route(KERNEL, get(kernel))
             .route(EXPLAIN, get(explain))
+            .route(WRONG, get(wrong_routes))
             .route(ROUTES, get(routes))
+            .route(CONFIGURATION, get(configuration))
+            .route(FILTER, get(packet_filter))
             .with_state(self)
     }
 
@@ -329,6 +368,56 @@ async fn routes(State(questions): State<Questions>, RawQuery(query): RawQuery) -
     let inquiries = questions.inquiries()?;
     questions
         .answer(async move { inquiries.routes(request).await })
+        .await
+}
+
+async fn wrong_routes(
+    State(questions): State<Questions>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Refusal> {
+    Parameters::read(query.as_deref()).end(&[])?;
+    let inquiries = questions.inquiries()?;
+    questions
+        .answer(async move {
+            let wrong = inquiries.view().await?.wrong_destinations();
+            let mut told = WrongRoutes {
+                left_out: wrong.len().saturating_sub(MOST_EXPLAINED),
+                ..WrongRoutes::default()
+            };
+            for destination in wrong.into_iter().take(MOST_EXPLAINED) {
+                told.explanations.push(inquiries.explain(destination).await?);
+            }
+            Ok(told)
+        })
+        .await
+}
+
+async fn configuration(
+    State(questions): State<Questions>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Refusal> {
+    Parameters::read(query.as_deref()).end(&[])?;
+    let missing = || Problem {
+        reason: "nothing is known here of the agent's configuration".to_owned(),
+        retry: false,
+    };
+    let configuration = questions.configuration.as_ref().ok_or_else(missing)?;
+    Ok(Json(configuration).into_response())
+}
+
+async fn packet_filter(
+    State(questions): State<Questions>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Refusal> {
+    Parameters::read(query.as_deref()).end(&[])?;
+    questions
+        .answer(async {
+            let read = async { Nftables::open()?.view().await };
+            read.await.map_err(|error| Problem {
+                reason: error.to_string(),
+                retry: false,
+            })
+        })
         .await
 }
 

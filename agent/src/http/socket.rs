@@ -22,6 +22,7 @@ use super::answer::{Refusal, finish};
 use super::questions::Questions;
 use super::{Limits, probes};
 use crate::cni::{AddRequest, Attachments, CheckRequest, Container, NetworkRequest, Problem};
+use crate::config::Config;
 use crate::inquiry::Inquiries;
 use crate::metrics::Metrics;
 use crate::speaker::Clear;
@@ -142,6 +143,8 @@ pub struct SocketApi {
     pub confirmations: Confirmations,
     /// Takes what only the control loop can answer.
     pub inquiries: Inquiries,
+    /// What the agent goes by.
+    pub configuration: Arc<Config>,
     /// Follows packets; none where nobody may have any sent.
     pub tracer: Option<Tracer>,
     /// Counts the requests of the CNI plugin.
@@ -154,6 +157,7 @@ pub struct SocketApi {
 /// When the listener fails.
 pub async fn serve_socket(listener: UnixListener, api: SocketApi, stop: CancellationToken) -> io::Result<()> {
     let questions = Questions::new(api.status.clone(), api.inquiries.clone());
+    let questions = questions.going_by(Arc::clone(&api.configuration));
     let tracer = api.tracer.clone();
     let router = Router::new()
         .route("/v1/withdrawal/accept", post(accept_withdrawal))

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use culvert_bgp::config::{FamilyConfig, PrefixLimit};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::Fault;
 use crate::api::peer_annotation::{ADD_PATH, MAX_PREFIXES};
@@ -13,7 +13,7 @@ use crate::api::peer_annotation::{ADD_PATH, MAX_PREFIXES};
 pub const MOST_PREFIXES: u32 = 10_000_000;
 
 /// Whether a session carries several paths to one destination (RFC 7911), as far as the peer can.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AddPath {
     /// The best alone, both ways.

@@ -403,6 +403,32 @@ impl AgentStatus {
         }
         Ok(())
     }
+
+    /// Why somebody should look at this node, in a few words each; nothing where all is well.
+    #[must_use]
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults: Vec<String> = self.ready().err().into_iter().collect();
+        let down = self.sessions.down();
+        if down > 0 {
+            faults.push(format!("{down} of {} sessions down", self.sessions.peers));
+        }
+        faults.extend(self.datastore.problem.clone());
+        let mismatches = self.sources.mismatches.len();
+        if mismatches > 0 {
+            faults.push(format!("wrong outer source to {mismatches} nodes"));
+        }
+        let rejected = self.routes.rejected.len();
+        if rejected > 0 {
+            faults.push(format!("{rejected} announced destinations not installed"));
+        }
+        if self.withdrawals_held > 0 {
+            faults.push(format!("{} withdrawals held", self.withdrawals_held));
+        }
+        faults.extend(self.firewall.problem.clone());
+        faults.extend(self.sources.problems.iter().cloned());
+        faults.extend(self.problems.iter().cloned());
+        faults
+    }
 }
 
 impl RouteStatus {

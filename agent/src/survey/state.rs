@@ -76,30 +76,7 @@ impl NodeState {
         if let Some(reason) = &self.unanswered {
             return vec![reason.clone()];
         }
-        let Some(status) = &self.status else {
-            return Vec::new();
-        };
-        let mut remarks: Vec<String> = status.ready().err().into_iter().collect();
-        let down = status.sessions.down();
-        if down > 0 {
-            remarks.push(format!("{down} of {} sessions down", status.sessions.peers));
-        }
-        remarks.extend(status.datastore.problem.clone());
-        let mismatches = status.sources.mismatches.len();
-        if mismatches > 0 {
-            remarks.push(format!("wrong outer source to {mismatches} nodes"));
-        }
-        let rejected = status.routes.rejected.len();
-        if rejected > 0 {
-            remarks.push(format!("{rejected} announced destinations not installed"));
-        }
-        if status.withdrawals_held > 0 {
-            remarks.push(format!("{} withdrawals held", status.withdrawals_held));
-        }
-        remarks.extend(status.firewall.problem.clone());
-        remarks.extend(status.sources.problems.iter().cloned());
-        remarks.extend(status.problems.iter().cloned());
-        remarks
+        self.status.as_ref().map(AgentStatus::faults).unwrap_or_default()
     }
 }
 

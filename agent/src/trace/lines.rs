@@ -31,7 +31,14 @@ impl Trace {
             "Sent {} packets of {} bytes and {} of {} bytes, {way}\n",
             sent.count, sent.small, sent.count, sent.large
         );
-        let rows: Vec<Vec<String>> = self.hops.iter().map(|hop| self.row(hop)).collect();
+        // What did not come to one place cannot be expected at the next.
+        let mut expected = (sent.count, sent.count);
+        let rows = self.hops.iter().map(|hop| {
+            let row = self.row(hop, expected);
+            expected = (hop.small.min(sent.count), hop.large.min(sent.count));
+            row
+        });
+        let rows: Vec<Vec<String>> = rows.collect();
         let header = ["WAY", "NODE", "LINK", "PLACE", "EXPECTED", "SEEN", "OUTER", ""];
         text += &plain(&header, &rows);
         if let Some(reason) = &self.unasked {
@@ -43,20 +50,38 @@ impl Trace {
             );
         }
         text.push('\n');
-        match &self.loss {
-            None => text += "All packets arrived, and all answers came back.\n",
-            Some(loss) => {
+        self.conclude(&mut text);
+        text
+    }
+
+    /// What became of them in all.
+    fn conclude(&self, text: &mut String) {
+        match (&self.loss, &self.silence) {
+            (None, None) => *text += "All packets arrived, and all answers came back.\n",
+            (None, Some(silence)) => {
+                let _ = writeln!(
+                    text,
+                    "The way there is well, of the way back nothing is known: {}",
+                    printable(&silence.finding)
+                );
+                let _ = writeln!(text, "  more   {}", printable(&silence.cure));
+            }
+            (Some(loss), _) => {
                 let _ = writeln!(text, "Lost {}", printable(&loss.place));
                 let _ = writeln!(text, "  cause  {}", printable(&loss.cause));
                 let _ = writeln!(text, "  mend   {}", printable(&loss.cure));
             }
         }
-        text
     }
 
-    fn row(&self, hop: &Hop) -> Vec<String> {
-        let sent = self.sent.count;
-        let is_short = hop.small < sent || hop.large < sent;
+    fn row(&self, hop: &Hop, expected: (u32, u32)) -> Vec<String> {
+        let is_silent = self.silence.is_some() && hop.kind == Kind::Answer;
+        let remark = match expected {
+            (0, 0) => "-",
+            _ if is_silent && hop.place == Place::FromPod => "no answer",
+            (small, large) if hop.small < small || hop.large < large => "MISSING",
+            _ => "ok",
+        };
         let outer = hop
             .outer
             .map_or_else(|| "-".to_owned(), |(from, to)| format!("{from} > {to}"));
@@ -68,10 +93,10 @@ impl Trace {
             printable(&hop.node),
             printable(&hop.link),
             hop.place.words().to_owned(),
-            format!("{sent} + {sent}"),
+            format!("{} + {}", expected.0, expected.1),
             format!("{} + {}", hop.small, hop.large),
             outer,
-            if is_short { "MISSING" } else { "ok" }.to_owned(),
+            remark.to_owned(),
         ]
     }
 }

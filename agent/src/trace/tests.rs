@@ -198,12 +198,6 @@ const LOSSES: &[(usize, usize, &str, &str)] = &[
     ),
     (
         2,
-        4,
-        "between cali2 of node2 and cali… of node2",
-        "the pod 10.65.1.2 does not answer",
-    ),
-    (
-        2,
         5,
         "between cali2 of node2 and tunl0 of node2",
         "node2 has no route to 10.65.0.2",
@@ -241,6 +235,94 @@ fn the_place_where_packets_vanish_is_told_with_what_is_likely() {
         assert_eq!(found, *place);
         assert!(why.contains(cause), "{near} {far}: {why}");
     }
+}
+
+#[test]
+fn what_did_not_come_to_one_place_is_not_missed_at_the_next() {
+    let text = World::new().lost(2, 7).trace().render();
+    let row = |way: &str, node: &str, place: &str| {
+        let mut rows = text
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+        let begin = format!("{way} {node} ");
+        let row = rows.find(|row| row.starts_with(&begin) && row.contains(place));
+        row.unwrap_or_else(|| panic!("no {way} {node} {place} in {text}"))
+    };
+    for (way, node, place, end) in [
+        ("there", "node1", "into the tunnel", "3 + 3 3 + 3 - ok"),
+        ("there", "node2", "to the pod", "3 + 3 3 + 3 - ok"),
+        ("back", "node2", "from the pod", "3 + 3 3 + 3 - ok"),
+        (
+            "back",
+            "node2",
+            "out of the NIC",
+            "3 + 3 3 + 3 172.18.0.12 > 172.18.0.11 ok",
+        ),
+        ("back", "node1", "into the NIC", "3 + 3 0 + 0 - MISSING"),
+        ("back", "node1", "out of the tunnel", "0 + 0 0 + 0 - -"),
+        ("back", "node1", "to the pod", "0 + 0 0 + 0 - -"),
+    ] {
+        let row = row(way, node, place);
+        assert!(row.ends_with(&format!("{place} {end}")), "{row} in {text}");
+    }
+}
+
+#[test]
+fn a_pod_that_does_not_answer_is_no_fault_of_the_way() {
+    let world = World::new().lost(2, 4);
+    let trace = world.trace();
+    assert_eq!(trace.loss, None);
+    let silence = trace.silence.clone().unwrap();
+    assert_eq!(
+        silence.finding,
+        "all packets reached cali2 of node2, the link to the pod 10.65.1.2; it did not answer"
+    );
+    let text = trace.render();
+    assert!(
+        text.contains("The way there is well, of the way back nothing is known: all packets reached")
+            && text.contains("no answer")
+            && !text.contains("MISSING"),
+        "{text}"
+    );
+    // On one node likewise.
+    let mut world = World::new();
+    world.way.to.node = "node1".to_owned();
+    world.way.to.link = Some("cali2".to_owned());
+    world.way.tunnelled = false;
+    world.near.sightings = sightings("cali2", true, Kind::Request).into();
+    let trace = world.trace();
+    assert_eq!(
+        (&trace.loss, trace.silence.is_some()),
+        (&None, true),
+        "{trace:#?}"
+    );
+}
+
+#[test]
+fn on_the_way_to_a_silent_pod_losses_are_found_all_the_same() {
+    // Large ones do not come to it.
+    let mut world = World::new().lost(2, 4);
+    world.far.sightings.retain(|(sighting, _)| sighting.size == SMALL);
+    let trace = world.trace();
+    assert_eq!(trace.silence, None);
+    let loss = trace.loss.unwrap();
+    assert_eq!(loss.place, "between eth0 of node1 and eth0 of node2");
+    assert_eq!(
+        loss.cause,
+        "the MTU is too large for the way: packets of 1480 bytes do not pass there (0 of 3), and of those between this and \
+         64 nothing is known"
+    );
+    // One of the small ones is lost.
+    let mut world = World::new().lost(2, 4);
+    for (_, count) in &mut world.far.sightings {
+        *count = 2;
+    }
+    let trace = world.trace();
+    assert_eq!(trace.silence, None);
+    assert_eq!(
+        trace.loss.unwrap().cause,
+        "packets are lost now and then: 2 of 3 arrived there"
+    );
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Where packets vanish, and why in all likelihood.
 
-use super::{Hop, Loss, Place, Seen, Trace};
+use super::{Hop, Loss, Place, Seen, Silence, Trace};
 use crate::dataplane::probe::Kind;
 use crate::doctor::{Check, Finding};
 
@@ -15,15 +15,29 @@ struct Between<'a> {
     far: Option<&'a Seen>,
 }
 
-/// The first place from which packets are missing; small ones before large ones.
-pub(super) fn of(trace: &Trace, near: &Seen, far: Option<&Seen>) -> Option<Loss> {
+/// What is wrong.
+pub(super) enum Verdict {
+    /// Packets vanish on the way.
+    Lost(Loss),
+    /// They come to the pod, and it does not answer.
+    Silent(Silence),
+}
+
+/// The first place from which packets are missing; small ones before large ones. Where a pod is silent, only the way there
+/// is judged: a missing answer is then nobody else's fault.
+pub(super) fn of(trace: &Trace, near: &Seen, far: Option<&Seen>) -> Option<Verdict> {
     if let Some(loss) = wrong_outer(trace, far) {
-        return Some(loss);
+        return Some(Verdict::Lost(loss));
     }
+    let reached = reached_in_silence(trace);
     for large in [false, true] {
         let count = |hop: &Hop| if large { hop.large } else { hop.small };
         let mut last = None;
-        for hop in &trace.hops {
+        let judged = trace
+            .hops
+            .iter()
+            .filter(|hop| hop.kind == Kind::Request || reached.is_none());
+        for hop in judged {
             if count(hop) < trace.sent.count {
                 let between = Between {
                     trace,
@@ -33,16 +47,40 @@ pub(super) fn of(trace: &Trace, near: &Seen, far: Option<&Seen>) -> Option<Loss>
                     far,
                 };
                 let seen = count(hop);
-                return Some(if large {
+                return Some(Verdict::Lost(if large {
                     between.too_large(seen)
                 } else {
                     between.judge(seen)
-                });
+                }));
             }
             last = Some(hop);
         }
     }
-    None
+    reached.map(|link| Verdict::Silent(silence(trace, link)))
+}
+
+/// The link of the pod to which all small packets came, and from which not one answer did.
+fn reached_in_silence(trace: &Trace) -> Option<&Hop> {
+    let find = |kind: Kind, place: Place| {
+        let mut hops = trace.hops.iter();
+        hops.find(|hop| hop.kind == kind && hop.place == place)
+    };
+    let to = find(Kind::Request, Place::ToPod)?;
+    let from = find(Kind::Answer, Place::FromPod)?;
+    (to.small >= trace.sent.count && from.small == 0).then_some(to)
+}
+
+fn silence(trace: &Trace, link: &Hop) -> Silence {
+    let pod = trace.to.address;
+    Silence {
+        finding: format!(
+            "all packets reached {}, the link to the pod {pod}; it did not answer",
+            named(link)
+        ),
+        cure: "a pod may refuse pings (net.ipv4.icmp_echo_ignore_all, a filter or a policy within it), or hang: ask it for \
+               what it serves; for the way back, trace to a pod on the same node that answers pings"
+            .to_owned(),
+    }
 }
 
 /// Packets that leave for another node than the pod's, or from another address than the node's.
@@ -157,12 +195,8 @@ impl Between<'_> {
                         format!("on {node}: culvert doctor; nft list ruleset; ip link show tunl0"),
                     )
                 }),
-            Place::ToPod => self.not_forwarded(),
-            Place::FromPod => self.loss(
-                format!("the pod {} does not answer: it is gone, or refuses echo requests", self.trace.to.address),
-                "look at the pod, and at the network policies for it: kubectl get pod -o wide; kubectl get networkpolicy"
-                    .to_owned(),
-            ),
+            // Where no answer comes from the pod, that was judged before.
+            Place::ToPod | Place::FromPod => self.not_forwarded(),
         }
     }
 
@@ -259,7 +293,7 @@ impl Between<'_> {
                 self.loss(
                     format!(
                         "{node} does not hand packets to {}: it has no pod with that address (the blackhole of its block drops \
-                         them), a packet filter drops what it forwards, or rp_filter on tunl0 is strict",
+                         them), a packet filter or a network policy drops what it forwards, or rp_filter on tunl0 is strict",
                         to.address
                     ),
                     format!(
@@ -273,11 +307,23 @@ impl Between<'_> {
     /// Small ones come through there, large ones do not.
     fn too_large(&self, seen: u32) -> Loss {
         let sent = &self.trace.sent;
-        let most = sent.largest.unwrap_or(sent.small);
-        let cure = format!(
-            "set tunnel.mtu to {most} or less on every node, or raise the MTU between {} and {}",
-            self.trace.from.node, self.trace.to.node
-        );
+        let (from, to) = (&self.trace.from.node, &self.trace.to.node);
+        let mut hops = self.trace.hops.iter();
+        let is_answered = hops.any(|hop| hop.kind == Kind::Answer && hop.small > 0);
+        let (came, cure) = match sent.largest.or(is_answered.then_some(sent.small)) {
+            Some(most) => (
+                format!("the largest that came through had {most}"),
+                format!(
+                    "set tunnel.mtu to {most} or less on every node, or raise the MTU between {from} and {to}"
+                ),
+            ),
+            None => (
+                format!("of those between this and {} nothing is known", sent.small),
+                format!(
+                    "raise the MTU between {from} and {to}, or set tunnel.mtu on every node to what passes"
+                ),
+            ),
+        };
         let refused = sent.refused.as_ref().filter(|_| self.last.is_none());
         if let Some(refused) = refused {
             return self.loss(
@@ -290,8 +336,7 @@ impl Between<'_> {
         }
         self.loss(
             format!(
-                "the MTU is too large for the way: packets of {} bytes do not pass there ({seen} of {}), and the largest that \
-                 came through had {most}",
+                "the MTU is too large for the way: packets of {} bytes do not pass there ({seen} of {}), and {came}",
                 sent.large, sent.count
             ),
             cure,

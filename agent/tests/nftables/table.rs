@@ -51,6 +51,39 @@ fn nft_reads_it_as_it_is_meant() {
 }
 
 #[test]
+fn it_is_told_with_what_others_have_done_to_it() {
+    in_namespace(|| async {
+        let mut nftables = Nftables::open().unwrap();
+        let view = nftables.view().await.unwrap();
+        assert!(!view.is_there && view.rules.is_empty(), "{view:?}");
+        nftables.apply(&filter()).await.unwrap();
+        nft("add rule ip culvert input counter");
+        let view = nftables.view().await.unwrap();
+        assert_eq!(
+            view.chains,
+            [
+                "input: type filter hook input priority -10, policy accept",
+                "postrouting: type nat hook postrouting priority 100, policy accept"
+            ]
+        );
+        assert_eq!(view.sets["nodes"], ["192.0.2.1", "192.0.2.2"]);
+        assert_eq!(
+            view.sets["pools"],
+            ["10.65.0.0-10.65.255.255", "172.16.0.0-172.31.255.255"]
+        );
+        assert_eq!(view.rules.len(), 7, "{view:?}");
+        let is_ours =
+            |rule: &&String| rule.starts_with("input: culvert ") || rule.starts_with("postrouting: culvert ");
+        assert_eq!(view.rules.iter().filter(is_ours).count(), 6, "{view:?}");
+        assert!(
+            view.rules
+                .contains(&"input: (no comment: not Culvert's): 0 packets".to_owned()),
+            "{view:?}"
+        );
+    });
+}
+
+#[test]
 fn applied_again_nothing_is_written() {
     in_namespace(|| async {
         let mut nftables = Nftables::open().unwrap();

@@ -69,7 +69,10 @@ impl Namespace {
     }
 
     /// Starts a program inside, in a process group of its own: a Ctrl-C meant for us does not reach it.
-    pub(crate) fn spawn(&self, mut command: Command) -> Result<Child, LabError> {
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(&self, mut command: Command) -> Result<Child, LabError> {
         use std::os::unix::process::CommandExt as _;
 
         let shown = show(&command);

@@ -11,7 +11,7 @@ use super::super::CliError;
 use super::super::members::{MemberArguments, Members};
 use crate::allocation;
 use crate::api::Service;
-use crate::datastore::{self, Datastore, DatastoreError};
+use crate::datastore::{self, Datastore, DatastoreError, kubernetes};
 use crate::doctor::Report;
 use crate::doctor::cluster::{self, Addresses, Cluster, ClusterReport, NodeSeen, PoolUse};
 use crate::http::{Peers, Question};
@@ -27,7 +27,12 @@ pub(super) async fn examine(arguments: &MemberArguments) -> Result<ClusterReport
     let mut members = arguments.find().await?;
     let terms = arguments.terms();
     let patience = terms.all * INVENTORY_TIMES;
-    let Members { agents, store, .. } = &mut members;
+    let Members {
+        agents,
+        store,
+        access,
+        ..
+    } = &mut members;
     let asked = async {
         let question = Question::Status(Peers::Exceptional);
         let statuses = survey::ask::<AgentStatus>(agents, question, terms).await;
@@ -36,10 +41,15 @@ pub(super) async fn examine(arguments: &MemberArguments) -> Result<ClusterReport
         let reports = survey::ask::<Report>(agents, Question::Doctor, terms).await;
         (statuses, reports)
     };
-    let ((statuses, reports), addresses, services) = futures_util::join!(
+    let ranges = async {
+        let read = tokio::time::timeout(patience, kubernetes::service_ranges(access.as_ref()?)).await;
+        read.ok().flatten()
+    };
+    let ((statuses, reports), addresses, services, service_ranges) = futures_util::join!(
         asked,
         in_time(patience, addresses(store.as_ref())),
         in_time(patience, service_addresses(store.as_ref())),
+        ranges,
     );
     let nodes = statuses.into_iter().zip(reports).map(|(status, report)| {
         let told = status.outcome.as_ref().ok().and_then(|told| told.answered);
@@ -56,6 +66,7 @@ pub(super) async fn examine(arguments: &MemberArguments) -> Result<ClusterReport
         nodes: nodes.collect(),
         addresses,
         services,
+        service_ranges,
         listed_within,
     }))
 }

@@ -29,6 +29,7 @@ fn agent() -> Agent {
         attachments: Arc::new(attachments(&source, running())),
         confirmations: crate::http::Confirmations::channel().0,
         inquiries: crate::inquiry::Inquiries::channel().0,
+        configuration: Arc::default(),
         tracer: None,
         metrics: crate::metrics::Metrics::register().unwrap(),
     };

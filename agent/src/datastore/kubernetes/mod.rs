@@ -19,6 +19,7 @@ mod interest;
 mod pending;
 mod remembered;
 mod rollout;
+mod service_ranges;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -40,6 +41,7 @@ use self::connection::{Connection, Refusal};
 use self::interest::Borrowed;
 use self::remembered::Remembered;
 pub use self::rollout::{Progress, Rollout};
+pub use self::service_ranges::{ServiceRanges, ServiceSource, service_ranges};
 use super::{Datastore, DatastoreError, NodeEvent, Recollection, Update};
 use crate::api::{Key, Kind, Object};
 

@@ -49,6 +49,7 @@ fn well() -> Cluster {
             problems: vec![],
         }),
         services: Ok([(IpAddr::from([10, 96, 0, 1]), "default/kubernetes".to_owned())].into()),
+        service_ranges: None,
         listed_within: Duration::from_millis(30),
     }
 }
@@ -258,8 +259,49 @@ fn what_could_not_be_looked_at_is_said() {
     assert_eq!(report.findings, []);
     assert_eq!(
         report.render(),
-        "3 nodes: 3 answered\n  NOT LOOKED AT  the addresses of the cluster: 403 forbidden\nNothing is wrong.\n"
+        "3 nodes: 3 answered\n  NOT LOOKED AT  the addresses of the cluster: 403 forbidden\nNothing is wrong with what \
+         was looked at.\n"
     );
+}
+
+#[test]
+fn a_pool_in_the_range_of_services_is_found_before_a_service_has_an_address_of_it() {
+    let with = |range: &str, known_by| Cluster {
+        service_ranges: Some(ServiceRanges {
+            ranges: vec!["fd00:96::/108".parse().unwrap(), range.parse().unwrap()],
+            known_by,
+        }),
+        ..well()
+    };
+    for (known_by, words) in [
+        (ServiceSource::ServiceCidrs, "the ServiceCIDR objects"),
+        (
+            ServiceSource::KubeadmConfig,
+            "the ConfigMap kubeadm-config in kube-system",
+        ),
+    ] {
+        // Around the pool, and within it.
+        for range in ["10.64.0.0/12", "10.65.128.0/20"] {
+            let cluster = with(range, known_by);
+            let (finding, evidence, nodes) = found(&cluster);
+            assert_eq!(finding, "the pool default overlaps the range of services");
+            assert_eq!(
+                evidence,
+                format!("services have addresses of {range}, as {words} say, and the pool has 10.65.0.0/16")
+            );
+            assert_eq!(nodes, "");
+            assert_eq!(examine(&cluster).services_known_by, Some(known_by));
+        }
+    }
+    let apart = with("10.96.0.0/12", ServiceSource::ServiceCidrs);
+    assert_eq!(examine(&apart).findings, []);
+    // Then nobody needs to know what services there are.
+    let unlisted = Cluster {
+        services: Err("403 forbidden".into()),
+        ..with("10.96.0.0/12", ServiceSource::ServiceCidrs)
+    };
+    assert_eq!(examine(&unlisted).unchecked, Vec::<String>::new());
+    assert_eq!(examine(&well()).services_known_by, Some(ServiceSource::Addresses));
 }
 
 #[test]
@@ -297,8 +339,8 @@ fn the_same_on_many_nodes_is_one_finding_with_what_most_nodes_have_first() {
            mend      d
   FINDING  connection tracking: full
            on        n1, n3
-           evidence  0 of 9
-           evidence  2 of 9
+           evidence  n1: 0 of 9
+           evidence  n3: 2 of 9
            so        c
            mend      d
   FINDING  agent: the agent does not answer
@@ -309,6 +351,58 @@ fn the_same_on_many_nodes_is_one_finding_with_what_most_nodes_have_first() {
 3 findings.
 "
     );
+}
+
+#[test]
+fn of_a_thousand_nodes_with_one_finding_the_first_are_named_with_each_evidence() {
+    let finding = |evidence: String| Finding {
+        check: Check::Filters,
+        finding: "drops".to_owned(),
+        evidence,
+        consequence: "c".to_owned(),
+        cure: "d".to_owned(),
+        fix: None,
+    };
+    let nodes = (1..=1000).map(|n| {
+        let node = format!("n{n:04}");
+        // Most have the same rule; four have it at other places.
+        let evidence = if n > 4 {
+            "rule 5".to_owned()
+        } else {
+            format!("rule 9{n}")
+        };
+        NodeSeen {
+            report: Ok(Report {
+                node: node.clone(),
+                findings: vec![finding(evidence)],
+                probed: false,
+            }),
+            node,
+            address: None,
+            clock: None,
+            status: Err("not asked".to_owned()),
+        }
+    });
+    let cluster = Cluster {
+        nodes: nodes.collect(),
+        ..well()
+    };
+    let report = examine(&cluster);
+    let [found] = report.findings.as_slice() else {
+        panic!("not one finding: {report:#?}")
+    };
+    assert_eq!(found.nodes.len(), 1000);
+    assert_eq!(
+        found.evidence,
+        [
+            "n0005, n0006, n0007, n0008, n0009, n0010, n0011, n0012, and 988 more: rule 5",
+            "n0001: rule 91",
+            "n0002: rule 92",
+            "others on n0003, n0004",
+        ]
+    );
+    let on = "on        n0001, n0002, n0003, n0004, n0005, n0006, n0007, n0008, and 992 more\n";
+    assert!(report.render().contains(on), "{}", report.render());
 }
 
 #[test]

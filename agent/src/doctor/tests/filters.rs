@@ -72,6 +72,48 @@ fn filters_that_drop_what_goes_between_nodes_are_found_with_the_rule_that_lets_i
 }
 
 #[test]
+fn a_rule_that_keeps_several_nodes_out_is_told_once_with_all_of_them() {
+    let with_peers = |world: &mut World| {
+        let first = world.status.peers[0].clone();
+        for n in 112..=116 {
+            world.status.peers.push(PeerStatus {
+                address: [192, 168, 0, n].into(),
+                ..first.clone()
+            });
+        }
+    };
+    let all = only(Check::Filters, |world| {
+        with_peers(world);
+        let rules = vec![rule(vec![of_protocol(6)], 7)];
+        world.host.rules.1 = table(Program::Nftables, Hook::Input, false, rules);
+    });
+    assert_eq!(
+        (all.finding.as_str(), all.consequence.as_str()),
+        (
+            "a packet filter on this host drops BGP connections (TCP port 179) from every peer",
+            "BGP sessions with every peer do not come about, unless the other side can connect"
+        )
+    );
+    // 192.168.0.112/29 and no others.
+    let some = only(Check::Filters, |world| {
+        with_peers(world);
+        let from = Match::Compare {
+            field: Field::Network(12),
+            mask: vec![255, 255, 255, 248],
+            is: Relation::Equal,
+            value: vec![192, 168, 0, 112],
+        };
+        let rules = vec![rule(vec![of_protocol(6), from], 7)];
+        world.host.rules.1 = table(Program::Nftables, Hook::Input, false, rules);
+    });
+    assert_eq!(
+        some.finding,
+        "a packet filter on this host drops BGP connections (TCP port 179) from 192.168.0.112, 192.168.0.113, \
+         192.168.0.114 and 2 more"
+    );
+}
+
+#[test]
 fn a_policy_that_drops_what_is_forwarded_is_found_and_one_that_lets_pods_through_is_not() {
     let break_it = |world: &mut World, rules| {
         world.cluster.upsert(&affinity("node2", "10.122.17.64/26"));

@@ -73,6 +73,9 @@ fn a_question_is_asked_by_its_path_and_its_parameters() {
         (Question::View, "/v1/view"),
         (Question::Doctor, "/v1/doctor"),
         (Question::Kernel, "/v1/kernel"),
+        (Question::WrongRoutes, "/v1/route/wrong"),
+        (Question::Configuration, "/v1/configuration"),
+        (Question::PacketFilter, "/v1/packet-filter"),
         (
             Question::Explain("10.65.17.64/26".parse().unwrap()),
             "/v1/route/explain?destination=10.65.17.64%2F26",
@@ -289,4 +292,56 @@ async fn what_became_of_the_peers_routes_is_counted_by_the_speaker_and_the_loop(
     let told: AgentStatus = serde_json::from_value(body).unwrap();
     assert_eq!((status, told.node.as_str()), (StatusCode::OK, "a"));
     assert!(told.peer_routes.is_empty());
+}
+
+#[tokio::test]
+async fn what_the_agent_goes_by_is_told_where_it_is_known() {
+    let (questions, _asked) = questions();
+    let (status, body) = asked(&questions, "/v1/configuration").await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{body}");
+    let questions = questions.going_by(Arc::default());
+    let (status, body) = asked(&questions, "/v1/configuration").await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(body["bgp"]["holdTime"], 90, "{body}");
+}
+
+#[tokio::test]
+async fn of_the_routes_that_are_wrong_the_first_are_explained_and_the_others_counted() {
+    let (questions, mut asked_for) = questions();
+    let status = AgentStatus {
+        routes: crate::status::RouteStatus {
+            rejected: (0..MOST_EXPLAINED + 2)
+                .map(|n| crate::status::RouteProblem {
+                    route: format!("10.65.{n}.0/26"),
+                    reason: "its next hop is nobody".to_owned(),
+                })
+                .collect(),
+            ..crate::status::RouteStatus::default()
+        },
+        ..AgentStatus::starting("a")
+    };
+    let answers = tokio::spawn(async move {
+        let mut explained = 0;
+        while let Some(inquiry) = asked_for.recv().await {
+            match inquiry {
+                Inquiry::View { answer } => drop(answer.send(crate::page::View::example(status.clone()))),
+                Inquiry::Speaker(crate::speaker::Query::Explain { answer, .. }) => drop(answer.send(None)),
+                Inquiry::Explain {
+                    destination, answer, ..
+                } => {
+                    explained += 1;
+                    let _ = answer.send(Explanation::example(destination));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        explained
+    });
+    let (status, body) = asked(&questions, "/v1/route/wrong").await;
+    assert_eq!(status, StatusCode::OK, "{body}");
+    let told: WrongRoutes = serde_json::from_value(body).unwrap();
+    assert_eq!((told.explanations.len(), told.left_out), (MOST_EXPLAINED, 2));
+    assert_eq!(told.explanations[1].destination, "10.65.1.0/26".parse().unwrap());
+    drop(questions);
+    assert_eq!(answers.await.unwrap(), MOST_EXPLAINED);
 }

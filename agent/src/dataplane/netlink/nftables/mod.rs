@@ -19,6 +19,7 @@ mod expression;
 mod message;
 mod ruleset;
 mod table;
+mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -29,6 +30,7 @@ use message::{Kind, Message};
 use table::{Chain, Found, INPUT, REFUSED, TABLE, Table};
 
 pub use events::{TableChange, TableChanges};
+pub use view::TableView;
 
 use crate::dataplane::{DataplaneError, Namespace};
 use crate::desired::TUNNEL_DEVICE;

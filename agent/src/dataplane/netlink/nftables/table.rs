@@ -319,6 +319,11 @@ impl Set {
     }
 }
 
+/// The sets by name, each with whether its elements are ends of ranges.
+pub(super) fn sets() -> impl Iterator<Item = (&'static str, bool)> {
+    SETS.iter().map(|set| (set.name, set.flags == INTERVAL))
+}
+
 /// Tables, chains, rules and sets alike have the table's name as attribute 1.
 pub(super) fn named(table: &str) -> Attributes {
     Attributes::new().with_text(1, table)
