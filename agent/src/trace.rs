@@ -94,6 +94,9 @@ pub struct Sent {
     /// Larger than the small ones and smaller than the large ones: the largest that came through, where those did not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub largest: Option<u16>,
+    /// Octets of the small and the large ones that the first pod was asked to answer itself, where it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own: Option<(u16, u16)>,
 }
 
 /// A place on the way.
@@ -147,6 +150,9 @@ pub struct Trace {
     pub tunnelled: bool,
     /// What was sent.
     pub sent: Sent,
+    /// What came from the first pod itself: the other packets are sent by its host in its place. None where it was asked nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own: Option<Hop>,
     /// The places in the order of the way, there and back.
     pub hops: Vec<Hop>,
     /// Why the agent of the other node was not asked, so that nothing is known of what was seen there.
@@ -191,6 +197,7 @@ impl Trace {
             from: way.from.clone(),
             to: way.to.clone(),
             tunnelled: way.tunnelled,
+            own: own_packets(way, &sent, near),
             sent,
             hops: Vec::new(),
             unasked: far.as_ref().err().cloned(),
@@ -297,6 +304,28 @@ impl Trace {
         }
         hop
     }
+}
+
+/// The answers of the first pod on its own link: they show that what it sends comes out there.
+fn own_packets(way: &Way, sent: &Sent, near: &Seen) -> Option<Hop> {
+    let (small, large) = sent.own?;
+    let link = way.from.link.clone()?;
+    let count = |size: u16| {
+        let of_size = near.sightings.iter().filter(|(seen, _)| {
+            (seen.link.as_str(), seen.outgoing, seen.kind, seen.size)
+                == (link.as_str(), false, Kind::Answer, size)
+        });
+        of_size.map(|(_, count)| *count).max().unwrap_or(0)
+    };
+    Some(Hop {
+        node: way.from.node.clone(),
+        place: Place::FromPod,
+        kind: Kind::Request,
+        small: count(small),
+        large: count(large),
+        outer: None,
+        link,
+    })
 }
 
 #[cfg(test)]

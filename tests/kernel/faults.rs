@@ -422,10 +422,19 @@ fn printed(asked: Result<String, LabError>) -> Result<String, LabError> {
 /// silent the way is well.
 pub(crate) fn on_the_way(lab: &mut Lab) -> Result<(), Failed> {
     const WELL: &str = "All packets arrived, and all answers came back.";
-    for (from, to) in [("n1p1", "n3p1"), ("n1p1", "n1p2"), ("n3p1", "n2p1")] {
+    for (from, to, there, back) in [
+        ("n1p1", "n3p1", 6, 6),
+        ("n1p1", "n1p2", 2, 2),
+        ("n3p1", "n2p1", 6, 6),
+    ] {
         let text = trace(lab, from, to)?;
         println!("{text}");
         ensure(text.contains(WELL), || text.clone())?;
+        // From the one pod to the other, and all of it again on the way back.
+        for (way, hops) in [("there ", there), ("back ", back)] {
+            let seen = |line: &&str| line.starts_with(way) && line.trim_end().ends_with(" ok");
+            ensure(text.lines().filter(seen).count() == hops, || text.clone())?;
+        }
     }
     let text = doctor_with_probes(lab.node(1))?;
     ensure(text.contains("ok       ways to other nodes"), || text.clone())?;

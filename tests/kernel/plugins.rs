@@ -93,17 +93,16 @@ fn in_use(node: &Node, wanted: u64) -> Result<(), Failed> {
     })?)
 }
 
-/// Everything by which the plugin changes something outside of itself: what it says to the agent and to the kernel, and the
-/// switches that it writes.
-const STEPS: &str = "connect,sendto,sendmsg,write,writev";
+/// Everything by which the plugin changes something outside of itself: what it says to the agent and to the kernel, the
+/// switches that it writes, and where it is.
+const STEPS: [&str; 6] = ["connect", "sendto", "sendmsg", "write", "writev", "setns"];
 
-/// Killed before each of its steps in turn, and then a DEL: no link on the host, none in the pod, no address in use. At last
-/// an ADD in the same place succeeds, as the runtime's next attempt would.
+/// Killed before each of its steps in turn, and then a DEL: no link on the host, none in the pod, no address in use. After the
+/// last of each sort an ADD in the same place succeeds, as the runtime's next attempt would.
 pub(crate) fn killed(lab: &mut Lab) -> Result<(), Failed> {
     let pod = lab.bare_pod("killed")?;
     let plugin = lab.plugin().to_string_lossy().into_owned();
     let node = lab.node(1);
-    let config = config(node);
     let before = node.agent.status()?.addresses_in_use;
     let links = node.namespace.ip("-oneline link show")?.lines().count();
     let container = Container {
@@ -112,46 +111,58 @@ pub(crate) fn killed(lab: &mut Lab) -> Result<(), Failed> {
         name: "killed",
     };
     let (mut kills, mut halfway) = (0, 0);
-    loop {
-        let injection = format!("inject={STEPS}:signal=SIGKILL:when={}", kills + 1);
-        let trace = [
-            "strace",
-            "-f",
-            "-qqq",
-            "-o",
-            "/dev/null",
-            "-e",
-            &injection,
-            &plugin,
-        ];
-        let output = container.call(&trace, "ADD", &config)?;
-        if output.status.success() {
-            break;
+    for step in STEPS {
+        for nth in 1.. {
+            let is_done = killed_at(&container, &plugin, step, nth)?;
+            kills += usize::from(!is_done);
+            halfway += usize::from(node.namespace.ip("-oneline link show")?.lines().count() > links);
+            container.must(&[&plugin], "DEL", &config(node))?;
+            let now = node.namespace.ip("-oneline link show")?;
+            ensure(now.lines().count() == links, || {
+                format!("after {step} {nth}: {now}")
+            })?;
+            let inside = pod.ip("-oneline link show")?;
+            ensure(!inside.contains("eth0"), || {
+                format!("after {step} {nth}: {inside}")
+            })?;
+            in_use(node, before)?;
+            if is_done {
+                break;
+            }
+            ensure(nth < 100, || "it never gets to its end".to_owned())?;
         }
-        let was_killed = output.status.signal() == Some(9) || output.status.code() == Some(137);
-        ensure(was_killed, || {
-            format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr))
-        })?;
-        kills += 1;
-        halfway += usize::from(node.namespace.ip("-oneline link show")?.lines().count() > links);
-        container.must(&[&plugin], "DEL", &config)?;
-        let now = node.namespace.ip("-oneline link show")?;
-        ensure(now.lines().count() == links, || {
-            format!("after kill {kills}: {now}")
-        })?;
-        let inside = pod.ip("-oneline link show")?;
-        ensure(!inside.contains("eth0"), || {
-            format!("after kill {kills}: {inside}")
-        })?;
-        in_use(node, before)?;
-        ensure(kills < 500, || "it never gets to its end".to_owned())?;
     }
-    println!("  killed before each of {kills} steps, {halfway} times with its link made");
-    ensure(kills > 5 && halfway > 1, || {
+    println!(
+        "  killed before each of {kills} steps, {} times with its link made",
+        halfway - STEPS.len()
+    );
+    ensure(kills > 5 && halfway > STEPS.len() + 1, || {
         format!("{kills} steps, {halfway} with a link: nothing was tried")
+    })
+}
+
+/// An ADD whose plugin is killed before its call number `nth` of the kernel's `step`: whether it has no such call, and succeeds.
+fn killed_at(container: &Container<'_>, plugin: &str, step: &str, nth: u32) -> Result<bool, Failed> {
+    let injection = format!("inject={step}:signal=SIGKILL:when={nth}");
+    let trace = [
+        "strace",
+        "-f",
+        "-qqq",
+        "-o",
+        "/dev/null",
+        "-e",
+        &injection,
+        plugin,
+    ];
+    let output = container.call(&trace, "ADD", &config(container.node))?;
+    if output.status.success() {
+        return Ok(true);
+    }
+    let was_killed = output.status.signal() == Some(9) || output.status.code() == Some(137);
+    ensure(was_killed, || {
+        format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr))
     })?;
-    container.must(&[&plugin], "DEL", &config)?;
-    in_use(node, before)
+    Ok(false)
 }
 
 /// The names that portmap calls, and the program behind them that this kernel has the modules for.

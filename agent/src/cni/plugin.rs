@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use serde_json::{Value, json};
 
 use super::link_check;
@@ -16,7 +15,7 @@ use super::protocol::{
 };
 use super::request::{AddRequest, CheckRequest, Container, NetworkRequest};
 use crate::dataplane::{DataplaneError, PodAttached, PodLink, attach_pod, detach_pod};
-use crate::http::{Client, ClientError};
+use crate::http::{BlockingClient, ClientError};
 
 /// The largest network configuration, in bytes.
 const MAX_INPUT: u64 = 1 << 20;
@@ -28,13 +27,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LATEST: &str = "1.1.0";
 
 /// What the plugin asks of a kernel.
-#[async_trait]
-pub(super) trait PodNetwork: Sync {
+pub(super) trait PodNetwork {
     /// Wires a pod.
-    async fn attach(&self, link: &PodLink) -> Result<PodAttached, DataplaneError>;
+    fn attach(&self, link: &PodLink) -> Result<PodAttached, DataplaneError>;
 
     /// Takes away what [`PodNetwork::attach`] made; that there is nothing is no error.
-    async fn detach(&self, host: &str, netns: Option<&Path>, pod: &str) -> Result<(), DataplaneError>;
+    fn detach(&self, host: &str, netns: Option<&Path>, pod: &str) -> Result<(), DataplaneError>;
 
     /// The addresses that the host routes through its end of a pair.
     fn addresses_behind(&self, host: &str) -> Result<Vec<IpAddr>, CniError>;
@@ -54,7 +52,7 @@ pub fn main() -> ExitCode {
         .read_to_end(&mut input);
     let result = match read {
         Err(error) => Err(CniError::new(Code::Io, format!("standard input: {error}"))),
-        Ok(_) => runtime().and_then(|runtime| runtime.block_on(answer(&environment, &input, &Kernel))),
+        Ok(_) => answer(&environment, &input, &Kernel),
     };
     let (text, code) = match result {
         Ok(None) => return ExitCode::SUCCESS,
@@ -68,13 +66,6 @@ pub fn main() -> ExitCode {
         Ok(()) => code,
         Err(_) => ExitCode::FAILURE,
     }
-}
-
-fn runtime() -> Result<tokio::runtime::Runtime, CniError> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| CniError::new(Code::Io, format!("the plugin cannot start: {error}")))
 }
 
 /// Which call it was, for a log that has only the error.
@@ -93,7 +84,7 @@ fn details(environment: &Environment) -> String {
 }
 
 /// The answer to a call; none where the specification has none.
-async fn answer(
+fn answer(
     environment: &Environment,
     input: &[u8],
     network: &dyn PodNetwork,
@@ -112,50 +103,48 @@ async fn answer(
         ));
     }
     let config = NetworkConfig::parse(input)?;
-    let client = Client::new(&config.agent_socket, PATIENCE);
+    let client = BlockingClient::new(&config.agent_socket, PATIENCE);
     match command {
-        Command::Status => status(&client).await.map(|()| None),
-        Command::Gc => collect(&client, &config, network).await.map(|()| None),
+        Command::Status => status(&client).map(|()| None),
+        Command::Gc => collect(&client, &config, network).map(|()| None),
         Command::Version => Ok(None),
         Command::Add => {
             let call = Call::new(environment, &config, client)?;
             call.add(environment.required_netns()?, network)
-                .await
                 .map(|made| Some(made.to_json(&config)))
         }
         Command::Del => {
             let call = Call::new(environment, &config, client)?;
-            call.del(environment.netns(), network).await.map(|()| None)
+            call.del(environment.netns(), network).map(|()| None)
         }
         Command::Check => {
             let call = Call::new(environment, &config, client)?;
-            call.check(environment.required_netns()?, &config, network)
-                .await
+            call.check(&environment.required_netns()?, &config, network)
                 .map(|()| None)
         }
     }
 }
 
-async fn status(client: &Client) -> Result<(), CniError> {
+fn status(client: &BlockingClient) -> Result<(), CniError> {
     let not_available = |message| CniError::new(Code::NotAvailable, message);
     let status = client
         .status()
-        .await
         .map_err(|error| not_available(error.to_string()))?;
     status.can_attach().map_err(not_available)
 }
 
 /// Detaches the containers of a network that nobody wants any more, each as its DEL would. One that cannot be detached holds
 /// back no other.
-async fn collect(client: &Client, config: &NetworkConfig, network: &dyn PodNetwork) -> Result<(), CniError> {
+fn collect(
+    client: &BlockingClient,
+    config: &NetworkConfig,
+    network: &dyn PodNetwork,
+) -> Result<(), CniError> {
     let valid = config.valid_containers()?;
     let request = NetworkRequest {
         network: config.name.clone(),
     };
-    let there = client
-        .containers(&request)
-        .await
-        .map_err(|error| refused(&error))?;
+    let there = client.containers(&request).map_err(|error| refused(&error))?;
     let mut failed = Vec::new();
     for container_id in there.containers.into_iter().filter(|id| !valid.contains(id)) {
         let container = Container {
@@ -164,7 +153,7 @@ async fn collect(client: &Client, config: &NetworkConfig, network: &dyn PodNetwo
             // A pod of this name may be there anew.
             pod: None,
         };
-        if let Err(error) = forget(client, &container, network).await {
+        if let Err(error) = forget(client, &container, network) {
             failed.push(format!("container {}: {error}", container.container_id));
         }
     }
@@ -175,27 +164,19 @@ async fn collect(client: &Client, config: &NetworkConfig, network: &dyn PodNetwo
 }
 
 /// Removes the links that lead to a container's addresses, and then gives those back.
-async fn forget(client: &Client, container: &Container, network: &dyn PodNetwork) -> Result<(), CniError> {
-    let held = client
-        .addresses(container)
-        .await
-        .map_err(|error| refused(&error))?;
+fn forget(client: &BlockingClient, container: &Container, network: &dyn PodNetwork) -> Result<(), CniError> {
+    let held = client.addresses(container).map_err(|error| refused(&error))?;
     for host in network.links_to(&held.addresses)? {
         network
             .detach(&host, None, "")
-            .await
             .map_err(|error| CniError::new(Code::Kernel, error.to_string()))?;
     }
-    client
-        .del(container)
-        .await
-        .map(drop)
-        .map_err(|error| refused(&error))
+    client.del(container).map(drop).map_err(|error| refused(&error))
 }
 
 /// A call about one container.
 struct Call {
-    client: Client,
+    client: BlockingClient,
     container: Container,
     pod: Option<Pod>,
     /// The pod's end.
@@ -205,7 +186,11 @@ struct Call {
 }
 
 impl Call {
-    fn new(environment: &Environment, config: &NetworkConfig, client: Client) -> Result<Self, CniError> {
+    fn new(
+        environment: &Environment,
+        config: &NetworkConfig,
+        client: BlockingClient,
+    ) -> Result<Self, CniError> {
         let container_id: Name = environment.container_id()?;
         let pod = environment.pod()?;
         Ok(Self {
@@ -221,14 +206,14 @@ impl Call {
         })
     }
 
-    async fn add(&self, netns: PathBuf, network: &dyn PodNetwork) -> Result<Attached, CniError> {
+    fn add(&self, netns: PathBuf, network: &dyn PodNetwork) -> Result<Attached, CniError> {
         link_check::of_another(&netns)?;
         let request = AddRequest {
             network: self.container.network.clone(),
             container_id: self.container.container_id.clone(),
             pod: self.pod.clone(),
         };
-        let granted = self.client.add(&request).await.map_err(|error| refused(&error))?;
+        let granted = self.client.add(&request).map_err(|error| refused(&error))?;
         let link = PodLink {
             host_name: self.host.clone(),
             pod_netns: netns,
@@ -237,7 +222,7 @@ impl Call {
             address_v6: granted.address_v6,
             mtu: granted.mtu,
         };
-        match network.attach(&link).await {
+        match network.attach(&link) {
             Ok(made) => Ok(Attached {
                 host: LinkEnd {
                     name: link.host_name,
@@ -254,7 +239,7 @@ impl Call {
             }),
             Err(error) => {
                 let mut message = error.to_string();
-                if let Err(kept) = self.client.del(&self.container).await {
+                if let Err(kept) = self.client.del(&self.container) {
                     message = format!("{message}; and {} is kept until DEL: {kept}", granted.address);
                 }
                 Err(CniError::new(Code::Kernel, message))
@@ -262,12 +247,11 @@ impl Call {
         }
     }
 
-    async fn del(&self, netns: Option<PathBuf>, network: &dyn PodNetwork) -> Result<(), CniError> {
+    fn del(&self, netns: Option<PathBuf>, network: &dyn PodNetwork) -> Result<(), CniError> {
         // The agent first: without it the address cannot be given back, and the runtime must come again.
         let held = self
             .client
             .addresses(&self.container)
-            .await
             .map_err(|error| refused(&error))?
             .addresses;
         // A pod that was set up anew has the same name and so the same host's end: a late DEL must not cut it off.
@@ -276,22 +260,15 @@ impl Call {
             let netns = netns.filter(|path| link_check::of_another(path).is_ok());
             network
                 .detach(&self.host, netns.as_deref(), &self.interface)
-                .await
                 .map_err(|error| CniError::new(Code::Kernel, error.to_string()))?;
         }
         self.client
             .del(&self.container)
-            .await
             .map_err(|error| refused(&error))?;
         Ok(())
     }
 
-    async fn check(
-        &self,
-        netns: PathBuf,
-        config: &NetworkConfig,
-        network: &dyn PodNetwork,
-    ) -> Result<(), CniError> {
+    fn check(&self, netns: &Path, config: &NetworkConfig, network: &dyn PodNetwork) -> Result<(), CniError> {
         let changed = |message| Err(CniError::new(Code::Changed, message));
         if config.cni_version.starts_with("0.3.") {
             let message = format!(
@@ -301,8 +278,8 @@ impl Call {
             return Err(CniError::new(Code::IncompatibleVersion, message));
         }
         let (address, address_v6) = config.previous_addresses()?;
-        link_check::of_another(&netns)?;
-        let found = link_check::addresses_in(&netns, &self.interface)?;
+        link_check::of_another(netns)?;
+        let found = link_check::addresses_in(netns, &self.interface)?;
         let routed = network.addresses_behind(&self.host)?;
         let given = [Some(IpAddr::V4(address)), address_v6.map(IpAddr::V6)];
         for address in given.into_iter().flatten() {
@@ -326,7 +303,7 @@ impl Call {
             address,
             address_v6,
         };
-        match self.client.check(&request).await {
+        match self.client.check(&request) {
             Err(ClientError::Refused(problem)) if !problem.retry => changed(problem.reason),
             result => result.map_err(|error| refused(&error)),
         }
@@ -351,14 +328,13 @@ fn refused(error: &ClientError) -> CniError {
 /// Wires pods in this machine's kernel.
 struct Kernel;
 
-#[async_trait]
 impl PodNetwork for Kernel {
-    async fn attach(&self, link: &PodLink) -> Result<PodAttached, DataplaneError> {
-        attach_pod(link).await
+    fn attach(&self, link: &PodLink) -> Result<PodAttached, DataplaneError> {
+        attach_pod(link)
     }
 
-    async fn detach(&self, host: &str, netns: Option<&Path>, pod: &str) -> Result<(), DataplaneError> {
-        detach_pod(host, netns, pod).await
+    fn detach(&self, host: &str, netns: Option<&Path>, pod: &str) -> Result<(), DataplaneError> {
+        detach_pod(host, netns, pod)
     }
 
     fn addresses_behind(&self, host: &str) -> Result<Vec<IpAddr>, CniError> {

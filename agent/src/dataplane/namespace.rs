@@ -2,7 +2,8 @@
 //!
 //! A socket belongs to the namespace of the thread that makes it and stays there; a file of `/proc/sys/net` belongs to
 //! the namespace of the thread that opens it. So only the making and the opening are moved to a thread of their own,
-//! which enters the namespace and ends: no thread that runs anything else ever changes its namespace.
+//! which enters the namespace and ends: no thread that runs anything else ever changes its namespace. Only the plugin, which
+//! has one thread and nothing else to do, goes there and back ([`Namespace::visit`]).
 
 use std::fs::File;
 use std::io;
@@ -79,5 +80,16 @@ impl Namespace {
                 .join()
                 .unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
         })
+    }
+    /// Runs `make` in it on the calling thread, which then is where it was. For a thread that nothing else runs on.
+    ///
+    /// # Errors
+    /// The refusal to enter the namespace (which needs CAP_SYS_ADMIN), or to come back from it.
+    pub fn visit<T>(&self, make: impl FnOnce() -> T) -> io::Result<T> {
+        let home = Self::current()?;
+        setns(&self.file, CloneFlags::CLONE_NEWNET)?;
+        let made = make();
+        setns(&home.file, CloneFlags::CLONE_NEWNET)?;
+        Ok(made)
     }
 }

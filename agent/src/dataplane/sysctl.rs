@@ -76,19 +76,9 @@ pub(super) fn is_strict(link: &str) -> bool {
     value(link).is_some_and(|own| own.max(value("all").unwrap_or(0)) == 1)
 }
 
-/// Sets `net.ipv4.conf.LINK.KEY`.
-pub(super) fn set_link(link: &str, key: &str, value: &str) -> Result<(), DataplaneError> {
-    set(&format!("/proc/sys/net/ipv4/conf/{link}/{key}"), value)
-}
-
 /// Sets `net.ipv6.conf.LINK.KEY`.
 pub(super) fn set_link_v6(link: &str, key: &str, value: &str) -> Result<(), DataplaneError> {
     set(&format!("/proc/sys/net/ipv6/conf/{link}/{key}"), value)
-}
-
-/// Sets `net.ipv4.neigh.LINK.KEY`.
-pub(super) fn set_neighbour(link: &str, key: &str, value: &str) -> Result<(), DataplaneError> {
-    set(&format!("/proc/sys/net/ipv4/neigh/{link}/{key}"), value)
 }
 
 /// Writes `value` unless it is there: a container may see the switch as it should be and not be allowed to write it.

@@ -15,9 +15,7 @@ use tokio::net::UnixStream;
 
 use super::exchange::exchange;
 use super::{Peers, Question};
-use crate::cni::{
-    AddAnswer, AddRequest, Addresses, CheckRequest, Container, Containers, NetworkRequest, Problem,
-};
+use crate::cni::Problem;
 use crate::doctor::{Finding, Report};
 use crate::explanation::Explanation;
 use crate::ribs::{RibRequest, RibRoutes};
@@ -179,46 +177,6 @@ impl Client {
         self.ask(Method::POST, "/v1/ways", Bytes::new()).await
     }
 
-    /// An address for a container.
-    ///
-    /// # Errors
-    /// When there is no agent, or it refuses.
-    pub async fn add(&self, request: &AddRequest) -> Result<AddAnswer, ClientError> {
-        self.post("/v1/cni/add", request).await
-    }
-
-    /// Gives a container's addresses back.
-    ///
-    /// # Errors
-    /// When there is no agent, or it refuses.
-    pub async fn del(&self, request: &Container) -> Result<Addresses, ClientError> {
-        self.post("/v1/cni/del", request).await
-    }
-
-    /// The addresses that a container has.
-    ///
-    /// # Errors
-    /// When there is no agent, or it refuses.
-    pub async fn addresses(&self, request: &Container) -> Result<Addresses, ClientError> {
-        self.post("/v1/cni/addresses", request).await
-    }
-
-    /// The containers of a network that have addresses on this node.
-    ///
-    /// # Errors
-    /// When there is no agent, or it refuses.
-    pub async fn containers(&self, request: &NetworkRequest) -> Result<Containers, ClientError> {
-        self.post("/v1/cni/containers", request).await
-    }
-
-    /// Whether a container still has its address.
-    ///
-    /// # Errors
-    /// When there is no agent, or the container has not.
-    pub async fn check(&self, request: &CheckRequest) -> Result<(), ClientError> {
-        self.post("/v1/cni/check", request).await
-    }
-
     async fn post<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -240,18 +198,7 @@ impl Client {
                 socket: self.socket.clone(),
                 limit: self.limit,
             })??;
-        let unreadable = |source| ClientError::Unreadable {
-            socket: self.socket.clone(),
-            path: path.to_owned(),
-            source,
-        };
-        if granted {
-            serde_json::from_slice(&answer).map_err(unreadable)
-        } else {
-            Err(ClientError::Refused(
-                serde_json::from_slice(&answer).map_err(unreadable)?,
-            ))
-        }
+        read_answer(&self.socket, path, granted, &answer)
     }
 
     /// Whether the agent granted it, and its answer.
@@ -276,10 +223,39 @@ impl Client {
     }
 
     fn broken(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
-        ClientError::Broken {
-            socket: self.socket.clone(),
-            source: source.into(),
-        }
+        broken(&self.socket, source)
+    }
+}
+
+/// What an agent's answer to `path` says: what was asked for, where it was granted, else why not.
+///
+/// # Errors
+/// When it was not granted, or says something else.
+pub(super) fn read_answer<T: DeserializeOwned>(
+    socket: &Path,
+    path: &str,
+    granted: bool,
+    answer: &[u8],
+) -> Result<T, ClientError> {
+    let unreadable = |source| ClientError::Unreadable {
+        socket: socket.to_owned(),
+        path: path.to_owned(),
+        source,
+    };
+    if granted {
+        return serde_json::from_slice(answer).map_err(unreadable);
+    }
+    let problem = serde_json::from_slice(answer).map_err(unreadable)?;
+    Err(ClientError::Refused(problem))
+}
+
+pub(super) fn broken(
+    socket: &Path,
+    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> ClientError {
+    ClientError::Broken {
+        socket: socket.to_owned(),
+        source: source.into(),
     }
 }
 

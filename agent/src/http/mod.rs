@@ -2,6 +2,7 @@
 //! anything over the agent's own socket.
 
 mod answer;
+mod blocking;
 mod client;
 mod exchange;
 mod health;
@@ -28,6 +29,7 @@ use tracing::debug;
 
 use probes::Caller;
 
+pub use blocking::BlockingClient;
 pub use client::{Client, ClientError};
 pub use health::serve;
 pub use page::{NoView, ViewSource, forward};

@@ -33,12 +33,13 @@ impl Trace {
         );
         // What did not come to one place cannot be expected at the next.
         let mut expected = (sent.count, sent.count);
+        let own = self.own.iter().map(|hop| self.own_row(hop));
         let rows = self.hops.iter().map(|hop| {
             let row = self.row(hop, expected);
             expected = (hop.small.min(sent.count), hop.large.min(sent.count));
             row
         });
-        let rows: Vec<Vec<String>> = rows.collect();
+        let rows: Vec<Vec<String>> = own.chain(rows).collect();
         let header = ["WAY", "NODE", "LINK", "PLACE", "EXPECTED", "SEEN", "OUTER", ""];
         text += &plain(&header, &rows);
         if let Some(reason) = &self.unasked {
@@ -50,6 +51,13 @@ impl Trace {
             );
         }
         text.push('\n');
+        if self.own.as_ref().is_some_and(|own| own.small == 0) {
+            let _ = writeln!(
+                text,
+                "Whether packets of {} itself come out of its link is not known: it does not answer pings of its own node",
+                self.from.address
+            );
+        }
         self.conclude(&mut text);
         text
     }
@@ -72,6 +80,18 @@ impl Trace {
                 let _ = writeln!(text, "  mend   {}", printable(&loss.cure));
             }
         }
+    }
+
+    /// What the first pod itself sends, which nobody else has sent in its place.
+    fn own_row(&self, own: &Hop) -> Vec<String> {
+        let sent = self.sent.count;
+        let mut row = self.row(own, (sent, sent));
+        if own.small == 0
+            && let Some(remark) = row.last_mut()
+        {
+            "no answer".clone_into(remark);
+        }
+        row
     }
 
     fn row(&self, hop: &Hop, expected: (u32, u32)) -> Vec<String> {

@@ -2,7 +2,7 @@
 //!
 //! Other nodes may ask this one to count, for a few seconds and a few at once. Nobody else may have anything sent: only who
 //! opens the agent's socket, or the agent of a node that somebody asked there. All that is sent goes to an address of a pod
-//! or of a node's tunnel, twenty packets at most for a question.
+//! or of a node's tunnel, twenty-one packets at most for a question.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -189,7 +189,11 @@ impl Tracer {
         };
         let mut capture = Capture::begin(token).map_err(no_raw)?;
         let sender = Sender::new(token, way.from.address, way.to.address).map_err(no_raw)?;
-        let sent = send(way, &sender, &mut capture).await;
+        let own = match &way.from.link {
+            Some(_) => Some(Sender::new(token, way.to.address, way.from.address).map_err(no_raw)?),
+            None => None,
+        };
+        let sent = send(way, &sender, own.as_ref(), &mut capture).await;
         let near = Seen::new(capture.end(), way.route.clone());
         let far = match begun {
             Ok(()) if has_far => {
@@ -478,8 +482,9 @@ async fn connect(own: Option<IpAddr>, to: SocketAddr) -> Connected {
     }
 }
 
-/// Sends small and large ones, and where the large ones are lost some in between; counts meanwhile.
-async fn send(way: &Way, sender: &Sender, capture: &mut Capture) -> Sent {
+/// Sends small and large ones, and where the large ones are lost some in between; counts meanwhile. By `own` the first pod is
+/// asked as well, as if by the second: what it answers it sends itself, and that takes the way there from its very beginning.
+async fn send(way: &Way, sender: &Sender, own: Option<&Sender>, capture: &mut Capture) -> Sent {
     let large = u16::try_from(way.mtu).unwrap_or(u16::MAX).max(SMALL + 1);
     let mut refused = None;
     let mut number = 0;
@@ -493,11 +498,29 @@ async fn send(way: &Way, sender: &Sender, capture: &mut Capture) -> Sent {
     };
     send(SMALL, COUNT);
     send(large, COUNT);
+    // By their sizes they are told from the others.
+    let sizes = (SMALL + 1, large.saturating_sub(1));
+    let own = own.filter(|_| sizes.1 > sizes.0);
+    for number in 0..COUNT {
+        if let Some(own) = own {
+            // Where the pod cannot be reached, that is told by what does not come to it.
+            let _ = own.send(sizes.0, number);
+            let _ = own.send(sizes.1, number);
+        }
+    }
+    let own = own.map(|_| sizes);
     let came = |capture: &Capture, size: u16| capture.so_far(Kind::Answer, size) >= u32::from(COUNT);
-    count(capture, |capture| came(capture, SMALL) && came(capture, large)).await;
+    count(capture, |capture| {
+        let all = came(capture, SMALL) && came(capture, large);
+        all && own.is_none_or(|(small, large)| came(capture, small) && came(capture, large))
+    })
+    .await;
     let mut largest = None;
     if came(capture, SMALL) && !came(capture, large) {
-        let sizes: Vec<u16> = SIZES.into_iter().filter(|size| *size < large).collect();
+        let sizes: Vec<u16> = SIZES
+            .into_iter()
+            .filter(|size| *size < large && own.is_none_or(|(_, own)| own != *size))
+            .collect();
         sizes.iter().for_each(|size| send(*size, 1));
         let came = |capture: &Capture, size: &u16| capture.so_far(Kind::Answer, *size) > 0;
         // The first is the largest.
@@ -513,6 +536,7 @@ async fn send(way: &Way, sender: &Sender, capture: &mut Capture) -> Sent {
         large,
         refused,
         largest,
+        own,
     }
 }
 

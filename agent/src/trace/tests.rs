@@ -34,6 +34,7 @@ fn sent() -> Sent {
         large: LARGE,
         refused: None,
         largest: None,
+        own: None,
     }
 }
 
@@ -265,6 +266,49 @@ fn what_did_not_come_to_one_place_is_not_missed_at_the_next() {
         let row = row(way, node, place);
         assert!(row.ends_with(&format!("{place} {end}")), "{row} in {text}");
     }
+}
+
+#[test]
+fn what_the_first_pod_sends_itself_is_told_and_its_silence_is_no_loss() {
+    const OWN: (u16, u16) = (SMALL + 1, LARGE - 1);
+    let mut world = World::new();
+    world.sent.own = Some(OWN);
+    let silent = world.trace();
+    assert_eq!((&silent.loss, &silent.silence), (&None, &None));
+    let own = silent.own.as_ref().unwrap();
+    assert_eq!((own.small, own.large, own.link.as_str()), (0, 0, "cali1"));
+    let text = silent.render();
+    assert!(
+        text.contains("no answer")
+            && text.contains("Whether packets of 10.65.0.2 itself come out of its link is not known"),
+        "{text}"
+    );
+    for (link, size, counted) in [
+        ("cali1", OWN.0, 3),
+        ("cali1", OWN.1, 2),
+        // Of the way from there on, and of another pod, nothing of it is taken.
+        ("tunl0", OWN.1, 3),
+        ("cali9", OWN.1, 3),
+    ] {
+        let sighting = Sighting {
+            link: link.to_owned(),
+            outgoing: false,
+            outer: None,
+            kind: Kind::Answer,
+            size,
+        };
+        world.near.sightings.push((sighting, counted));
+    }
+    let trace = world.trace();
+    let own = trace.own.as_ref().unwrap();
+    assert_eq!((own.small, own.large), (3, 2));
+    assert_eq!(trace.hops, silent.hops);
+    let text = trace.render();
+    let first = text.lines().find(|line| line.starts_with("there")).unwrap();
+    assert!(
+        first.contains("from the pod") && first.ends_with("MISSING") && !text.contains("not known"),
+        "{text}"
+    );
 }
 
 #[test]

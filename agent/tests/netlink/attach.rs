@@ -77,8 +77,8 @@ fn a_pod_gets_its_address_and_its_way_out_and_the_host_its_way_in() {
         let pod = Pod::new();
         let wanted = pod.link("cali19f6ea143e3", [10, 65, 42, 1]);
         // Twice: the second time finds what the first has left.
-        let first = attach_pod(&wanted).await.unwrap();
-        let attached = attach_pod(&wanted).await.unwrap();
+        let first = attach_pod(&wanted).unwrap();
+        let attached = attach_pod(&wanted).unwrap();
         assert_eq!(attached.host_mac, HOST_MAC);
         assert_ne!(attached.pod_mac, first.pod_mac, "a new pair");
 
@@ -104,24 +104,19 @@ fn a_pod_gets_its_address_and_its_way_out_and_the_host_its_way_in() {
         );
 
         assert_inside(&pod, &attached);
-        detach_pod("cali19f6ea143e3", Some(&pod.path), "eth0")
-            .await
-            .unwrap();
+        detach_pod("cali19f6ea143e3", Some(&pod.path), "eth0").unwrap();
         assert_eq!(ip("route show"), "");
         assert!(!ip("-o link show").contains("cali"));
         assert!(!pod.ip("-o link show").contains("eth0"));
         // Again, and after the pod itself is gone.
-        detach_pod("cali19f6ea143e3", Some(&pod.path), "eth0")
-            .await
-            .unwrap();
+        detach_pod("cali19f6ea143e3", Some(&pod.path), "eth0").unwrap();
         detach_pod(
             "cali19f6ea143e3",
             Some("/run/netns/there-is-none".as_ref()),
             "eth0",
         )
-        .await
         .unwrap();
-        detach_pod("cali19f6ea143e3", None, "eth0").await.unwrap();
+        detach_pod("cali19f6ea143e3", None, "eth0").unwrap();
     });
 }
 
@@ -168,8 +163,8 @@ fn a_pod_of_both_families_has_two_ways_out_and_is_reached_by_ipv6_at_once() {
                 ..pod.link(host, [10, 65, 42, v4])
             };
             // Twice: the second time finds what the first has left.
-            attach_pod(&wanted).await.unwrap();
-            attach_pod(&wanted).await.unwrap();
+            attach_pod(&wanted).unwrap();
+            attach_pod(&wanted).unwrap();
         }
         let routes = ip("-6 route show fd00:65::1");
         assert!(routes.starts_with("fd00:65::1 dev cali1"), "{routes}");
@@ -202,8 +197,8 @@ fn a_pod_of_both_families_has_two_ways_out_and_is_reached_by_ipv6_at_once() {
 fn two_pods_talk_through_the_host_that_has_no_default_route() {
     in_namespace(async || {
         let (one, two) = (Pod::new(), Pod::new());
-        attach_pod(&one.link("cali1", [10, 65, 42, 1])).await.unwrap();
-        attach_pod(&two.link("cali2", [10, 65, 42, 2])).await.unwrap();
+        attach_pod(&one.link("cali1", [10, 65, 42, 1])).unwrap();
+        attach_pod(&two.link("cali2", [10, 65, 42, 2])).unwrap();
         let (from, to) = (
             Namespace::open(&one.path).unwrap(),
             Namespace::open(&two.path).unwrap(),
@@ -246,7 +241,6 @@ fn an_attachment_that_fails_leaves_nothing_behind() {
         // The name in the pod is taken, so that the pair cannot be made.
         pod.ip("link add name eth0 type bridge");
         let error = attach_pod(&pod.link("cali1", [10, 65, 42, 1]))
-            .await
             .unwrap_err()
             .to_string();
         assert!(
@@ -254,16 +248,16 @@ fn an_attachment_that_fails_leaves_nothing_behind() {
             "{error}"
         );
         assert!(!ip("-o link show").contains("cali1"));
-        detach_pod("cali1", Some(&pod.path), "eth0").await.unwrap_err();
+        detach_pod("cali1", Some(&pod.path), "eth0").unwrap_err();
         assert!(
             pod.ip("-o link show").contains("eth0"),
             "a bridge is not ours to delete"
         );
         pod.ip("link del eth0");
 
+        fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
         read_only_switches();
         let error = attach_pod(&pod.link("cali1", [10, 65, 42, 1]))
-            .await
             .unwrap_err()
             .to_string();
         assert!(error.contains("write 1 to /proc/sys/net/ipv4"), "{error}");
@@ -274,12 +268,11 @@ fn an_attachment_that_fails_leaves_nothing_behind() {
             pod_netns: "/run/netns/there-is-none".into(),
             ..pod.link("cali1", [10, 65, 42, 1])
         };
-        let error = attach_pod(&nowhere).await.unwrap_err().to_string();
+        let error = attach_pod(&nowhere).unwrap_err().to_string();
         assert!(error.contains("/run/netns/there-is-none"), "{error}");
 
         ip("link add name cali1 type bridge");
         let error = attach_pod(&pod.link("cali1", [10, 65, 42, 1]))
-            .await
             .unwrap_err()
             .to_string();
         assert!(error.contains("cali1") && error.contains("bridge"), "{error}");

@@ -29,6 +29,7 @@ mod store;
 mod wait;
 mod wiring;
 
+pub use agent::Agent;
 pub use api_server::ApiServer;
 pub use command::culvert;
 pub use error::LabError;

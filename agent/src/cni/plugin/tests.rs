@@ -71,9 +71,8 @@ impl Noted {
     }
 }
 
-#[async_trait]
 impl PodNetwork for Noted {
-    async fn attach(&self, link: &PodLink) -> Result<PodAttached, DataplaneError> {
+    fn attach(&self, link: &PodLink) -> Result<PodAttached, DataplaneError> {
         self.attached.lock().unwrap().push(link.clone());
         self.answer()?;
         Ok(PodAttached {
@@ -82,7 +81,7 @@ impl PodNetwork for Noted {
         })
     }
 
-    async fn detach(&self, host: &str, netns: Option<&Path>, pod: &str) -> Result<(), DataplaneError> {
+    fn detach(&self, host: &str, netns: Option<&Path>, pod: &str) -> Result<(), DataplaneError> {
         let call = (host.to_owned(), netns.map(Path::to_owned), pod.to_owned());
         self.detached.lock().unwrap().push(call);
         self.answer()
@@ -127,6 +126,15 @@ impl Namespace {
     }
 }
 
+/// The plugin's answer. It waits for the agent, which is in this process: on a thread that nothing else needs meanwhile.
+async fn asked(
+    environment: &Environment,
+    input: &[u8],
+    network: &dyn PodNetwork,
+) -> Result<Option<Value>, CniError> {
+    tokio::task::block_in_place(|| answer(environment, input, network))
+}
+
 fn call(command: &str, netns: &Path) -> Environment {
     [
         ("CNI_COMMAND", command),
@@ -140,11 +148,11 @@ fn call(command: &str, netns: &Path) -> Environment {
     .collect()
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn add_wires_the_pod_with_the_address_it_was_given_and_del_takes_both_back() {
     let Some(netns) = Namespace::new() else { return };
     let (agent, kernel) = (agent(), Noted::default());
-    let result = answer(&call("ADD", &netns.path), &agent.config("1.0.0"), &kernel)
+    let result = asked(&call("ADD", &netns.path), &agent.config("1.0.0"), &kernel)
         .await
         .unwrap()
         .unwrap();
@@ -166,7 +174,7 @@ async fn add_wires_the_pod_with_the_address_it_was_given_and_del_takes_both_back
         (&host, &netns.path, "eth0")
     );
 
-    let del = answer(&call("DEL", &netns.path), &agent.config("1.0.0"), &kernel).await;
+    let del = asked(&call("DEL", &netns.path), &agent.config("1.0.0"), &kernel).await;
     assert_eq!(del, Ok(None));
     assert!(agent.source.held.lock().unwrap().is_empty());
     assert_eq!(
@@ -175,7 +183,7 @@ async fn add_wires_the_pod_with_the_address_it_was_given_and_del_takes_both_back
     );
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn an_address_is_given_back_when_the_pod_cannot_be_wired() {
     let Some(netns) = Namespace::new() else { return };
     let (agent, kernel) = (
@@ -185,7 +193,7 @@ async fn an_address_is_given_back_when_the_pod_cannot_be_wired() {
             ..Noted::default()
         },
     );
-    let error = answer(&call("ADD", &netns.path), &agent.config("1.0.0"), &kernel)
+    let error = asked(&call("ADD", &netns.path), &agent.config("1.0.0"), &kernel)
         .await
         .unwrap_err();
     assert_eq!(error.code, Code::Kernel);
@@ -201,11 +209,11 @@ async fn an_address_is_given_back_when_the_pod_cannot_be_wired() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn an_address_is_kept_when_the_pod_cannot_be_unwired() {
     let Some(netns) = Namespace::new() else { return };
     let agent = agent();
-    answer(
+    asked(
         &call("ADD", &netns.path),
         &agent.config("1.0.0"),
         &Noted::default(),
@@ -216,7 +224,7 @@ async fn an_address_is_kept_when_the_pod_cannot_be_unwired() {
         refuses: true,
         ..Noted::default()
     };
-    let error = answer(&call("DEL", &netns.path), &agent.config("1.0.0"), &kernel)
+    let error = asked(&call("DEL", &netns.path), &agent.config("1.0.0"), &kernel)
         .await
         .unwrap_err();
     assert_eq!(error.code, Code::Kernel);
@@ -230,11 +238,11 @@ async fn an_address_is_kept_when_the_pod_cannot_be_unwired() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_del_succeeds_though_the_namespace_is_gone() {
     let (agent, kernel) = (agent(), Noted::default());
     for netns in ["", "/var/run/netns/there-is-none", "/proc/self/ns/net"] {
-        let del = answer(&call("DEL", netns.as_ref()), &agent.config("0.3.1"), &kernel).await;
+        let del = asked(&call("DEL", netns.as_ref()), &agent.config("0.3.1"), &kernel).await;
         assert_eq!(del, Ok(None), "{netns}");
     }
     assert!(
@@ -247,7 +255,7 @@ async fn a_del_succeeds_though_the_namespace_is_gone() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_late_del_gives_the_address_back_and_leaves_the_pod_that_was_set_up_anew() {
     let agent = agent();
     let old = IpAddr::from([10, 65, 42, 1]);
@@ -266,7 +274,7 @@ async fn a_late_del_gives_the_address_back_and_leaves_the_pod_that_was_set_up_an
             routed,
             ..Noted::default()
         };
-        let del = answer(&call("DEL", Path::new("")), &agent.config("1.0.0"), &kernel).await;
+        let del = asked(&call("DEL", Path::new("")), &agent.config("1.0.0"), &kernel).await;
         assert_eq!(del, Ok(None));
         assert!(agent.source.held.lock().unwrap().is_empty());
         assert_eq!(
@@ -278,7 +286,7 @@ async fn a_late_del_gives_the_address_back_and_leaves_the_pod_that_was_set_up_an
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn gc_detaches_the_containers_that_are_not_named_and_no_others() {
     let agent = agent();
     for (handle, last) in [
@@ -305,7 +313,7 @@ async fn gc_detaches_the_containers_that_are_not_named_and_no_others() {
         ..Noted::default()
     };
     // Without the list nothing is known to be unwanted.
-    let error = answer(&environment, config.to_string().as_bytes(), &kernel)
+    let error = asked(&environment, config.to_string().as_bytes(), &kernel)
         .await
         .unwrap_err();
     assert_eq!(error.code, Code::InvalidConfig, "{error}");
@@ -313,7 +321,7 @@ async fn gc_detaches_the_containers_that_are_not_named_and_no_others() {
 
     config["cni.dev/valid-attachments"] = json!([{ "containerID": "there", "ifname": "eth0" }]);
     for _ in 0..2 {
-        let gc = answer(&environment, config.to_string().as_bytes(), &kernel).await;
+        let gc = asked(&environment, config.to_string().as_bytes(), &kernel).await;
         assert_eq!(gc, Ok(None));
         let kept: Vec<_> = agent.source.held.lock().unwrap().keys().cloned().collect();
         let wanted = [
@@ -328,11 +336,11 @@ async fn gc_detaches_the_containers_that_are_not_named_and_no_others() {
     assert_eq!(detached, [("cali-10.65.42.1".to_owned(), None, String::new())]);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_unwired_while_the_agent_is_away() {
     let kernel = Noted::default();
     let config = br#"{"cniVersion":"1.0.0","name":"a","agentSocket":"/nowhere/agent.sock"}"#;
-    let error = answer(&call("DEL", Path::new("")), config, &kernel)
+    let error = asked(&call("DEL", Path::new("")), config, &kernel)
         .await
         .unwrap_err();
     assert_eq!(error.code, Code::TryAgainLater);
@@ -344,13 +352,13 @@ async fn nothing_is_unwired_while_the_agent_is_away() {
     assert!(kernel.detached.lock().unwrap().is_empty());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn check_sees_that_the_address_is_not_in_the_pod() {
     let Some(netns) = Namespace::new() else { return };
     let agent = agent();
     let mut config: Value = serde_json::from_slice(&agent.config("1.0.0")).unwrap();
     let environment = call("CHECK", &netns.path);
-    let error = answer(&environment, config.to_string().as_bytes(), &Noted::default())
+    let error = asked(&environment, config.to_string().as_bytes(), &Noted::default())
         .await
         .unwrap_err();
     assert_eq!(
@@ -358,7 +366,7 @@ async fn check_sees_that_the_address_is_not_in_the_pod() {
         (Code::InvalidConfig, "CHECK needs prevResult, the answer to ADD")
     );
     config["prevResult"] = json!({ "ips": [{ "address": "10.65.42.1/32" }] });
-    let error = answer(&environment, config.to_string().as_bytes(), &Noted::default())
+    let error = asked(&environment, config.to_string().as_bytes(), &Noted::default())
         .await
         .unwrap_err();
     assert_eq!(error.code, Code::Changed);
@@ -367,7 +375,7 @@ async fn check_sees_that_the_address_is_not_in_the_pod() {
         "{error}"
     );
     config["cniVersion"] = "0.3.1".into();
-    let error = answer(&environment, config.to_string().as_bytes(), &Noted::default())
+    let error = asked(&environment, config.to_string().as_bytes(), &Noted::default())
         .await
         .unwrap_err();
     assert_eq!(error.code, Code::IncompatibleVersion);

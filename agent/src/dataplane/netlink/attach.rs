@@ -20,8 +20,9 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth};
 
-use super::connection::{Answer, Connection, Request};
-use super::{decode, encode, interrupted, judge};
+use super::blocking::{Blocking, Failed, Named, links, named_link};
+use super::connection::Request;
+use super::{decode, encode};
 use crate::dataplane::{DataplaneError, Namespace, Refusal, sysctl};
 use crate::fib::{
     Address, Link, MAIN_TABLE, NextHop, Route, RouteKey, RouteKind, SCOPE_LINK, SCOPE_UNIVERSE,
@@ -80,46 +81,43 @@ pub struct PodAttached {
 }
 
 /// Connects a pod to the network namespace of the calling thread. A host end of that name left over from before is
-/// removed first, so that it can be repeated; if a step fails, all that was made is removed again. Needs a Tokio runtime.
+/// removed first, so that it can be repeated; if a step fails, all that was made is removed again.
+///
+/// The thread enters the pod's namespace for a moment, and must have nothing else to do meanwhile.
 ///
 /// # Errors
 /// When a name is taken by another kind of device, the namespace is not there, or the kernel refuses a step.
-pub async fn attach_pod(pod: &PodLink) -> Result<PodAttached, DataplaneError> {
-    let host_netns =
-        Namespace::current().map_err(|source| DataplaneError::new("open this network namespace", source))?;
+pub fn attach_pod(pod: &PodLink) -> Result<PodAttached, DataplaneError> {
     let pod_netns = Namespace::open(&pod.pod_netns).map_err(|source| {
         DataplaneError::new(
             format!("open the network namespace {}", pod.pod_netns.display()),
             source,
         )
     })?;
-    let mut host = connect(&host_netns)?;
-    let mut inside = connect(&pod_netns)?;
-    delete_veth(&mut host, &pod.host_name).await?;
-    let attached = wire(pod, &host_netns, &pod_netns, &mut host, &mut inside).await;
+    let mut host = connect()?;
+    let mut inside = pod_netns.visit(connect).map_err(entering)??;
+    let ends = create(pod, &pod_netns, &mut host)?;
+    let attached = wire(pod, &ends, &pod_netns, &mut host, &mut inside);
     if attached.is_err() {
         // Takes the pod's end, its address and all routes along. The first error is the one to tell.
-        let _ = delete_veth(&mut host, &pod.host_name).await;
+        let _ = delete_veth(&mut host, &pod.host_name);
     }
     attached
 }
 
 /// Removes the host end `host_name`, and in `pod_netns`, if that is given and there, the end `pod_name`. What is gone
-/// already is no error. Needs a Tokio runtime.
+/// already is no error. The thread enters the pod's namespace for a moment.
 ///
 /// # Errors
 /// When a name belongs to another kind of device, or the kernel refuses.
-pub async fn detach_pod(
-    host_name: &str,
-    pod_netns: Option<&Path>,
-    pod_name: &str,
-) -> Result<(), DataplaneError> {
-    let here =
-        Namespace::current().map_err(|source| DataplaneError::new("open this network namespace", source))?;
-    delete_veth(&mut connect(&here)?, host_name).await?;
+pub fn detach_pod(host_name: &str, pod_netns: Option<&Path>, pod_name: &str) -> Result<(), DataplaneError> {
+    delete_veth(&mut connect()?, host_name)?;
     let Some(path) = pod_netns else { return Ok(()) };
     match Namespace::open(path) {
-        Ok(netns) => delete_veth(&mut connect(&netns)?, pod_name).await,
+        Ok(netns) => {
+            let mut inside = netns.visit(connect).map_err(entering)??;
+            delete_veth(&mut inside, pod_name).map(drop)
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(source) => Err(DataplaneError::new(
             format!("open the network namespace {}", path.display()),
@@ -128,86 +126,184 @@ pub async fn detach_pod(
     }
 }
 
-async fn wire(
-    pod: &PodLink,
-    host_netns: &Namespace,
-    pod_netns: &Namespace,
-    host: &mut Connection,
-    inside: &mut Connection,
-) -> Result<PodAttached, DataplaneError> {
-    let creation = format!("create the veth pair {} and {}", pod.host_name, pod.pod_name);
-    ask(host, creation, veth(pod, pod_netns)).await?;
-    let (host_end, host_mac) = find(host, &pod.host_name).await?;
-    let (pod_end, pod_mac) = find(inside, &pod.pod_name).await?;
-    host_netns
-        .run(|| Ok(switches(&pod.host_name)))
-        .map_err(|source| DataplaneError::new("enter the network namespace of the host", source))??;
-    if pod.address_v6.is_some() {
-        prepare_v6(pod, host_netns, pod_netns)?;
-        let gateway = Address {
-            link: host_end.index,
-            net: IpNet::V6(LINK_LOCAL),
-        };
-        let operation = format!("give {} the address {LINK_LOCAL}", pod.host_name);
-        // Before it is up, when it would make the same by itself and probe for it.
-        ask(host, operation, encode::add_own_address(&gateway)).await?;
-    }
-    ask(
-        host,
-        format!("set {} up", pod.host_name),
-        encode::set_link(host_end.index, pod.mtu),
-    )
-    .await?;
-    ask(
-        inside,
-        format!("set {} in the pod up", pod.pod_name),
-        encode::set_link(pod_end.index, pod.mtu),
-    )
-    .await?;
+/// The two ends of a pair.
+struct Ends {
+    host: Link,
+    host_mac: MacAddress,
+    /// The pod's, by what is known of it on the host.
+    pod: Link,
+}
 
+/// Makes the pair, in the place of one that was left over.
+fn create(pod: &PodLink, pod_netns: &Namespace, host: &mut Blocking) -> Result<Ends, DataplaneError> {
+    let made = match make(pod, pod_netns, host) {
+        Err(Failed { place: 0, error })
+            if error.errno() == Some(Errno::EEXIST as i32) && delete_veth(host, &pod.host_name)? =>
+        {
+            make(pod, pod_netns, host)
+        }
+        made => made,
+    };
+    let failed = match made {
+        Ok(Some(ends)) => return Ok(ends),
+        Ok(None) => Failed {
+            place: 1,
+            error: unknown(&pod.host_name),
+        },
+        Err(failed) => failed,
+    };
+    if failed.place > 0 {
+        let _ = delete_veth(host, &pod.host_name);
+    }
+    Err(failed.error)
+}
+
+/// Makes the pair, and looks at what was made; none when that does not tell enough.
+fn make(pod: &PodLink, pod_netns: &Namespace, host: &mut Blocking) -> Result<Option<Ends>, Failed> {
+    let creation = format!("create the veth pair {} and {}", pod.host_name, pod.pod_name);
+    let look = format!("find the link {}", pod.host_name);
+    let answers = host.transact(vec![
+        (creation, veth(pod, pod_netns)),
+        (look, named_link(&pod.host_name)),
+    ])?;
+    Ok(links(answers).find_map(|message| {
+        let peer = message.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Link(index) => Some(*index),
+            _ => None,
+        })?;
+        let host = decode::link(&message)?;
+        let pod = Link {
+            index: peer,
+            name: pod.pod_name.clone(),
+            ..host.clone()
+        };
+        Some(Ends {
+            host,
+            host_mac: hardware_address(&message)?,
+            pod,
+        })
+    }))
+}
+
+/// What was made must be there.
+fn unknown(name: &str) -> DataplaneError {
+    DataplaneError::refused(
+        format!("find the link {name}"),
+        Refusal {
+            errno: Errno::ENODEV as i32,
+            words: String::new(),
+        },
+    )
+}
+
+/// The pod's side first: with its routes it is complete before the first packet can reach it by the host's.
+fn wire(
+    pod: &PodLink,
+    ends: &Ends,
+    pod_netns: &Namespace,
+    host: &mut Blocking,
+    inside: &mut Blocking,
+) -> Result<PodAttached, DataplaneError> {
+    sysctl::enable_forwarding()?;
+    if pod.address_v6.is_some() {
+        prepare_v6(pod, ends, pod_netns, host)?;
+    }
+    let answers = inside.transact(inside_requests(pod, ends)?);
+    let found = links(answers.map_err(|failed| failed.error)?).find_map(|link| hardware_address(&link));
+    let pod_mac = found.ok_or_else(|| unknown(&pod.pod_name))?;
+    let done = host.transact(host_requests(pod, ends)?);
+    done.map_err(|failed| failed.error)?;
+    Ok(PodAttached {
+        host_mac: ends.host_mac,
+        pod_mac,
+    })
+}
+
+/// The addresses that a pod gets.
+fn addresses(pod: &PodLink) -> impl Iterator<Item = IpAddr> {
     let wanted = [Some(IpAddr::V4(pod.address)), pod.address_v6.map(IpAddr::V6)];
-    for address in wanted.into_iter().flatten() {
+    wanted.into_iter().flatten()
+}
+
+/// What is to be done in the pod; at last its end is looked at.
+fn inside_requests(pod: &PodLink, ends: &Ends) -> Result<Vec<Named>, DataplaneError> {
+    let link = &ends.pod;
+    let up = encode::set_link(link.index, pod.mtu);
+    let mut requests = vec![(format!("set {} in the pod up", link.name), up)];
+    for address in addresses(pod) {
         let (gateway, everywhere) = match address {
             IpAddr::V4(_) => (IpAddr::V4(POD_GATEWAY), IpNet::V4(Ipv4Net::default())),
             IpAddr::V6(_) => (IpAddr::V6(POD_GATEWAY_V6), IpNet::V6(Ipv6Net::default())),
         };
         let own = Address {
-            link: pod_end.index,
+            link: link.index,
             net: IpNet::from(address),
         };
-        let operation = format!("give {} in the pod the address {address}", pod.pod_name);
-        ask(inside, operation, encode::add_own_address(&own)).await?;
+        let operation = format!("give {} in the pod the address {address}", link.name);
+        requests.push((operation, encode::add_own_address(&own)));
         // Before the first route, so that the first packet finds it.
-        let operation = format!("tell the pod that {gateway} is at {host_mac}");
-        ask(inside, operation, neighbour(pod_end.index, gateway, host_mac)).await?;
-        let to_gateway = route(IpNet::from(gateway), None, &pod_end);
-        install(inside, &to_gateway, &pod_end).await?;
-        install(inside, &route(everywhere, Some(gateway), &pod_end), &pod_end).await?;
-        let to_pod = route(IpNet::from(address), None, &host_end);
-        install(host, &to_pod, &host_end).await?;
+        let operation = format!("tell the pod that {gateway} is at {}", ends.host_mac);
+        requests.push((operation, neighbour(link.index, gateway, ends.host_mac)));
+        requests.push(install(&route(IpNet::from(gateway), None, link), link)?);
+        requests.push(install(&route(everywhere, Some(gateway), link), link)?);
     }
-    Ok(PodAttached { host_mac, pod_mac })
+    let look = format!("find the link {}", link.name);
+    requests.push((look, named_link(&link.name)));
+    Ok(requests)
+}
+
+/// What is to be done on the host once both ends are up: its switches, and the way to the pod.
+fn host_requests(pod: &PodLink, ends: &Ends) -> Result<Vec<Named>, DataplaneError> {
+    let link = &ends.host;
+    let mut requests = vec![
+        (
+            format!("set proxy_arp, rp_filter and forwarding of {} to 1", link.name),
+            encode::set_pod_switches(link.index),
+        ),
+        (
+            format!("set proxy_delay of {} to 0", link.name),
+            encode::answer_at_once(link.index),
+        ),
+    ];
+    for address in addresses(pod) {
+        requests.push(install(&route(IpNet::from(address), None, link), link)?);
+    }
+    Ok(requests)
 }
 
 /// [`POD_GATEWAY_V6`] as the address of a link.
 const LINK_LOCAL: Ipv6Net = Ipv6Net::new_assert(POD_GATEWAY_V6, 64);
 
-/// What both ends need of the kernel's switches for IPv6, before they are up.
-fn prepare_v6(pod: &PodLink, host_netns: &Namespace, pod_netns: &Namespace) -> Result<(), DataplaneError> {
-    let entering = |what: &str, source| {
-        DataplaneError::new(format!("enter the network namespace of the {what}"), source)
-    };
-    host_netns
-        .run(|| Ok(switches_v6(&pod.host_name)))
-        .map_err(|source| entering("host", source))??;
+/// What both ends need for IPv6 before they are up; then the host's is set up.
+fn prepare_v6(
+    pod: &PodLink,
+    ends: &Ends,
+    pod_netns: &Namespace,
+    host: &mut Blocking,
+) -> Result<(), DataplaneError> {
+    switches_v6(&pod.host_name)?;
     // Many runtimes switch IPv6 off in what they make; no address that is given here needs to be probed for.
     let inside = || {
         sysctl::set_link_v6(&pod.pod_name, "disable_ipv6", "0")?;
         sysctl::set_link_v6(&pod.pod_name, "accept_dad", "0")
     };
-    pod_netns
-        .run(|| Ok(inside()))
-        .map_err(|source| entering("pod", source))?
+    pod_netns.visit(inside).map_err(entering)??;
+    let gateway = Address {
+        link: ends.host.index,
+        net: IpNet::V6(LINK_LOCAL),
+    };
+    let done = host.transact(vec![
+        (
+            format!("give {} the address {LINK_LOCAL}", pod.host_name),
+            // Before it is up, when it would make the same by itself and probe for it.
+            encode::add_own_address(&gateway),
+        ),
+        (
+            format!("set {} up", pod.host_name),
+            encode::set_link(ends.host.index, pod.mtu),
+        ),
+    ]);
+    done.map(drop).map_err(|failed| failed.error)
 }
 
 /// Those of the host end. That the host forwards IPv6 at all is the agent's to see to, which knows what it may cost.
@@ -225,31 +321,24 @@ fn switches_v6(host_name: &str) -> Result<(), DataplaneError> {
     Ok(())
 }
 
-/// The pair, the pod's end of which is made in the pod's namespace at once: its name need not be free on the host.
+/// The pair, the pod's end of which is made in the pod's namespace at once: its name need not be free on the host. The
+/// host's is up from the beginning, but for IPv6, for which there are switches to be set first.
 fn veth(pod: &PodLink, pod_netns: &Namespace) -> Request {
     let peer = LinkMessageBuilder::<LinkUnspec>::new()
         .name(pod.pod_name.as_str())
         .mtu(pod.mtu)
         .setns_by_fd(pod_netns.file().as_raw_fd())
         .build();
-    let message = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
+    let host = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
         .name(pod.host_name.as_str())
         .mtu(pod.mtu)
         .address(HOST_MAC.0.to_vec())
-        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
-        .build();
-    (RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
-}
-
-/// What the host end needs of the kernel's switches.
-fn switches(host_name: &str) -> Result<(), DataplaneError> {
-    sysctl::enable_forwarding()?;
-    // Answers for 169.254.1.1, at once: the usual delay is meant for several proxies on one link.
-    sysctl::set_link(host_name, "proxy_arp", "1")?;
-    sysctl::set_neighbour(host_name, "proxy_delay", "0")?;
-    // A pod sends as itself or not at all.
-    sysctl::set_link(host_name, "rp_filter", "1")?;
-    sysctl::set_link(host_name, "forwarding", "1")
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)));
+    let host = if pod.address_v6.is_some() { host } else { host.up() };
+    (
+        RouteNetlinkMessage::NewLink(host.build()),
+        NLM_F_CREATE | NLM_F_EXCL,
+    )
 }
 
 fn neighbour(link: u32, gateway: IpAddr, mac: MacAddress) -> Request {
@@ -299,46 +388,25 @@ fn route(prefix: IpNet, gateway: Option<IpAddr>, link: &Link) -> Route {
     }
 }
 
-async fn install(connection: &mut Connection, route: &Route, link: &Link) -> Result<(), DataplaneError> {
+fn install(route: &Route, link: &Link) -> Result<Named, DataplaneError> {
     let operation = format!(
         "install the route {}",
         route.with_names(|_| Some(link.name.clone()))
     );
     match encode::replace_route(route) {
-        Ok(request) => ask(connection, operation, request).await,
+        Ok(request) => Ok((operation, request)),
         Err(source) => Err(DataplaneError::new(operation, source)),
     }
 }
 
-async fn ask(connection: &mut Connection, operation: String, request: Request) -> Result<(), DataplaneError> {
-    judge(operation, connection.request(request.0, request.1).await)
-}
-
-fn connect(netns: &Namespace) -> Result<Connection, DataplaneError> {
-    Connection::open(netns)
+/// A connection in the namespace of this thread.
+fn connect() -> Result<Blocking, DataplaneError> {
+    Blocking::open()
         .map_err(|source| DataplaneError::new("open a netlink socket in the network namespace", source))
 }
 
-/// The link of this name with its hardware address.
-async fn find(connection: &mut Connection, name: &str) -> Result<(Link, MacAddress), DataplaneError> {
-    let operation = format!("find the link {name}");
-    let links = connection
-        .links()
-        .await
-        .map_err(|why| interrupted(&operation, why))?;
-    let found = links.iter().find_map(|message| {
-        let link = decode::link(message).filter(|link| link.name == name)?;
-        Some((link, hardware_address(message)?))
-    });
-    found.ok_or_else(|| {
-        DataplaneError::refused(
-            operation,
-            Refusal {
-                errno: Errno::ENODEV as i32,
-                words: String::new(),
-            },
-        )
-    })
+fn entering(source: io::Error) -> DataplaneError {
+    DataplaneError::new("enter the network namespace of the pod", source)
 }
 
 fn hardware_address(message: &LinkMessage) -> Option<MacAddress> {
@@ -348,16 +416,13 @@ fn hardware_address(message: &LinkMessage) -> Option<MacAddress> {
     })
 }
 
-/// Deletes the veth of this name, if there is one.
-async fn delete_veth(connection: &mut Connection, name: &str) -> Result<(), DataplaneError> {
-    let operation = format!("delete the veth {name}");
-    let Some(link) = connection
-        .link_named(name)
-        .await
-        .map_err(|why| interrupted(&operation, why))?
-    else {
-        return Ok(());
+/// Deletes the veth of this name, if there is one: whether there was.
+fn delete_veth(connection: &mut Blocking, name: &str) -> Result<bool, DataplaneError> {
+    let found = connection.link_named(name)?;
+    let Some(link) = found.as_ref().and_then(decode::link) else {
+        return Ok(false);
     };
+    let operation = format!("delete the veth {name}");
     if link.kind.as_deref() != Some("veth") {
         let words = format!(
             "it is of kind {}, and was not made here",
@@ -372,9 +437,10 @@ async fn delete_veth(connection: &mut Connection, name: &str) -> Result<(), Data
         ));
     }
     let message = LinkUnspec::new_with_index(link.index).build();
-    match connection.request(RouteNetlinkMessage::DelLink(message), 0).await {
+    let request = (RouteNetlinkMessage::DelLink(message), 0);
+    match connection.transact(vec![(operation, request)]) {
         // Somebody was faster.
-        Answer::Refused(why) if why.errno == Errno::ENODEV as i32 => Ok(()),
-        answer => judge(operation, answer),
+        Err(failed) if failed.error.errno() == Some(Errno::ENODEV as i32) => Ok(true),
+        done => done.map(|_| true).map_err(|failed| failed.error),
     }
 }

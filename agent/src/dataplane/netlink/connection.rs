@@ -350,14 +350,15 @@ fn aligned(message: &NetlinkMessage<RouteNetlinkMessage>) -> usize {
     message.buffer_len().next_multiple_of(4)
 }
 
-fn framed((message, flags): Request) -> NetlinkMessage<RouteNetlinkMessage> {
+/// A request with its header, but for what tells it from others.
+pub(super) fn framed((message, flags): Request) -> NetlinkMessage<RouteNetlinkMessage> {
     let mut framed = NetlinkMessage::from(message);
     framed.header.flags = NLM_F_REQUEST | flags;
     framed
 }
 
 /// The kernel's refusal, with its words if it gave any: after the header of the request come attributes.
-fn refusal(code: i32, rest: &[u8]) -> Refusal {
+pub(super) fn refusal(code: i32, rest: &[u8]) -> Refusal {
     const HEADER: usize = 16;
     // linux/netlink.h: NLMSGERR_ATTR_MSG, a string that ends in a zero byte.
     const MESSAGE: u16 = 1;

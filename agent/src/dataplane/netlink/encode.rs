@@ -7,6 +7,9 @@ use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{AfSpecInet, AfSpecUnspec, InetDevConf, InfoKind, LinkAttribute};
+use netlink_packet_route::neighbour_table::{
+    NeighbourTableAttribute, NeighbourTableMessage, NeighbourTableParameter,
+};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteNextHop, RouteNextHopFlags, RouteProtocol,
     RouteScope, RouteType, RouteVia,
@@ -66,11 +69,39 @@ pub(super) fn loosen_reverse_path(link: u32) -> Request {
     const LOOSE: i32 = 2;
     let mut switches = InetDevConf::default();
     switches.rp_filter = LOOSE;
+    set_switches(link, switches)
+}
+
+/// Sets the switches that the host's end of a pod needs: it answers for `169.254.1.1` (`proxy_arp`), takes from the pod only
+/// what the pod may send (`rp_filter` 1), and forwards.
+pub(super) fn set_pod_switches(link: u32) -> Request {
+    let mut switches = InetDevConf::default();
+    (switches.proxy_arp, switches.rp_filter, switches.forwarding) = (1, 1, 1);
+    set_switches(link, switches)
+}
+
+fn set_switches(link: u32, switches: InetDevConf) -> Request {
     let switches = AfSpecInet::DevConfRequest(switches);
     let message = LinkUnspec::new_with_index(link).append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![
         AfSpecUnspec::Inet(vec![switches]),
     ]));
     (RouteNetlinkMessage::NewLink(message.build()), 0)
+}
+
+/// Has a link answer at once where it does for others (`proxy_delay` 0): the usual delay is meant for several proxies on one
+/// link.
+pub(super) fn answer_at_once(link: u32) -> Request {
+    let mut message = NeighbourTableMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.attributes = vec![
+        // net/ipv4/arp.c: arp_tbl.
+        NeighbourTableAttribute::Name("arp_cache".to_owned()),
+        NeighbourTableAttribute::Parms(vec![
+            NeighbourTableParameter::Ifindex(link),
+            NeighbourTableParameter::ProxyDelay(0),
+        ]),
+    ];
+    (RouteNetlinkMessage::SetNeighbourTable(message), 0)
 }
 
 /// Sets a link down.

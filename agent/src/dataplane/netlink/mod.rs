@@ -4,6 +4,7 @@
 //! we did ourselves, `attach` wires up pods.
 
 pub(super) mod attach;
+mod blocking;
 mod connection;
 mod decode;
 mod echo;

@@ -176,12 +176,24 @@ impl Folder {
     }
 
     /// Looks again at one file only, and returns the faults that are new.
-    pub(super) fn refresh_one(&mut self, path: &Path, force: bool) -> Vec<Fault> {
-        if !self.refresh_file(path, force) {
+    pub(super) fn refresh_one(&mut self, path: &Path) -> Vec<Fault> {
+        if !self.refresh_file(path, false) {
             return Vec::new();
         }
         self.faults.retain(|fault| fault.file != path);
         self.reindex()
+    }
+
+    /// The same at several files, of which each is read.
+    pub(super) fn refresh_these(&mut self, paths: &BTreeSet<PathBuf>) -> Vec<Fault> {
+        let mut any = false;
+        for path in paths {
+            if self.refresh_file(path, true) {
+                self.faults.retain(|fault| fault.file != *path);
+                any = true;
+            }
+        }
+        if any { self.reindex() } else { Vec::new() }
     }
 
     /// Finds objects and faults again, and returns the faults that are new.

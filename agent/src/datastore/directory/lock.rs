@@ -2,8 +2,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::ops::RangeInclusive;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use tempfile::NamedTempFile;
 
 use crate::datastore::DatastoreError;
 
@@ -68,59 +72,63 @@ impl StoreLock {
     }
 }
 
-/// Whether what was written must be on the disk before the function returns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Durability {
-    /// On the disk.
-    Synced,
-    /// In the kernel; a loss of power may lose it.
-    Buffered,
-}
+/// The new text of a file, beside it. It is removed when this is dropped before it is in its place.
+///
+/// Who makes one holds the exclusive lock.
+#[derive(Debug)]
+pub(super) struct Unfinished(NamedTempFile);
 
-/// Puts `text` in the place of the file `path`, whole or not at all, whatever happens meanwhile. `still` is asked
-/// last, when only the rename is missing; `false` leaves the old file, and is returned.
-///
-/// The caller holds the exclusive lock.
-///
-/// # Errors
-/// When the folder cannot be written.
-pub(super) fn replace_file(
-    path: &Path,
-    text: &str,
-    durability: Durability,
-    still: impl FnOnce() -> bool,
-) -> Result<bool, DatastoreError> {
-    let failed = |operation: &str| io_error(operation, path);
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let builder = &mut tempfile::Builder::new();
-    let builder = builder.prefix(UNFINISHED.0).suffix(UNFINISHED.1);
-    let mut unfinished = builder
-        .tempfile_in(folder)
-        .map_err(failed("cannot make a file beside"))?;
-    let file = unfinished.as_file_mut();
-    file.write_all(text.as_bytes())
-        .map_err(failed("cannot write the new text of"))?;
-    let old = fs::metadata(path).ok();
-    let mode = old.as_ref().map_or(NEW_FILE_MODE, |old| old.mode() & 0o7777);
-    file.set_permissions(fs::Permissions::from_mode(mode))
-        .map_err(failed("cannot set the mode of"))?;
-    if let Some(old) = old {
-        // Only root may give files away; to whom it belongs does not matter to us.
-        let _ = std::os::unix::fs::fchown(&*file, Some(old.uid()), Some(old.gid()));
+impl Unfinished {
+    /// Writes the new text of the file `path`.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub(super) fn write(path: &Path, text: &str) -> Result<Self, DatastoreError> {
+        let failed = |operation: &str| io_error(operation, path);
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let builder = &mut tempfile::Builder::new();
+        let builder = builder.prefix(UNFINISHED.0).suffix(UNFINISHED.1);
+        let mut unfinished = builder
+            .tempfile_in(folder)
+            .map_err(failed("cannot make a file beside"))?;
+        let file = unfinished.as_file_mut();
+        file.write_all(text.as_bytes())
+            .map_err(failed("cannot write the new text of"))?;
+        let old = fs::metadata(path).ok();
+        let mode = old.as_ref().map_or(NEW_FILE_MODE, |old| old.mode() & 0o7777);
+        file.set_permissions(fs::Permissions::from_mode(mode))
+            .map_err(failed("cannot set the mode of"))?;
+        if let Some(old) = old {
+            // Only root may give files away; to whom it belongs does not matter to us.
+            let _ = std::os::unix::fs::fchown(&*file, Some(old.uid()), Some(old.gid()));
+        }
+        Ok(Self(unfinished))
     }
-    if durability == Durability::Synced {
-        file.sync_all().map_err(failed("cannot sync the new text of"))?;
+
+    /// Has it begin its way to the disk, so that a sync waits for less.
+    pub(super) fn begin_sync(&self) {
+        // The kernel begins to write what is not needed soon (mm/fadvise.c); where it does not, the sync does.
+        let _ = posix_fadvise(self.0.as_file(), 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
     }
-    if !still() {
-        return Ok(false);
+
+    /// Waits until it is on the disk.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(super) fn sync(&mut self) -> Result<(), DatastoreError> {
+        let synced = self.0.as_file_mut().sync_all();
+        synced.map_err(io_error("cannot sync", self.0.path()))
     }
-    unfinished
-        .persist(path)
-        .map_err(|e| failed("cannot rename to")(e.error))?;
-    if durability == Durability::Synced {
-        sync_folder(folder)?;
+
+    /// Puts it in the place of `path`, whole or not at all.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub(super) fn put(self, path: &Path) -> Result<(), DatastoreError> {
+        let put = self.0.persist(path);
+        put.map(drop)
+            .map_err(|e| io_error("cannot rename to", path)(e.error))
     }
-    Ok(true)
 }
 
 /// Puts the entries of a folder on the disk.
@@ -155,23 +163,28 @@ pub(super) fn remove_unfinished(folder: &Path) {
     }
 }
 
-/// The next counter of the store: above the last one given out, and above `highest`, the highest in any file, so that
-/// a counter file that was lost or spoilt heals.
+/// The next counters of the store, as many as `count`: above the last one given out, and above `highest`, the highest in any
+/// file, so that a counter file that was lost or spoilt heals.
 ///
 /// The caller holds the exclusive lock.
 ///
 /// # Errors
 /// When the counter file cannot be written.
-pub(super) fn next_counter(root: &Path, highest: u64) -> Result<u64, DatastoreError> {
+pub(super) fn next_counters(
+    root: &Path,
+    highest: u64,
+    count: usize,
+) -> Result<RangeInclusive<u64>, DatastoreError> {
     let path = root.join(COUNTER_FILE);
     let last = fs::read_to_string(&path)
         .ok()
         .and_then(|text| text.trim().parse().ok());
     let last = last
         .filter(|n: &u64| *n <= super::manifest::COUNTER_MAX)
-        .unwrap_or(0);
-    let next = last.max(highest).saturating_add(1);
+        .unwrap_or(0)
+        .max(highest);
+    let next = last.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
     // Not synced: after a loss of power it heals from the files, and the revisions carry the content's hash besides.
-    replace_file(&path, &format!("{next}\n"), Durability::Buffered, || true)?;
-    Ok(next)
+    Unfinished::write(&path, &format!("{next}\n"))?.put(&path)?;
+    Ok(last.saturating_add(1)..=next)
 }

@@ -14,7 +14,8 @@
 //! then the content is again what the writer has seen.) Layout, comments and the order of fields are not content.
 //!
 //! **Writes** hold `.lock` exclusively: look, compare, write a file beside, sync it, compare the old file's bytes once
-//! more, rename, sync the folder. A process may die anywhere: each file is the old or the new one, whole. What is left
+//! more, rename, sync the folder. Those that come while others are under way are done together, each step for all of them
+//! ([`queue`]). A process may die anywhere: each file is the old or the new one, whole. What is left
 //! of it is removed at the next [`DirectoryStore::open`]. Who edits by hand does not know the lock; between the last
 //! comparison and the rename are some microseconds in which such an edit is lost.
 //!
@@ -27,6 +28,7 @@
 mod folder;
 mod lock;
 mod manifest;
+mod queue;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -39,11 +41,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use self::folder::{Folder, Reread};
 use self::lock::{Access, StoreLock, io_error, remove_unfinished};
 pub use self::manifest::Fault;
+use self::queue::{Queue, Waiting, Written};
+use self::write::Write;
 use super::{Datastore, DatastoreError, Update};
 use crate::api::{Key, Kind, Object};
 
@@ -57,6 +61,7 @@ pub struct DirectoryStore {
 struct Shared {
     root: PathBuf,
     folder: Mutex<Folder>,
+    queue: Mutex<Queue>,
 }
 
 impl DirectoryStore {
@@ -70,12 +75,16 @@ impl DirectoryStore {
         for folder in Folder::folders(&root) {
             fs::create_dir_all(&folder).map_err(io_error("cannot make", &folder))?;
         }
-        let folder = Mutex::new(Folder::new(root.clone()));
-        let shared = Arc::new(Shared { root, folder });
-        shared.look(Access::Exclusive, &Scope::Everything, |folder| {
-            Folder::folders(&folder.root).for_each(|f| remove_unfinished(&f));
-            Ok(())
-        })?;
+        let mut folder = Folder::new(root.clone());
+        let lock = StoreLock::acquire(&root, Access::Exclusive)?;
+        report(&folder.refresh(&Reread::changed(), &BTreeSet::new())?);
+        Folder::folders(&root).for_each(|f| remove_unfinished(&f));
+        drop(lock);
+        let shared = Arc::new(Shared {
+            root,
+            folder: Mutex::new(folder),
+            queue: Mutex::default(),
+        });
         Ok(Self { shared })
     }
 
@@ -85,23 +94,37 @@ impl DirectoryStore {
         self.shared.folder().faults.iter().cloned().collect()
     }
 
-    async fn run<T: Send + 'static>(
+    /// Reads what is in the folder now.
+    async fn read<T: Send + 'static>(
         &self,
-        access: Access,
         scope: Scope,
         work: impl FnOnce(&mut Folder) -> Result<T, DatastoreError> + Send + 'static,
     ) -> Result<T, DatastoreError> {
-        let shared = Arc::clone(&self.shared);
-        let task = tokio::task::spawn_blocking(move || shared.look(access, &scope, work));
-        task.await.map_err(|error| DatastoreError::Io {
+        let (answer, answered) = oneshot::channel();
+        let reading = move |folder: Result<&mut Folder, DatastoreError>| {
+            // Who asked may have gone away.
+            drop(answer.send(folder.and_then(work)));
+        };
+        self.shared.wait(Waiting::Read(scope, Box::new(reading)));
+        answered.await.unwrap_or_else(|error| Err(self.given_up(error)))
+    }
+
+    async fn write(&self, write: Write) -> Written {
+        let (answer, answered) = oneshot::channel();
+        self.shared.wait(Waiting::Write(Box::new(write), answer));
+        answered.await.unwrap_or_else(|error| Err(self.given_up(error)))
+    }
+
+    fn given_up(&self, error: oneshot::error::RecvError) -> DatastoreError {
+        DatastoreError::Io {
             operation: format!("work on {} was given up", self.shared.root.display()),
             source: io::Error::other(error),
-        })?
+        }
     }
 }
 
 /// How much of the folder has to be looked at.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Scope {
     /// All of it.
     Everything,
@@ -118,7 +141,7 @@ impl Scope {
         let Some(path) = folder.objects.get(key).map(|entry| entry.file.clone()) else {
             return false;
         };
-        report(&folder.refresh_one(&path, false));
+        report(&folder.refresh_one(&path));
         folder
             .objects
             .get(key)
@@ -130,23 +153,6 @@ impl Shared {
     fn folder(&self) -> MutexGuard<'_, Folder> {
         // A panic leaves at worst a look half taken in, which the next one completes.
         self.folder.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes the lock, looks at what has changed, and works on it.
-    fn look<T>(
-        &self,
-        access: Access,
-        scope: &Scope,
-        work: impl FnOnce(&mut Folder) -> Result<T, DatastoreError>,
-    ) -> Result<T, DatastoreError> {
-        let mut folder = self.folder();
-        let lock = StoreLock::acquire(&self.root, access)?;
-        if !scope.is_fresh(&mut folder) {
-            report(&folder.refresh(&Reread::changed(), &BTreeSet::new())?);
-        }
-        let result = work(&mut folder);
-        drop(lock);
-        result
     }
 }
 
@@ -160,21 +166,18 @@ fn report(faults: &[Fault]) {
 impl Datastore for DirectoryStore {
     async fn get(&self, key: &Key) -> Result<Option<Object>, DatastoreError> {
         let key = key.clone();
-        self.run(
-            Access::Shared,
-            Scope::Object(key.clone()),
-            move |folder| match folder.objects.get(&key) {
-                Some(entry) => Ok(Some(entry.stored.object.clone())),
-                None => folder
-                    .broken(&key)
-                    .map_or(Ok(None), |fault| Err(fault.clone().into())),
-            },
-        )
+        let scope = Scope::Object(key.clone());
+        self.read(scope, move |folder| match folder.objects.get(&key) {
+            Some(entry) => Ok(Some(entry.stored.object.clone())),
+            None => folder
+                .broken(&key)
+                .map_or(Ok(None), |fault| Err(fault.clone().into())),
+        })
         .await
     }
 
     async fn list(&self, kind: Kind) -> Result<Vec<Object>, DatastoreError> {
-        self.run(Access::Shared, Scope::Everything, move |folder| {
+        self.read(Scope::Everything, move |folder| {
             let of_kind = folder
                 .objects
                 .range(Key::new(kind, "")..)
@@ -194,26 +197,20 @@ impl Datastore for DirectoryStore {
     }
 
     async fn create(&self, object: Object) -> Result<Object, DatastoreError> {
-        self.run(Access::Exclusive, Scope::Everything, move |folder| {
-            folder.create(&object)
-        })
-        .await
+        let key = object.key();
+        let written = self.write(Write::Create(object)).await?;
+        written.ok_or(DatastoreError::NotFound { key })
     }
 
     async fn update(&self, object: Object) -> Result<Object, DatastoreError> {
-        self.run(Access::Exclusive, Scope::Object(object.key()), move |folder| {
-            folder.update(&object)
-        })
-        .await
+        let key = object.key();
+        let written = self.write(Write::Update(object)).await?;
+        written.ok_or(DatastoreError::NotFound { key })
     }
 
     async fn delete(&self, key: &Key, revision: &str) -> Result<(), DatastoreError> {
-        let (key, revision) = (key.clone(), revision.to_owned());
-        let scope = Scope::Object(key.clone());
-        self.run(Access::Exclusive, scope, move |folder| {
-            folder.delete(&key, &revision)
-        })
-        .await
+        let write = Write::Delete(key.clone(), revision.to_owned());
+        self.write(write).await.map(drop)
     }
 
     fn watch(&self) -> Result<mpsc::Receiver<Update>, DatastoreError> {

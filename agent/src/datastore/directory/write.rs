@@ -1,14 +1,16 @@
 //! Writes: compare, then swap the file, under the exclusive lock.
 
-use std::fs;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use sha2::{Digest, Sha256};
 
 use super::folder::{Entry, Folder};
-use super::lock::{Durability, io_error, next_counter, replace_file, sync_folder};
+use super::lock::{Unfinished, io_error, next_counters, sync_folder};
 use super::manifest::{Fault, render};
-use super::report;
+use super::queue::Written;
+use super::{Scope, report};
 use crate::api::{Key, Object, check_name};
 use crate::datastore::DatastoreError;
 
@@ -17,101 +19,215 @@ const FILE_STEM_MAX: usize = 200;
 /// How many files of one name are tried before a new object is refused.
 const FILES_OF_A_NAME: u32 = 100;
 
+/// A write of one object.
+#[derive(Debug)]
+pub(super) enum Write {
+    /// Of a new object, into a file of its own.
+    Create(Object),
+    /// Over the revision that it carries, in the document where it stands.
+    Update(Object),
+    /// Of nothing, over the document of an object at this revision; its file goes when nothing else is in it.
+    Delete(Key, String),
+}
+
+impl Write {
+    /// What has to be looked at before: that an object is nowhere yet, only the whole folder tells.
+    pub(super) fn scope(&self) -> Scope {
+        match self {
+            Self::Create(_) => Scope::Everything,
+            Self::Update(object) => Scope::Object(object.key()),
+            Self::Delete(key, _) => Scope::Object(key.clone()),
+        }
+    }
+}
+
+/// A change of one file that is ready but for its last step.
+#[derive(Debug)]
+struct Prepared {
+    /// The place of its write in the batch.
+    place: usize,
+    file: PathBuf,
+    key: Key,
+    /// The revision that it was made from.
+    revision: String,
+    /// The file's text until now; none where there must be no file.
+    old: Option<String>,
+    /// The new one, beside it; none where the file goes.
+    new: Option<Unfinished>,
+    /// What is answered.
+    object: Option<Object>,
+}
+
 impl Folder {
-    /// Writes a new object into a file of its own, and returns it with its revision.
-    ///
-    /// # Errors
-    /// When there is one, in a good or a broken document, or it is not valid, or the folder cannot be written.
-    pub(super) fn create(&mut self, object: &Object) -> Result<Object, DatastoreError> {
-        let key = checked_key(object)?;
-        if let Some(entry) = self.objects.get(&key) {
-            return Err(entry
-                .fault
-                .clone()
-                .map_or(DatastoreError::AlreadyExists { key }, Into::into));
+    /// Does writes as if one came after the other: what came of each, in their order. Those of different files wait for the
+    /// disk together.
+    pub(super) fn write(&mut self, writes: Vec<Write>) -> Vec<Written> {
+        let mut written: Vec<Option<Written>> = Vec::new();
+        written.resize_with(writes.len(), || None);
+        let mut left: Vec<_> = writes.into_iter().enumerate().collect();
+        while !left.is_empty() {
+            left = self.write_files(left, &mut written);
         }
-        if let Some(fault) = self.broken(&key) {
-            return Err(fault.clone().into());
-        }
-        let path = self.free_path(&key)?;
-        let counter = next_counter(&self.root, self.highest_counter())?;
-        let (text, stored) = render(&path, object, counter)?;
-        let folder = path.parent().unwrap_or(&self.root);
-        if !folder.exists() {
-            fs::create_dir_all(folder).map_err(io_error("cannot make", folder))?;
-            sync_folder(&self.root)?;
-        }
-        if !replace_file(&path, &text, Durability::Synced, || !path.exists())? {
-            return Err(DatastoreError::AlreadyExists { key });
-        }
-        report(&self.refresh_one(&path, true));
-        Ok(stored.object)
+        // Each has been answered by now.
+        written.into_iter().map(|one| one.unwrap_or(Ok(None))).collect()
     }
 
-    /// Writes an object over the revision that it carries, in the document where it stands.
-    ///
-    /// # Errors
-    /// When that is not its revision, or it is gone, broken or not valid, or the folder cannot be written.
-    pub(super) fn update(&mut self, object: &Object) -> Result<Object, DatastoreError> {
-        let key = checked_key(object)?;
-        let Some(revision) = object.metadata().resource_version.clone() else {
-            return Err(DatastoreError::Invalid {
-                place: format!("{key}: metadata.resourceVersion"),
-                reason: "is missing: an update names the revision it was made from".to_owned(),
-            });
+    /// Does those of the writes that have a file of their own, and gives back the others, which need to be looked at anew.
+    fn write_files(
+        &mut self,
+        writes: Vec<(usize, Write)>,
+        written: &mut [Option<Written>],
+    ) -> Vec<(usize, Write)> {
+        let mut answer = |place: usize, one: Written| {
+            if let Some(answer) = written.get_mut(place) {
+                *answer = Some(one);
+            }
         };
-        let entry = self.at_revision(&key, &revision)?;
-        if entry.stored.object == *object {
-            return Ok(entry.stored.object.clone());
-        }
-        let counter = next_counter(&self.root, self.highest_counter())?;
-        let (rendered, stored) = render(&entry.file, object, counter)?;
-        let manifest = self.files.get(&entry.file).map(|file| &file.manifest);
-        let conflict = || DatastoreError::Conflict { key, revision };
-        let Some((old, new)) = manifest.and_then(|m| Some((&m.text, m.replaced(entry.document, &rendered)?)))
-        else {
-            return Err(conflict());
+        let (mut left, mut ready) = (Vec::new(), Vec::new());
+        let mut files = BTreeSet::new();
+        let counters = match next_counters(&self.root, self.highest_counter(), writes.len()) {
+            Ok(counters) => counters,
+            Err(error) => {
+                // It can be told once; the others find out by themselves.
+                let mut writes = writes.into_iter();
+                if let Some((place, _)) = writes.next() {
+                    answer(place, Err(error));
+                }
+                return writes.collect();
+            }
         };
-        if !replace_file(&entry.file, &new, Durability::Synced, || {
-            is_still(&entry.file, old)
-        })? {
-            return Err(conflict());
+        for ((place, write), counter) in writes.into_iter().zip(counters) {
+            match self.file_of(&write) {
+                Ok(file) if files.contains(&file) => left.push((place, write)),
+                Ok(file) => match self.prepare(place, write, &file, counter) {
+                    Ok(Step::Ready(prepared)) => {
+                        files.insert(file);
+                        ready.push(prepared);
+                    }
+                    Ok(Step::Nothing(object)) => answer(place, Ok(Some(object))),
+                    Err(error) => answer(place, Err(error)),
+                },
+                Err(error) => answer(place, Err(error)),
+            }
         }
-        report(&self.refresh_one(&entry.file, true));
-        Ok(stored.object)
+        for (place, one) in self.finish(ready) {
+            answer(place, one);
+        }
+        report(&self.refresh_these(&files));
+        left
     }
 
-    /// Removes the document of an object, and its file when nothing else is in it.
-    ///
-    /// # Errors
-    /// When the object is not at this revision, or is gone or broken, or the folder cannot be written.
-    pub(super) fn delete(&mut self, key: &Key, revision: &str) -> Result<(), DatastoreError> {
-        let Entry { file, document, .. } = self.at_revision(key, revision)?;
-        let conflict = || DatastoreError::Conflict {
-            key: key.clone(),
-            revision: revision.to_owned(),
-        };
-        let manifest = self
-            .files
-            .get(&file)
-            .map(|file| &file.manifest)
-            .ok_or_else(conflict)?;
-        // The counter moves on, so that an object of this name that is made again has a higher one.
-        next_counter(&self.root, self.highest_counter())?;
-        if let Some(rest) = manifest.without(document) {
-            let still = || is_still(&file, &manifest.text);
-            if !replace_file(&file, &rest, Durability::Synced, still)? {
-                return Err(conflict());
+    /// The file that a write changes.
+    fn file_of(&self, write: &Write) -> Result<PathBuf, DatastoreError> {
+        match write {
+            Write::Create(object) => {
+                let key = checked_key(object)?;
+                if let Some(entry) = self.objects.get(&key) {
+                    return Err(entry
+                        .fault
+                        .clone()
+                        .map_or(DatastoreError::AlreadyExists { key }, Into::into));
+                }
+                match self.broken(&key) {
+                    Some(fault) => Err(fault.clone().into()),
+                    None => self.free_path(&key),
+                }
             }
-        } else {
-            if !is_still(&file, &manifest.text) {
-                return Err(conflict());
+            Write::Update(object) => {
+                let key = checked_key(object)?;
+                let Some(revision) = &object.metadata().resource_version else {
+                    return Err(DatastoreError::Invalid {
+                        place: format!("{key}: metadata.resourceVersion"),
+                        reason: "is missing: an update names the revision it was made from".to_owned(),
+                    });
+                };
+                self.at_revision(&key, revision).map(|entry| entry.file)
             }
-            fs::remove_file(&file).map_err(io_error("cannot remove", &file))?;
-            sync_folder(file.parent().unwrap_or(&self.root))?;
+            Write::Delete(key, revision) => self.at_revision(key, revision).map(|entry| entry.file),
         }
-        report(&self.refresh_one(&file, true));
-        Ok(())
+    }
+
+    /// Writes the new text of `file` beside it, and has it begin its way to the disk.
+    fn prepare(&self, place: usize, write: Write, file: &Path, counter: u64) -> Result<Step, DatastoreError> {
+        let (key, revision, old, new, object) = match write {
+            Write::Create(object) => {
+                let (text, stored) = render(file, &object, counter)?;
+                let folder = file.parent().unwrap_or(&self.root);
+                if !folder.exists() {
+                    fs::create_dir_all(folder).map_err(io_error("cannot make", folder))?;
+                    sync_folder(&self.root)?;
+                }
+                (object.key(), String::new(), None, Some(text), Some(stored.object))
+            }
+            Write::Update(object) => {
+                let key = object.key();
+                let revision = object.metadata().resource_version.clone().unwrap_or_default();
+                let entry = self.at_revision(&key, &revision)?;
+                if entry.stored.object == object {
+                    return Ok(Step::Nothing(object));
+                }
+                let (rendered, stored) = render(file, &object, counter)?;
+                let manifest = self.files.get(file).map(|file| &file.manifest);
+                let texts = manifest.and_then(|m| Some((&m.text, m.replaced(entry.document, &rendered)?)));
+                let Some((old, new)) = texts else {
+                    return Err(DatastoreError::Conflict { key, revision });
+                };
+                (key, revision, Some(old.clone()), Some(new), Some(stored.object))
+            }
+            Write::Delete(key, revision) => {
+                let entry = self.at_revision(&key, &revision)?;
+                let Some(manifest) = self.files.get(file).map(|file| &file.manifest) else {
+                    return Err(DatastoreError::Conflict { key, revision });
+                };
+                let rest = manifest.without(entry.document);
+                (key, revision, Some(manifest.text.clone()), rest, None)
+            }
+        };
+        let new = new.map(|text| Unfinished::write(file, &text)).transpose()?;
+        if let Some(new) = &new {
+            new.begin_sync();
+        }
+        Ok(Step::Ready(Prepared {
+            place,
+            file: file.to_owned(),
+            key,
+            revision,
+            old,
+            new,
+            object,
+        }))
+    }
+
+    /// Puts the new texts on the disk, then each in its place, and then the folders on the disk.
+    fn finish(&self, ready: Vec<Prepared>) -> Vec<(usize, Written)> {
+        let folders: BTreeSet<PathBuf> = ready
+            .iter()
+            .map(|prepared| prepared.file.parent().unwrap_or(&self.root).to_owned())
+            .collect();
+        let synced = |mut prepared: Prepared| {
+            let done = prepared.new.as_mut().map_or(Ok(()), Unfinished::sync);
+            (prepared, done)
+        };
+        // All of them before the first rename: one trip to the disk takes along what waits behind it.
+        let ready: Vec<_> = ready.into_iter().map(synced).collect();
+        let mut written: Vec<_> = ready
+            .into_iter()
+            .map(|(prepared, synced)| (prepared.place, synced.and_then(|()| prepared.put())))
+            .collect();
+        for folder in folders {
+            let Err(error) = sync_folder(&folder) else {
+                continue;
+            };
+            // Whether they are on the disk nobody knows.
+            let reason = error.to_string();
+            for (_, one) in written.iter_mut().filter(|(_, one)| one.is_ok()) {
+                *one = Err(DatastoreError::Io {
+                    operation: "what was written may be lost".to_owned(),
+                    source: io::Error::other(reason.clone()),
+                });
+            }
+        }
+        written
     }
 
     /// The entry of an object if it is good and at this revision.
@@ -155,6 +271,39 @@ impl Folder {
         }
         let reason = format!("no file of this name is free for {key}: remove some of its {FILES_OF_A_NAME}");
         Err(Fault::of_file(&folder.join(format!("{stem}.yaml")), reason).into())
+    }
+}
+
+/// What a write comes to.
+#[derive(Debug)]
+enum Step {
+    Ready(Prepared),
+    /// It is as it is to be.
+    Nothing(Object),
+}
+
+impl Prepared {
+    /// The last step: puts the new text in the place of the old, unless somebody who does not know the lock was faster.
+    fn put(self) -> Written {
+        let is_as_it_was = match &self.old {
+            Some(old) => is_still(&self.file, old),
+            None => !self.file.exists(),
+        };
+        if !is_as_it_was {
+            let key = self.key;
+            return Err(match self.old {
+                Some(_) => DatastoreError::Conflict {
+                    key,
+                    revision: self.revision,
+                },
+                None => DatastoreError::AlreadyExists { key },
+            });
+        }
+        match self.new {
+            Some(new) => new.put(&self.file)?,
+            None => fs::remove_file(&self.file).map_err(io_error("cannot remove", &self.file))?,
+        }
+        Ok(self.object)
     }
 }
 

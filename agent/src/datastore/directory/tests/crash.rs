@@ -13,20 +13,23 @@ const WRITTEN: &str = "written";
 async fn write_for_ever(folder: &Path) {
     let store = open(folder);
     for n in 0_u64.. {
-        for name in ["shared-a", "shared-b", "alone"] {
-            let mut object = get(&store, name).await;
+        let store = &store;
+        let writes = ["shared-a", "shared-b", "alone"].map(async |name| {
+            let mut object = get(store, name).await;
             // Long, so that a write is not one page; and never what the writer before has written, which would be no write.
             let writer = std::process::id();
             set_label(&mut object, &format!("{writer} {n} {}", "x".repeat(20_000)));
             store.update(object).await.unwrap();
             println!("{WRITTEN}");
-        }
+        });
+        // The first by itself, and those that come meanwhile together.
+        futures_util::future::join_all(writes).await;
         match store.get(&node_key("fleeting")).await.unwrap() {
             Some(object) => {
                 let revision = object.metadata().resource_version.clone().unwrap();
                 store.delete(&node_key("fleeting"), &revision).await.unwrap();
             }
-            None => drop(create(&store, "fleeting").await),
+            None => drop(create(store, "fleeting").await),
         }
     }
 }

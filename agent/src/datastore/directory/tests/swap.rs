@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::time::SystemTime;
 
+use super::super::write::Write as Change;
 use super::*;
 use crate::datastore::DatastoreError;
 
@@ -256,4 +257,98 @@ async fn of_many_that_create_one_object_exactly_one_does() {
         assert_eq!(made, 1);
     }
     assert_eq!(store.list(Kind::Node).await.unwrap().len(), 20);
+}
+
+#[tokio::test]
+async fn writes_that_are_done_together_come_to_what_they_would_one_after_the_other() {
+    let (folder, store) = fresh();
+    let shared = format!("{}---\n{}", node_text("left", "old"), node_text("right", "old"));
+    write(&folder, "shared.yaml", &shared);
+    let stale = create(&store, "stale").await;
+    let mut newer = stale.clone();
+    set_label(&mut newer, "newer");
+    store.update(newer).await.unwrap();
+    let gone = create(&store, "gone").await;
+    let [mut left, mut right] = [get(&store, "left").await, get(&store, "right").await];
+    set_label(&mut left, "new");
+    set_label(&mut right, "new");
+    let mut late = stale.clone();
+    set_label(&mut late, "late");
+
+    let writes = vec![
+        Change::Create(node("one").into_object()),
+        Change::Create(node("one").into_object()),
+        Change::Update(left),
+        Change::Update(right),
+        Change::Update(late),
+        Change::Delete(node_key("gone"), revision(&gone)),
+        Change::Delete(node_key("gone"), revision(&gone)),
+        Change::Create(node("two").into_object()),
+    ];
+    let written = store.shared.folder().write(writes);
+    let [one, again, left, right, late, gone, twice, two] = written.as_slice() else {
+        panic!("{written:?}")
+    };
+    assert!(
+        matches!(again, Err(DatastoreError::AlreadyExists { .. })),
+        "{again:?}"
+    );
+    assert!(matches!(late, Err(DatastoreError::Conflict { .. })), "{late:?}");
+    assert!(matches!(gone, Ok(None)), "{gone:?}");
+    assert!(matches!(twice, Err(DatastoreError::NotFound { .. })), "{twice:?}");
+    let made: Vec<_> = [one, left, right, two]
+        .map(|one| one.as_ref().unwrap().clone().unwrap())
+        .into();
+    let counters: std::collections::BTreeSet<_> = made.iter().map(counter).collect();
+    assert_eq!(counters.len(), made.len(), "each has a counter of its own");
+    // Somebody else who looks at the folder sees the same.
+    let other = open(folder.path());
+    for object in made {
+        assert_eq!(get(&other, &object.metadata().name).await, object);
+    }
+    assert_eq!(label(&get(&other, "stale").await), "newer");
+    assert_eq!(other.get(&node_key("gone")).await.unwrap(), None);
+    assert!(other.faults().is_empty(), "{:?}", other.faults());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_who_write_at_once_are_all_answered_and_so_are_those_who_read() {
+    let (folder, store) = fresh();
+    let tasks: Vec<_> = (0..100)
+        .map(|n| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                let name = format!("n{n}");
+                assert_eq!(store.get(&node_key(&name)).await.unwrap(), None);
+                let mut object = create(&store, &name).await;
+                assert_eq!(get(&store, &name).await, object);
+                set_label(&mut object, "again");
+                let object = store.update(object).await.unwrap();
+                if n % 2 == 0 {
+                    store.delete(&node_key(&name), &revision(&object)).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let left = open(folder.path()).list(Kind::Node).await.unwrap();
+    assert_eq!(left.len(), 50);
+    assert!(left.iter().all(|object| label(object) == "again"));
+}
+
+#[tokio::test]
+async fn where_the_folder_is_gone_everybody_who_waits_is_told() {
+    let (folder, store) = fresh();
+    drop(folder);
+    let key = node_key("n");
+    let (a, b, c) = tokio::join!(
+        store.list(Kind::Node),
+        store.create(node("n").into_object()),
+        store.delete(&key, "1-0")
+    );
+    for error in [a.unwrap_err(), b.unwrap_err(), c.unwrap_err()] {
+        assert!(matches!(error, DatastoreError::Io { .. }), "{error:?}");
+    }
 }
