@@ -354,9 +354,8 @@ fn server_away(lab: &Lab, server: &mut ApiServer) -> Outcome {
         }
     })?;
     let (ended, text) = culvert(lab, server, OPERATOR, &["status"])?;
-    println!("  {text}");
     ensure(
-        ended == Ended::Unknown && text.contains(&address) && text.contains("connection refused"),
+        ended == Ended::Unknown && text.contains(&format!("the API server at https://{address} is away")),
         || text.clone(),
     )?;
     server.start_again()?;
