@@ -8,6 +8,7 @@ mod findings;
 mod lines;
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use culvert_bgp::id::Prefix;
@@ -214,6 +215,27 @@ pub(crate) fn explain(known: &Known<'_>, destination: IpNet, bgp: Option<&RouteV
     };
     explanation.findings = findings::of(known, &explanation, expected, kernel);
     explanation
+}
+
+/// The destinations whose routes in the kernel are not as they should be: missing ones and others in their place, those that
+/// peers announce and this node does not use, and what other programs have put between pods and those who look for them.
+pub(crate) fn wrong_destinations(known: &Known<'_>) -> Vec<IpNet> {
+    let desired = known.plan.desired.routes.values();
+    let wrong = desired.filter(|route| route.key.table == MAIN_TABLE && known.problem(route).is_some());
+    let rejected = known.status.routes.rejected.iter();
+    // Pods of this host have links, and no gateway.
+    let foreign = known.actual.routes().filter(|route| {
+        route.key.table == MAIN_TABLE
+            && route.protocol != known.settings.protocol
+            && route.next_hops.iter().any(|hop| hop.gateway.is_some())
+            && known.cluster.pool_of(&route.key.prefix).is_some()
+    });
+    let all = wrong
+        .map(|route| route.key.prefix)
+        .chain(rejected.filter_map(|problem| problem.route.parse().ok()))
+        .chain(foreign.map(|route| route.key.prefix));
+    let mut told = BTreeSet::new();
+    all.filter(|destination| told.insert(*destination)).collect()
 }
 
 fn pool_of<'a>(cluster: &'a Cluster, net: &IpNet) -> Option<(&'a str, &'a IpPoolSpec)> {

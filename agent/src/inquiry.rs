@@ -53,6 +53,18 @@ impl Known<'_> {
         route.with_names(name).to_string()
     }
 
+    /// Why a route that should be in the kernel is not there as it should be, or not for long.
+    pub(crate) fn problem(&self, route: &Route) -> Option<String> {
+        let refused = (self.refused)(&route.key);
+        match self.actual.route(&route.key) {
+            None => Some(refused.unwrap_or_else(|| "it is not in the kernel".to_owned())),
+            Some(actual) if !actual.is_same_as(route) => {
+                Some(refused.unwrap_or_else(|| "another route is there in its place".to_owned()))
+            }
+            Some(_) => refused,
+        }
+    }
+
     /// Whether a node has this address, advertised or not.
     pub(crate) fn is_of_node(&self, address: IpAddr) -> bool {
         let mut nodes = self.cluster.nodes();
@@ -124,6 +136,11 @@ pub enum Inquiry {
         bgp: Box<Option<RouteView>>,
         /// Takes the answer.
         answer: oneshot::Sender<Explanation>,
+    },
+    /// The destinations whose routes are wrong.
+    Wrong {
+        /// Takes the answer.
+        answer: oneshot::Sender<Vec<IpNet>>,
     },
     /// The way between two addresses.
     Locate {
@@ -201,6 +218,14 @@ impl Inquiries {
             answer,
         })
         .await
+    }
+
+    /// The destinations whose routes are wrong.
+    ///
+    /// # Errors
+    /// When the agent is about to end.
+    pub async fn wrong_destinations(&self) -> Result<Vec<IpNet>, Problem> {
+        self.ask(|answer| Inquiry::Wrong { answer }).await
     }
 
     /// What the page draws.

@@ -134,36 +134,6 @@ pub struct RouteView {
     pub problem: Option<String>,
 }
 
-impl View {
-    /// A view of a node of this status, and of nothing else.
-    #[cfg(test)]
-    pub(crate) fn example(status: AgentStatus) -> Self {
-        Self {
-            at: Timestamp::UNIX_EPOCH,
-            status,
-            problems: Vec::new(),
-            nodes: Vec::new(),
-            pools: Vec::new(),
-            blocks_left_out: 0,
-            routes: Vec::new(),
-            routes_left_out: 0,
-            events: Vec::new(),
-        }
-    }
-
-    /// The destinations whose routes are not as they should be, and those that peers announce and this node does not use.
-    #[must_use]
-    pub fn wrong_destinations(&self) -> Vec<IpNet> {
-        let wrong = self.routes.iter().filter(|route| route.problem.is_some());
-        let rejected = self.status.routes.rejected.iter();
-        let all = wrong
-            .map(|route| route.destination)
-            .chain(rejected.filter_map(|problem| problem.route.parse().ok()));
-        let mut told = std::collections::BTreeSet::new();
-        all.filter(|destination| told.insert(*destination)).collect()
-    }
-}
-
 /// What the page draws of what is known.
 pub(crate) fn view(known: &Known<'_>, recent: &Recent, at: Timestamp) -> View {
     let mut left = BLOCKS_MAX;
@@ -242,7 +212,7 @@ fn main_routes(desired: &Desired) -> impl Iterator<Item = &Route> {
 /// The routes, those with a problem first.
 fn routes(known: &Known<'_>) -> Vec<RouteView> {
     let (wrong, right): (Vec<&Route>, Vec<&Route>) =
-        main_routes(&known.plan.desired).partition(|route| problem(known, route).is_some());
+        main_routes(&known.plan.desired).partition(|route| known.problem(route).is_some());
     let owners: std::collections::BTreeMap<IpNet, &str> = known.cluster.claimed_blocks().collect();
     let told = wrong.into_iter().chain(right).take(ROUTES_MAX);
     told.map(|route| RouteView {
@@ -250,19 +220,7 @@ fn routes(known: &Known<'_>) -> Vec<RouteView> {
         node: owners.get(&route.key.prefix).map(|node| (*node).to_owned()),
         expected: known.named(route),
         actual: known.actual.route(&route.key).map(|actual| known.named(actual)),
-        problem: problem(known, route),
+        problem: known.problem(route),
     })
     .collect()
-}
-
-/// Why a route is not there as it should be, or not for long.
-fn problem(known: &Known<'_>, route: &Route) -> Option<String> {
-    let refused = (known.refused)(&route.key);
-    match known.actual.route(&route.key) {
-        None => Some(refused.unwrap_or_else(|| "it is not in the kernel".to_owned())),
-        Some(actual) if !actual.is_same_as(route) => {
-            Some(refused.unwrap_or_else(|| "another route is there in its place".to_owned()))
-        }
-        Some(_) => refused,
-    }
 }

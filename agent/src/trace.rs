@@ -214,12 +214,25 @@ impl Trace {
                 }
             }
         }
+        trace.name_the_link_of_the_silent();
         match verdict::of(&trace, near, far) {
             Some(Verdict::Lost(loss)) => trace.loss = Some(loss),
             Some(Verdict::Silent(silence)) => trace.silence = Some(silence),
             None => {}
         }
         trace
+    }
+
+    /// The link that leads to the other pod leads from it as well, also where nothing was seen to come from there.
+    fn name_the_link_of_the_silent(&mut self) {
+        let mut hops = self.hops.iter();
+        let to = hops.find(|hop| (hop.kind, hop.place) == (Kind::Request, Place::ToPod) && hop.small > 0);
+        let link = to.map(|to| to.link.clone());
+        let mut hops = self.hops.iter_mut();
+        let from = hops.find(|hop| (hop.kind, hop.place) == (Kind::Answer, Place::FromPod));
+        if let (Some(link), Some(from)) = (link, from) {
+            from.link = link;
+        }
     }
 
     /// The places on the way of requests, or of answers, each with whether it is on the sender's node.

@@ -70,6 +70,9 @@ pub(super) async fn give(known: Answering<'_>, speaker: &Running, inquiry: Inqui
         } => {
             let _ = answer.send(explanation::explain(&told, destination, (*bgp).as_ref()));
         }
+        Inquiry::Wrong { answer } => {
+            let _ = answer.send(explanation::wrong_destinations(&told));
+        }
         Inquiry::Locate { from, to, answer } => {
             let _ = answer.send(trace::locate(&told, from, to));
         }

@@ -75,6 +75,19 @@ impl World {
     }
 
     fn explain(&self, destination: &str, kernel: Snapshot) -> Explanation {
+        let destination = destination.parse().unwrap();
+        self.ask(kernel, |known, view| {
+            let view = view.filter(|view| view.prefix.net().contains(&destination));
+            explain(known, destination, view.as_ref())
+        })
+    }
+
+    fn wrong(&self, kernel: Snapshot) -> Vec<String> {
+        let wrong = self.ask(kernel, |known, _| wrong_destinations(known));
+        wrong.iter().map(ToString::to_string).collect()
+    }
+
+    fn ask<T>(&self, kernel: Snapshot, question: impl FnOnce(&Known<'_>, Option<RouteView>) -> T) -> T {
         let actual = Actual::new(kernel);
         let peer: IpAddr = "192.168.3.110".parse().unwrap();
         let announced = self.announced.map(|(prefix, next_hop)| {
@@ -98,8 +111,6 @@ impl World {
             }],
             rejected: Vec::new(),
         });
-        let destination = destination.parse().unwrap();
-        let view = view.filter(|view| view.prefix.net().contains(&destination));
         let settings = settings("node1", "192.168.3.111");
         let plan = desired::plan(
             &settings,
@@ -119,7 +130,7 @@ impl World {
             undone: Undone::default(),
             refused: &|_| None,
         };
-        explain(&known, destination, view.as_ref())
+        question(&known, view)
     }
 }
 
@@ -139,6 +150,32 @@ fn peer(state: &str, reason: Option<&str>) -> PeerStatus {
         stale: false,
         outer_source: Some("192.168.3.111".parse().unwrap()),
     }
+}
+
+#[test]
+fn destinations_are_wrong_whose_routes_are_missing_others_or_taken_by_others() {
+    let own = Route::blackhole(RouteKey::main("10.122.42.0/26".parse().unwrap()), 86);
+    let pod = route("10.122.42.1/32", None, VETH, 3);
+    let world = World::new("Always");
+    let mut well = vec![right(), own, pod];
+    assert_eq!(world.wrong(kernel(&well)), Vec::<String>::new());
+    // A narrower one of somebody else's, and one outside of all pools.
+    well.push(route("10.122.17.70/32", Some("192.168.3.7"), ETH0, 4));
+    well.push(route("172.16.0.0/12", Some("192.168.3.7"), ETH0, 4));
+    assert_eq!(world.wrong(kernel(&well)), ["10.122.17.70/32"]);
+    // And nothing of ours.
+    assert_eq!(world.wrong(kernel(&[])), ["10.122.17.64/26", "10.122.42.0/26"]);
+    let mut rejecting = World::new("Always");
+    rejecting
+        .status
+        .routes
+        .rejected
+        .push(crate::status::RouteProblem {
+            route: "10.122.99.0/26".to_owned(),
+            reason: "its next hop is nobody".to_owned(),
+        });
+    well.truncate(3);
+    assert_eq!(rejecting.wrong(kernel(&well)), ["10.122.99.0/26"]);
 }
 
 fn right() -> Route {

@@ -379,7 +379,7 @@ async fn wrong_routes(
     let inquiries = questions.inquiries()?;
     questions
         .answer(async move {
-            let wrong = inquiries.view().await?.wrong_destinations();
+            let wrong = inquiries.wrong_destinations().await?;
             let mut told = WrongRoutes {
                 left_out: wrong.len().saturating_sub(MOST_EXPLAINED),
                 ..WrongRoutes::default()

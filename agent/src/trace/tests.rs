@@ -317,6 +317,8 @@ fn a_pod_that_does_not_answer_is_no_fault_of_the_way() {
     let trace = world.trace();
     assert_eq!(trace.loss, None);
     let silence = trace.silence.clone().unwrap();
+    let from = trace.hops.iter().find(|hop| hop.place == Place::FromPod).unwrap();
+    assert_eq!(from.link, "cali2");
     assert_eq!(
         silence.finding,
         "all packets reached cali2 of node2, the link to the pod 10.65.1.2; it did not answer"

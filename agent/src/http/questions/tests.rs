@@ -308,23 +308,14 @@ async fn what_the_agent_goes_by_is_told_where_it_is_known() {
 #[tokio::test]
 async fn of_the_routes_that_are_wrong_the_first_are_explained_and_the_others_counted() {
     let (questions, mut asked_for) = questions();
-    let status = AgentStatus {
-        routes: crate::status::RouteStatus {
-            rejected: (0..MOST_EXPLAINED + 2)
-                .map(|n| crate::status::RouteProblem {
-                    route: format!("10.65.{n}.0/26"),
-                    reason: "its next hop is nobody".to_owned(),
-                })
-                .collect(),
-            ..crate::status::RouteStatus::default()
-        },
-        ..AgentStatus::starting("a")
-    };
     let answers = tokio::spawn(async move {
         let mut explained = 0;
         while let Some(inquiry) = asked_for.recv().await {
             match inquiry {
-                Inquiry::View { answer } => drop(answer.send(crate::page::View::example(status.clone()))),
+                Inquiry::Wrong { answer } => {
+                    let all = (0..MOST_EXPLAINED + 2).map(|n| format!("10.65.{n}.0/26").parse().unwrap());
+                    let _ = answer.send(all.collect());
+                }
                 Inquiry::Speaker(crate::speaker::Query::Explain { answer, .. }) => drop(answer.send(None)),
                 Inquiry::Explain {
                     destination, answer, ..
