@@ -21,7 +21,7 @@ use crate::{Outcome, ensure, on_runtime};
 
 type Act = fn(&Server) -> Outcome;
 
-pub(crate) const TRIALS: [(&str, Act); 3] = [
+pub(crate) const TRIALS: [(&str, Act); 4] = [
     (
         "with_the_charts_permissions_nothing_that_is_needed_is_forbidden",
         needed,
@@ -29,6 +29,10 @@ pub(crate) const TRIALS: [(&str, Act); 3] = [
     (
         "with_the_charts_permissions_nothing_else_is_allowed",
         nothing_else,
+    ),
+    (
+        "where_the_endpoints_of_services_are_is_read_by_the_version_that_the_server_has",
+        endpoints,
     ),
     ("of_a_node_object_only_what_is_ours_is_touched", node_object),
 ];
@@ -134,6 +138,65 @@ fn needed(server: &Server) -> Outcome {
             }
             .boxed_local(),
         )
+    })?
+}
+
+/// A slice of endpoints on this node, by the version that this server has.
+fn slice(server: &ApiServer, ready: bool) -> Result<String, Failed> {
+    let group = server.kubectl(ADMIN, &["get", "--raw", "/apis/discovery.k8s.io"], "")?;
+    let version = if group.contains("discovery.k8s.io/v1\"") {
+        "v1"
+    } else {
+        "v1beta1"
+    };
+    let mut endpoint = json!({"addresses": ["10.68.0.9"], "conditions": {"ready": ready}});
+    if version == "v1" {
+        endpoint["nodeName"] = NODE.into();
+    } else {
+        // As the controller of 1.20 writes it.
+        endpoint["topology"] = json!({"kubernetes.io/hostname": NODE});
+    }
+    Ok(json!({
+        "apiVersion": format!("discovery.k8s.io/{version}"), "kind": "EndpointSlice", "addressType": "IPv4", "ports": [],
+        "metadata": {"name": "web-1", "namespace": "default", "labels": {"kubernetes.io/service-name": "web"}},
+        "endpoints": [endpoint],
+    })
+    .to_string())
+}
+
+fn endpoints(server: &Server) -> Outcome {
+    server.with(|server| {
+        permit(server)?;
+        let bgp = json!({"apiVersion": "crd.projectcalico.org/v1", "kind": "BGPConfiguration", "metadata": {"name": "default"},
+            "spec": {"serviceClusterIPs": [{"cidr": "10.96.0.0/12"}]}});
+        server.kubectl(ADMIN, &["apply", "-f", "-"], &slice(server, true)?)?;
+        let done = on_runtime(
+            async move {
+                let store = store(server).await?;
+                let mut told = Told::in_sync(&store, "").await?;
+                // Only now are they asked for.
+                server.kubectl(ADMIN, &["apply", "-f", "-"], &bgp.to_string())?;
+                let ready = |told: &Told| {
+                    told.state.values().find_map(|object| match object {
+                        Object::EndpointSlice(slice) => {
+                            let endpoint = slice.endpoints.first()?;
+                            let here = endpoint.node_name.as_deref() == Some(NODE);
+                            endpoint.conditions.ready.filter(|_| here)
+                        }
+                        _ => None,
+                    })
+                };
+                told.until("the slice, on this node", |told| ready(told) == Some(true)).await?;
+                server.kubectl(ADMIN, &["apply", "-f", "-"], &slice(server, false)?)?;
+                told.until("its change", |told| ready(told) == Some(false)).await?;
+                server.kubectl(ADMIN, &["-n", "default", "delete", "endpointslice", "web-1"], "")?;
+                told.until("its end", |told| ready(told).is_none()).await?;
+                ensure(told.problem.is_none(), || format!("{:?}", told.problem))
+            }
+            .boxed_local(),
+        );
+        server.kubectl(ADMIN, &["delete", "bgpconfigurations.crd.projectcalico.org", "default"], "")?;
+        done
     })?
 }
 

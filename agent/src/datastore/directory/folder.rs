@@ -121,6 +121,17 @@ pub(super) struct Folder {
     pub(super) faults: BTreeSet<Fault>,
     /// The folders that cannot be listed now.
     unlisted: BTreeSet<Fault>,
+    /// What was in each folder when it was last listed.
+    listed: BTreeMap<PathBuf, Listed>,
+}
+
+/// A folder, as it was last listed.
+#[derive(Debug)]
+struct Listed {
+    /// `None` when nothing can be said by its stamp.
+    stamp: Option<Stamp>,
+    /// The manifests in it.
+    paths: Vec<PathBuf>,
 }
 
 impl Folder {
@@ -132,6 +143,7 @@ impl Folder {
             objects: BTreeMap::new(),
             faults: BTreeSet::new(),
             unlisted: BTreeSet::new(),
+            listed: BTreeMap::new(),
         }
     }
 
@@ -161,7 +173,7 @@ impl Folder {
         reread: &Reread,
         unsettled: &BTreeSet<PathBuf>,
     ) -> Result<Vec<Fault>, DatastoreError> {
-        let (paths, unlisted) = self.list_files()?;
+        let (paths, unlisted) = self.list_files(*reread == Reread::All)?;
         let mut changed = unlisted != self.unlisted || self.files.keys().any(|known| !paths.contains(known));
         self.unlisted = unlisted;
         self.files.retain(|known, _| paths.contains(known));
@@ -205,14 +217,16 @@ impl Folder {
         fresh
     }
 
-    /// The paths of all manifests, and the folders that cannot be listed.
-    fn list_files(&self) -> Result<(BTreeSet<PathBuf>, BTreeSet<Fault>), DatastoreError> {
+    /// The paths of all manifests, and the folders that cannot be listed. Those that look as they did when they were last
+    /// listed are listed again only if `all` are.
+    fn list_files(&mut self, all: bool) -> Result<(BTreeSet<PathBuf>, BTreeSet<Fault>), DatastoreError> {
         let mut paths = BTreeSet::new();
         let mut unlisted = BTreeSet::new();
-        for folder in Self::folders(&self.root) {
-            match list_folder(&folder) {
+        let root = self.root.clone();
+        for folder in Self::folders(&root) {
+            match self.list_changed(&folder, all) {
                 Ok(listed) => paths.extend(listed),
-                Err(error) if folder == self.root => return Err(io_error("cannot list", &folder)(error)),
+                Err(error) if folder == root => return Err(io_error("cannot list", &folder)(error)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
                     let known = self.files.keys().filter(|path| path.parent() == Some(&folder));
@@ -229,6 +243,24 @@ impl Folder {
             .collect();
         paths.extend(missed);
         Ok((paths, unlisted))
+    }
+
+    /// The manifests in a folder, which is listed if it may have changed: whatever comes, goes or is renamed in a folder
+    /// changes its stamp (POSIX.1-2017, XBD §4.9 "File Times Update", and the pages of open, rename and unlink).
+    fn list_changed(&mut self, folder: &Path, all: bool) -> io::Result<Vec<PathBuf>> {
+        let now = SystemTime::now();
+        let stamp = fs::metadata(folder).map(|metadata| Stamp::of(&metadata));
+        let is_known =
+            |listed: &Listed| listed.stamp.is_some() && listed.stamp.as_ref() == stamp.as_ref().ok();
+        if all || !self.listed.get(folder).is_some_and(is_known) {
+            self.listed.remove(folder);
+            // The stamp is from before: what happens meanwhile shows in the next.
+            let paths = list_folder(folder)?;
+            let stamp = stamp.ok().filter(|stamp| stamp.is_settled(now));
+            self.listed.insert(folder.to_owned(), Listed { stamp, paths });
+        }
+        let listed = self.listed.get(folder).map(|listed| listed.paths.clone());
+        Ok(listed.unwrap_or_default())
     }
 
     /// Reads a file if it may have changed. Returns whether it has.
@@ -417,5 +449,32 @@ mod tests {
         let now = file.as_file().metadata().unwrap().modified().unwrap();
         file.as_file().set_modified(SystemTime::UNIX_EPOCH).unwrap();
         assert!(!Stamp::of(&file.as_file().metadata().unwrap()).is_settled(now));
+    }
+
+    #[test]
+    fn a_folder_that_looked_the_same_for_a_while_is_listed_again_when_a_name_in_it_changes() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        let mut folder = Folder::new(root.path().to_owned());
+        let mut look = |is_settled: bool| {
+            let began = std::time::Instant::now();
+            loop {
+                folder.refresh(&Reread::changed(), &BTreeSet::new()).unwrap();
+                if !is_settled || folder.listed[root.path()].stamp.is_some() {
+                    return folder.files.keys().cloned().collect::<Vec<_>>();
+                }
+                assert!(began.elapsed().as_secs() < 60, "its stamp never settles");
+                std::thread::yield_now();
+            }
+        };
+        assert_eq!(look(true), <[PathBuf; 0]>::default());
+        fs::write(path("a.yaml"), "").unwrap();
+        assert_eq!(look(false), [path("a.yaml")]);
+        assert_eq!(look(true), [path("a.yaml")]);
+        fs::rename(path("a.yaml"), path("b.yaml")).unwrap();
+        assert_eq!(look(false), [path("b.yaml")]);
+        assert_eq!(look(true), [path("b.yaml")]);
+        fs::remove_file(path("b.yaml")).unwrap();
+        assert_eq!(look(false), <[PathBuf; 0]>::default());
     }
 }

@@ -121,7 +121,28 @@ fn trim(kind: Kind, value: &mut Value, extent: Extent) {
             keep(fields, "spec", &["nodeName", "hostNetwork"]);
             keep(fields, "status", &["phase", "podIP", "podIPs"]);
         }
+        Kind::EndpointSlice => fields
+            .get_mut("endpoints")
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+            .for_each(name_node),
         _ => {}
+    }
+}
+
+/// The node of an endpoint where discovery.k8s.io/v1 has it: v1beta1 has it among the labels of its topology.
+fn name_node(endpoint: &mut Value) {
+    const HOSTNAME: &str = "kubernetes.io/hostname";
+    let Some(endpoint) = endpoint.as_object_mut() else {
+        return;
+    };
+    if endpoint.get("nodeName").is_some_and(Value::is_string) {
+        return;
+    }
+    let node = endpoint.get("topology").and_then(|labels| labels.get(HOSTNAME));
+    if let Some(node) = node.filter(|node| node.is_string()).cloned() {
+        endpoint.insert("nodeName".to_owned(), node);
     }
 }
 
@@ -212,6 +233,33 @@ mod tests {
                 .count()
                 == 2
         );
+    }
+
+    #[test]
+    fn the_node_of_an_endpoint_is_read_of_either_version_of_the_api() {
+        for (endpoint, node) in [
+            (
+                r#"{"topology":{"kubernetes.io/hostname":"n1","zone":"a"}}"#,
+                Some("n1"),
+            ),
+            (
+                r#"{"nodeName":"n1","topology":{"kubernetes.io/hostname":"n2"}}"#,
+                Some("n1"),
+            ),
+            (
+                r#"{"nodeName":null,"topology":{"kubernetes.io/hostname":"n1"}}"#,
+                Some("n1"),
+            ),
+            (r#"{"topology":{"kubernetes.io/hostname":7}}"#, None),
+            (r#"{"topology":null}"#, None),
+            ("{}", None),
+        ] {
+            let text = format!(r#"{{"metadata":{{"name":"s","namespace":"d"}},"endpoints":[{endpoint}]}}"#);
+            let Ok(Object::EndpointSlice(slice)) = object(Kind::EndpointSlice, &text, Extent::Told) else {
+                panic!("{text} is not read");
+            };
+            assert_eq!(slice.endpoints[0].node_name.as_deref(), node, "{text}");
+        }
     }
 
     #[test]

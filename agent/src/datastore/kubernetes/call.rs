@@ -80,6 +80,8 @@ const EVENT_NAMESPACE: &str = "default";
 pub(super) struct Call {
     pub(super) verb: Verb,
     pub(super) kind: Kind,
+    /// Group and version of the API.
+    pub(super) version: &'static str,
     /// The object's name; none for all objects.
     pub(super) name: Option<String>,
     /// Its namespace, where the kind has one.
@@ -105,6 +107,7 @@ impl Call {
         Self {
             verb,
             kind,
+            version: kind.api_version(),
             name: None,
             namespace: None,
             part: Part::Whole,
@@ -116,6 +119,12 @@ impl Call {
     /// Of one namespace only.
     pub(super) fn of(mut self, namespace: Option<String>) -> Self {
         self.namespace = namespace;
+        self
+    }
+
+    /// By another version of the API.
+    pub(super) fn by(mut self, version: &'static str) -> Self {
+        self.version = version;
         self
     }
 
@@ -166,7 +175,7 @@ impl Call {
 
     /// The path of all objects of the kind, in the namespace if there is one.
     fn path(&self) -> String {
-        let version = self.kind.api_version();
+        let version = self.version;
         let prefix = if version.contains('/') { "apis" } else { "api" };
         let mut path = format!("/{prefix}/{version}");
         if let Some(namespace) = &self.namespace {

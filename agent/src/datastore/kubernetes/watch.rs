@@ -61,6 +61,16 @@ const OPTIONAL: [Kind; 5] = [
     Kind::IpamConfig,
     Kind::EndpointSlice,
 ];
+/// The versions of the API in which a kind is asked for, the best first. What the server does not know it answers with 404,
+/// which is as good as its list of versions, and needs no permission beyond those for the kind itself.
+fn versions(kind: Kind) -> &'static [&'static str] {
+    match kind {
+        // The first is from Kubernetes 1.21 on; the second was there until 1.24.
+        Kind::EndpointSlice => &["discovery.k8s.io/v1", "discovery.k8s.io/v1beta1"],
+        _ => &[],
+    }
+}
+
 /// About how often a server is asked whether it knows such a kind by now.
 const UNKNOWN: Duration = Duration::from_secs(60);
 
@@ -259,6 +269,8 @@ struct Source {
     pending: Arc<Pending>,
     remembered: Arc<Remembered>,
     scope: Scope,
+    /// Which of the [`versions`] is asked for.
+    version: usize,
     /// Where to go on; none to list anew.
     revision: Option<String>,
     /// The objects that were found, and a hash of the revision of each.
@@ -274,6 +286,7 @@ impl Source {
             pending,
             remembered,
             scope,
+            version: 0,
             revision: None,
             known: BTreeMap::new(),
             wait: BACKOFF.0,
@@ -297,15 +310,25 @@ impl Source {
                     );
                     self.revision = None;
                 }
+                Err(Refusal::Unknown(_)) if self.version + 1 < versions(self.scope.kind).len() => {
+                    self.version += 1;
+                    debug!(source = self.name, "the server has another version of these");
+                    // What was told is there still: a list by the other version tells the difference.
+                    self.revision = None;
+                    continue;
+                }
                 Err(Refusal::Unknown(error))
                     if OPTIONAL.contains(&self.scope.kind) && self.known.is_empty() =>
                 {
                     info!(source = self.name, %error, "nobody has any of these");
                     self.synced();
                     sleep(jittered(UNKNOWN)).await;
+                    self.version = 0;
                     continue;
                 }
                 Err(Refusal::Error(error) | Refusal::Unknown(error)) => {
+                    // A server that was upgraded meanwhile may have the first again, and the last no more.
+                    self.version = 0;
                     warn!(source = self.name, %error, "the watch is interrupted: what was told stands");
                     self.pending.problem(&self.name, Some(error.to_string()));
                     // A password that may not be read costs its session, and holds back nothing else.
@@ -341,7 +364,10 @@ impl Source {
     }
 
     fn call(&self, verb: Verb) -> Call {
-        let call = Call::all(verb, self.scope.kind).of(self.scope.namespace.clone());
+        let mut call = Call::all(verb, self.scope.kind).of(self.scope.namespace.clone());
+        if let Some(version) = versions(self.scope.kind).get(self.version) {
+            call = call.by(version);
+        }
         match &self.scope.selector {
             Some(selector) => call.with("fieldSelector", selector),
             None => call,
