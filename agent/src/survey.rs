@@ -2,7 +2,8 @@
 //! directly, where one reaches the nodes.
 //!
 //! Nobody is waited for too long: each node has its time, and all of them together have theirs. A node that does not answer
-//! is there all the same, with the reason in words.
+//! is there all the same, with the reason in words. Where many are silent, as when a zone is cut off, they keep none of the
+//! others from being asked: each is waited for a little at first, and asked again in what time is left.
 
 mod agents;
 mod lines;
@@ -10,6 +11,7 @@ mod matrix;
 mod one;
 mod state;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -69,6 +71,11 @@ pub struct Answered<T> {
 }
 
 impl<T> Answered<T> {
+    /// Whether it might have answered with more time.
+    fn is_late(&self) -> bool {
+        matches!(self.outcome, Err(Unanswered::Timeout(_)))
+    }
+
     /// How far the clock of the node is ahead of the one who asked, and by how much that may be wrong, when its answer says
     /// `told`: it was given at some moment between the question and its arrival.
     #[must_use]
@@ -91,17 +98,49 @@ pub struct Clock {
     pub error: SignedDuration,
 }
 
+/// Where not all of many silent nodes can be waited for, this is the least that each is given at first: far more than an
+/// answer takes, the doctor's look at a node included.
+const AT_FIRST: Duration = Duration::from_secs(1);
+
+impl Terms {
+    /// How long each of so many nodes is waited for, so that even silent ones take no more than `time` together; but not less
+    /// than `least`.
+    fn patience(&self, nodes: usize, time: Duration, least: Duration) -> Duration {
+        let turns = u32::try_from(nodes.div_ceil(self.at_once.max(1))).unwrap_or(u32::MAX);
+        (time / turns.max(1)).max(least).min(self.each)
+    }
+}
+
 /// Asks every node `question`, whose answer is `T`; the answers are in the order of the nodes.
 pub async fn ask<T: DeserializeOwned>(agents: &Agents, question: Question, terms: Terms) -> Vec<Answered<T>> {
     let deadline = Instant::now() + terms.all;
     let target = question.target();
-    let asked = stream::iter(agents.members().iter().cloned().enumerate()).map(|(at, member)| {
-        let target = &target;
-        async move { (at, ask_one(agents, member, target, terms, deadline).await) }
-    });
-    let mut answered: Vec<_> = asked.buffer_unordered(terms.at_once.max(1)).collect().await;
-    answered.sort_by_key(|(at, _)| *at);
-    answered.into_iter().map(|(_, answered)| answered).collect()
+    let round = async |members: Vec<(usize, Member)>, patience| -> Vec<(usize, Answered<T>)> {
+        let terms = Terms {
+            each: patience,
+            ..terms
+        };
+        let asked = stream::iter(members).map(|(at, member)| {
+            let target = &target;
+            async move { (at, ask_one(agents, member, target, terms, deadline).await) }
+        });
+        asked.buffer_unordered(terms.at_once.max(1)).collect().await
+    };
+    let members: Vec<(usize, Member)> = agents.members().iter().cloned().enumerate().collect();
+    let first = terms.patience(members.len(), terms.all / 2, AT_FIRST);
+    let mut answered: BTreeMap<usize, Answered<T>> = round(members, first).await.into_iter().collect();
+    let late = answered.iter().filter(|(_, answered)| answered.is_late());
+    let late: Vec<(usize, Member)> = late
+        .map(|(at, answered)| (*at, answered.member.clone()))
+        .collect();
+    let left = deadline.saturating_duration_since(Instant::now());
+    let second = terms.patience(late.len(), left, first);
+    if second > first {
+        let again = round(late, second).await.into_iter();
+        // Whose turn has not come again was silent for as long as before.
+        answered.extend(again.filter(|(_, again)| !matches!(again.outcome, Err(Unanswered::NotAsked(_)))));
+    }
+    answered.into_values().collect()
 }
 
 async fn ask_one<T: DeserializeOwned>(

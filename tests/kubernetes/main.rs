@@ -7,6 +7,7 @@ mod annotations;
 mod chart;
 mod collection;
 mod contract;
+mod fleet;
 mod helm;
 mod image;
 mod in_cluster;
@@ -77,6 +78,7 @@ fn trials(server: &Server) -> Vec<Trial> {
         .chain(chart::TRIALS)
         .chain(agents::TRIALS)
         .chain(survey::TRIALS)
+        .chain(fleet::TRIALS)
         .chain(annotations::TRIALS)
         .chain(collection::TRIALS)
         .chain(storm::TRIALS)

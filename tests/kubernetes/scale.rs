@@ -37,13 +37,18 @@ const PROGRAM: usize = 12 << 20;
 /// How many requests are under way while the server is filled.
 const AT_ONCE: usize = 16;
 
-/// A node as a cloud's cluster has it.
-fn node(number: usize) -> Object {
-    let mut node = Node::named(format!(
+/// The name of a node.
+pub(crate) fn name(number: usize) -> String {
+    format!(
         "ip-10-{}-{}.eu-central-1.compute.internal",
         number / 250,
         number % 250
-    ));
+    )
+}
+
+/// A node as a cloud's cluster has it.
+pub(crate) fn node(number: usize) -> Object {
+    let mut node = Node::named(name(number));
     let labels = [
         "beta.kubernetes.io/arch",
         "beta.kubernetes.io/os",
@@ -82,12 +87,7 @@ fn node(number: usize) -> Object {
 }
 
 fn affinity(number: usize) -> Result<Object, Failed> {
-    let owner = number / 2;
-    let node = format!(
-        "ip-10-{}-{}.eu-central-1.compute.internal",
-        owner / 250,
-        owner % 250
-    );
+    let node = name(number / 2);
     let address = std::net::Ipv4Addr::from(0x0a40_0000 + u32::try_from(number)? * 64);
     let cidr = format!("{address}/26").parse().map_err(Failed::from)?;
     let mut affinity = culvert_ipam::affinity::Affinity::pending(&node, cidr);

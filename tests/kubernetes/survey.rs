@@ -21,7 +21,7 @@ pub(crate) const TRIALS: [(&str, Act); 1] = [(
 )];
 
 /// Who has the chart's roles for operators, and no others.
-const OPERATOR: &str = "operator";
+pub(crate) const OPERATOR: &str = "operator";
 /// Without tunnels: any kernel can.
 const LAYOUT: Layout = Layout::new(Mode::Direct);
 
@@ -53,7 +53,7 @@ fn survey(_: &Server) -> Outcome {
         return Err(format!("this trial needs network namespaces: {reason}").into());
     }
     let mut lab = Lab::build(LAYOUT)?;
-    let server = ApiServer::start(Setup {
+    let mut server = ApiServer::start(Setup {
         address: LAYOUT.router(1),
         namespace: Some(lab.fabric()),
         users: [SERVICE_ACCOUNT, OPERATOR, NOBODY].map(str::to_owned).to_vec(),
@@ -76,6 +76,7 @@ fn survey(_: &Server) -> Outcome {
     page(&lab, &server)?;
     bundle(&lab, &server)?;
     some_do_not(&mut lab, &server)?;
+    server_away(&lab, &mut server)?;
     lab.down()?;
     Ok(())
 }
@@ -331,4 +332,36 @@ fn some_do_not(lab: &mut Lab, server: &ApiServer) -> Outcome {
             && text.contains(&refused),
         || text.clone(),
     )
+}
+
+/// With the API server gone an agent says so, and who asks for the cluster is told why nothing is known. When it is back the
+/// agent has nothing more to say of it.
+fn server_away(lab: &Lab, server: &mut ApiServer) -> Outcome {
+    const WORDS: &str = "the datastore does not answer as it should";
+    let doctor = || match lab.node(1).agent.ask(&["doctor"]) {
+        Err(LabError::Command { output, .. }) => Ok(output),
+        other => other.map_err(|error| error.to_string()),
+    };
+    let address = server.address().to_string();
+    server.kill()?;
+    wait_for("the agent to say that the API server is away", LIMIT, || {
+        let text = doctor()?;
+        let all = [WORDS, &address, "connection refused", "look at the API server"];
+        if all.iter().all(|words| text.contains(words)) {
+            Ok(())
+        } else {
+            Err(text)
+        }
+    })?;
+    let (ended, text) = culvert(lab, server, OPERATOR, &["status"])?;
+    ensure(
+        ended == Ended::Unknown && text.contains(&format!("the API server at https://{address} is away")),
+        || text.clone(),
+    )?;
+    server.start_again()?;
+    wait_for("the agent to have the API server back", LIMIT, || {
+        let text = doctor()?;
+        if text.contains(WORDS) { Err(text) } else { Ok(()) }
+    })?;
+    Ok(())
 }

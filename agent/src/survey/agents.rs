@@ -9,7 +9,7 @@ use hyper::StatusCode;
 use hyper::body::Bytes;
 use tokio::time::timeout;
 
-use super::{Member, Terms, Way};
+use super::{Answered, Member, Terms, Way};
 use crate::api::Node;
 use crate::datastore::kubernetes::{Access, AgentPods};
 use crate::datastore::{self, Datastore, DatastoreError};
@@ -78,6 +78,15 @@ impl Agents {
     #[must_use]
     pub fn members(&self) -> &[Member] {
         &self.members
+    }
+
+    /// Who has not answered one question is not asked the next ones: the reason stands for them as well.
+    pub fn leave_out<T>(&mut self, answered: &[Answered<T>]) {
+        for (member, answered) in self.members.iter_mut().zip(answered) {
+            if let Err(reason) = &answered.outcome {
+                member.way = Err(reason.clone());
+            }
+        }
     }
 
     /// The last lines of the agents' logs, by node, as far as the API server has them.

@@ -13,12 +13,14 @@ use crate::table::Paint;
 const GENEROUS: Duration = Duration::from_secs(300);
 
 /// An agent at every address of the loopback network, on one port: node `nN` at 127.0.H.L. Where the address ends in 255 nobody
-/// says anything.
+/// says anything, and at [`SLOW`] only who asks a second time is answered.
 struct Servers {
     port: u16,
     /// How many were asked at once, at the most.
     most: Arc<AtomicUsize>,
 }
+
+const SLOW: [u8; 4] = [127, 0, 200, 254];
 
 impl Servers {
     async fn start() -> Self {
@@ -27,8 +29,13 @@ impl Servers {
         let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let high = Arc::clone(&most);
         tokio::spawn(async move {
+            let mut first = None;
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
+                if stream.local_addr().unwrap().ip() == IpAddr::from(SLOW) && first.is_none() {
+                    first = Some(stream);
+                    continue;
+                }
                 let (now, high) = (Arc::clone(&now), Arc::clone(&high));
                 tokio::spawn(async move {
                     high.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
@@ -166,6 +173,65 @@ async fn who_does_not_answer_is_told_with_the_reason_and_holds_up_nobody() {
     };
     let answered = ask::<AgentStatus>(&agents, question, late).await;
     assert_eq!(answered[0].outcome, Err(Unanswered::NotAsked(0)));
+}
+
+#[tokio::test]
+async fn a_silent_node_keeps_no_other_from_being_asked_and_is_asked_again() {
+    let servers = Servers::start().await;
+    let mut members = servers.members(2);
+    members[0].way = Ok(Way::Direct(SocketAddr::new(SLOW.into(), servers.port)));
+    let agents = Agents::of(members);
+    // One after the other; the first alone would be waited for until all the time is over.
+    let terms = Terms {
+        each: GENEROUS,
+        all: Duration::from_secs(8),
+        at_once: 1,
+    };
+    let question = Question::Status(http::Peers::Exceptional);
+    let answered = ask::<AgentStatus>(&agents, question, terms).await;
+    let addresses = answered
+        .iter()
+        .map(|answered| answered.outcome.as_ref().unwrap().address);
+    let expected = [Some(IpAddr::from(SLOW)), Some(IpAddr::from([127, 0, 0, 2]))];
+    assert!(addresses.eq(expected), "{answered:?}");
+}
+
+#[test]
+fn so_many_nodes_are_waited_for_as_the_time_for_all_allows() {
+    let terms = Terms {
+        each: Duration::from_secs(5),
+        all: Duration::from_secs(10),
+        at_once: 64,
+    };
+    let half = terms.all / 2;
+    let first = |nodes| terms.patience(nodes, half, AT_FIRST).as_millis();
+    // Nobody needs to be hurried where all can be asked at once; and nobody is given less than a node that is well may need.
+    assert_eq!([0, 64, 65, 128, 1000].map(first), [5000, 5000, 2500, 2500, 1000]);
+}
+
+#[tokio::test]
+async fn who_has_not_answered_is_not_asked_the_next_question() {
+    let servers = Servers::start().await;
+    let mut members = servers.members(2);
+    members[1].way = Ok(Way::Direct(SocketAddr::new(
+        [127, 0, 0, 255].into(),
+        servers.port,
+    )));
+    let mut agents = Agents::of(members);
+    let terms = Terms {
+        each: Duration::from_secs(1),
+        all: GENEROUS,
+        at_once: 64,
+    };
+    let question = Question::Status(http::Peers::Exceptional);
+    let answered = ask::<AgentStatus>(&agents, question, terms).await;
+    assert_eq!(answered[1].outcome, Err(Unanswered::Timeout(1)));
+    agents.leave_out(&answered);
+    let [first, second] = agents.members() else {
+        panic!("two members");
+    };
+    assert!(first.way.is_ok());
+    assert_eq!(second.way, Err(Unanswered::Timeout(1)));
 }
 
 /// What a node says of itself that is well, with these peers: by number and state.

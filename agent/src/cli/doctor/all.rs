@@ -24,19 +24,31 @@ const INVENTORY_TIMES: u32 = 3;
 
 /// Asks all agents, looks at the addresses of the cluster, and judges.
 pub(super) async fn examine(arguments: &MemberArguments) -> Result<ClusterReport, CliError> {
-    let members = arguments.find().await?;
+    let mut members = arguments.find().await?;
     let terms = arguments.terms();
     let patience = terms.all * INVENTORY_TIMES;
+    let Members {
+        agents,
+        store,
+        access,
+        ..
+    } = &mut members;
+    let asked = async {
+        let question = Question::Status(Peers::Exceptional);
+        let statuses = survey::ask::<AgentStatus>(agents, question, terms).await;
+        // What takes a node half a second is asked of those alone that answer at all.
+        agents.leave_out(&statuses);
+        let reports = survey::ask::<Report>(agents, Question::Doctor, terms).await;
+        (statuses, reports)
+    };
     let ranges = async {
-        let access = members.access.as_ref()?;
-        let read = tokio::time::timeout(patience, kubernetes::service_ranges(access)).await;
+        let read = tokio::time::timeout(patience, kubernetes::service_ranges(access.as_ref()?)).await;
         read.ok().flatten()
     };
-    let (statuses, reports, addresses, services, service_ranges) = futures_util::join!(
-        survey::ask::<AgentStatus>(&members.agents, Question::Status(Peers::Exceptional), terms),
-        survey::ask::<Report>(&members.agents, Question::Doctor, terms),
-        in_time(patience, addresses(members.store.as_ref())),
-        in_time(patience, service_addresses(members.store.as_ref())),
+    let ((statuses, reports), addresses, services, service_ranges) = futures_util::join!(
+        asked,
+        in_time(patience, addresses(store.as_ref())),
+        in_time(patience, service_addresses(store.as_ref())),
         ranges,
     );
     let nodes = statuses.into_iter().zip(reports).map(|(status, report)| {
