@@ -19,9 +19,21 @@ const WORTH_A_THREAD: usize = 64;
 const MOST_THREADS: usize = 4;
 
 /// Messages that wait to be written, in order of each connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Sending {
     messages: Vec<(ConnectionId, Arc<Vec<u8>>)>,
+    /// How many threads may write. To ask for that costs more than a message: it reads files of the kernel's.
+    threads: usize,
+}
+
+impl Default for Sending {
+    fn default() -> Self {
+        let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        Self {
+            messages: Vec::new(),
+            threads: cores.min(MOST_THREADS),
+        }
+    }
 }
 
 /// A connection, and what it is sent.
