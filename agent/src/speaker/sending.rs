@@ -75,10 +75,7 @@ impl Sending {
         &mut self,
         connections: &mut BTreeMap<ConnectionId, Connection>,
     ) -> Vec<(ConnectionId, Sent)> {
-        let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        let threads = threads
-            .min(MOST_THREADS)
-            .min(self.messages.len() / WORTH_A_THREAD);
+        let threads = self.threads.min(self.messages.len() / WORTH_A_THREAD);
         if threads < 2 {
             return self.write_alone(connections);
         }
