@@ -146,19 +146,25 @@ fn write_by(threads: usize, shares: &mut [Share<'_>]) {
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncReadExt;
+    use tokio::net::TcpStream;
 
     use super::*;
     use crate::speaker::connection::tests::connected;
 
-    #[tokio::test]
-    async fn many_connections_get_each_its_messages_in_order() {
-        let mut connections = BTreeMap::new();
-        let mut peers = Vec::new();
+    /// Two hundred connections, and the peers' ends of them.
+    async fn many_connected() -> (BTreeMap<ConnectionId, Connection>, Vec<TcpStream>) {
+        let (mut connections, mut peers) = (BTreeMap::new(), Vec::new());
         for number in 0..200 {
             let (ours, peer) = connected().await;
             connections.insert(ConnectionId(number), ours);
             peers.push(peer);
         }
+        (connections, peers)
+    }
+
+    #[tokio::test]
+    async fn many_connections_get_each_its_messages_in_order() {
+        let (mut connections, mut peers) = many_connected().await;
         let mut sending = Sending::default();
         for round in 0..3_u8 {
             for number in 0..200 {
@@ -181,13 +187,7 @@ mod tests {
 
     #[tokio::test]
     async fn of_many_connections_those_are_told_by_which_something_waits() {
-        let mut connections = BTreeMap::new();
-        let mut peers = Vec::new();
-        for number in 0..200 {
-            let (ours, peer) = connected().await;
-            connections.insert(ConnectionId(number), ours);
-            peers.push(peer);
-        }
+        let (mut connections, mut peers) = many_connected().await;
         // No kernel holds so much of a peer that does not read.
         let much = Arc::new(vec![7; 16 << 20]);
         let mut sending = Sending::default();
