@@ -5,7 +5,7 @@
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -130,19 +130,24 @@ impl Lab {
     }
 
     fn culvert(&self, arguments: &[&str], number: u8) -> (bool, String) {
-        let output = Command::new(env!("CARGO_BIN_EXE_culvert"))
-            .args(arguments)
-            .arg("--socket")
-            .arg(self.socket(number))
-            .output()
-            .unwrap();
+        let output = self.output(arguments, number);
         let text = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8(text).unwrap())
     }
 
+    fn output(&self, arguments: &[&str], number: u8) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_culvert"))
+            .args(arguments)
+            .arg("--socket")
+            .arg(self.socket(number))
+            .output()
+            .unwrap()
+    }
+
+    /// What the agent says of itself, also where something is wrong; null while it does not answer.
     fn status(&self, number: u8) -> Value {
-        let (_, text) = self.culvert(&["node", "status", "-o", "json"], number);
-        serde_json::from_str(&text).unwrap_or_default()
+        let output = self.output(&["node", "status", "-o", "json"], number);
+        serde_json::from_slice(&output.stdout).unwrap_or_default()
     }
 
     fn problem(&self, number: u8) -> String {
