@@ -6,7 +6,7 @@ use crate::api::{BlockAffinity, IpPool, Node, Object, annotation};
 use crate::desired::Settings;
 use crate::fib::{Address, Link, NextHop, Route, RouteKey, RouteKind, SCOPE_LINK, SCOPE_UNIVERSE, Snapshot};
 use crate::peering::Speaking;
-use crate::status::{PeerStatus, PeerType};
+use crate::status::{AgentStatus, DatastoreStatus, PeerStatus, PeerType, RouteStatus};
 
 /// The index of the first NIC.
 pub(crate) const ETH0: u32 = 2;
@@ -134,5 +134,24 @@ pub(crate) fn mesh_peer(address: &str, state: &str) -> PeerStatus {
         failed: None,
         stale: false,
         outer_source: None,
+    }
+}
+
+/// The status of a node with which nothing is wrong.
+pub(crate) fn settled() -> AgentStatus {
+    AgentStatus {
+        node: "a".into(),
+        datastore: DatastoreStatus {
+            in_sync: true,
+            problem: None,
+        },
+        pools: 1,
+        blocks: vec!["10.65.42.0/26".parse().unwrap()],
+        routes: RouteStatus {
+            desired: 4,
+            programmed: 4,
+            ..RouteStatus::default()
+        },
+        ..AgentStatus::default()
     }
 }

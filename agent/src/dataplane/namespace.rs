@@ -81,6 +81,7 @@ impl Namespace {
                 .unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
         })
     }
+
     /// Runs `make` in it on the calling thread, which then is where it was. For a thread that nothing else runs on.
     ///
     /// # Errors

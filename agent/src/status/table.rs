@@ -272,9 +272,9 @@ fn info(peer: &PeerStatus, now: &Zoned) -> String {
 mod tests {
     use jiff::civil::date;
 
-    use super::super::{DatastoreStatus, PeerType, RouteProblem, RouteStatus, SourceMismatch, SourceStatus};
+    use super::super::{PeerType, RouteProblem, RouteStatus, SourceMismatch, SourceStatus};
     use super::*;
-    use crate::fixtures::mesh_peer;
+    use crate::fixtures::{mesh_peer, settled};
 
     fn now() -> Zoned {
         date(2026, 11, 21).at(23, 59, 0, 0).in_tz("UTC").unwrap()
@@ -289,21 +289,9 @@ mod tests {
 
     fn status(peers: Vec<PeerStatus>) -> AgentStatus {
         AgentStatus {
-            node: "a".into(),
-            datastore: DatastoreStatus {
-                in_sync: true,
-                problem: None,
-            },
             peers,
-            pools: 1,
-            blocks: vec!["10.65.42.0/26".parse().unwrap()],
             addresses_in_use: 3,
-            routes: RouteStatus {
-                desired: 4,
-                programmed: 4,
-                ..RouteStatus::default()
-            },
-            ..AgentStatus::default()
+            ..settled()
         }
     }
 

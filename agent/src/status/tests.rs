@@ -1,25 +1,7 @@
 //! When a node is ready, and what it tells of its routes and peers.
 
 use super::*;
-use crate::fixtures::mesh_peer;
-
-fn settled() -> AgentStatus {
-    AgentStatus {
-        node: "a".into(),
-        datastore: DatastoreStatus {
-            in_sync: true,
-            problem: None,
-        },
-        pools: 1,
-        blocks: vec!["10.65.42.0/26".parse().unwrap()],
-        routes: RouteStatus {
-            desired: 4,
-            programmed: 4,
-            ..RouteStatus::default()
-        },
-        ..AgentStatus::default()
-    }
-}
+use crate::fixtures::{mesh_peer, settled};
 
 #[test]
 fn an_agent_that_starts_is_not_ready_until_the_datastore_is_in_sync() {

@@ -332,13 +332,9 @@ fn measure() -> Outcome<()> {
     Ok(())
 }
 
-fn at_once(place: &Place, agent: &Agent) -> Outcome<()> {
-    let pid = agent.pid().ok_or("no agent")?;
-    let mut plugin = Way::new("ADD by the plugin", Whose::Children);
-    let mut del = Way::new("DEL by the plugin", Whose::Children);
-    let mut ip = Way::new("bare: two ip -batch", Whose::Children);
-    let mut threads = Way::new("bare: netlink by threads", Whose::Own);
-    let within = [
+/// What of an ADD is spent where.
+fn parts(agent: &Agent) -> Outcome<[Within; 2]> {
+    Ok([
         Within::since(
             agent,
             "of that the agent",
@@ -349,7 +345,16 @@ fn at_once(place: &Place, agent: &Agent) -> Outcome<()> {
             "of that the allocation",
             r#"culvert_ipam_request_duration_seconds{request="assign"}"#,
         )?,
-    ];
+    ])
+}
+
+fn at_once(place: &Place, agent: &Agent) -> Outcome<()> {
+    let pid = agent.pid().ok_or("no agent")?;
+    let mut plugin = Way::new("ADD by the plugin", Whose::Children);
+    let mut del = Way::new("DEL by the plugin", Whose::Children);
+    let mut ip = Way::new("bare: two ip -batch", Whose::Children);
+    let mut threads = Way::new("bare: netlink by threads", Whose::Own);
+    let within = parts(agent)?;
     let mut of_agent = Duration::ZERO;
     for _ in 0..ROUNDS {
         let before = running(pid)?;
@@ -379,18 +384,7 @@ fn at_once(place: &Place, agent: &Agent) -> Outcome<()> {
 fn alone(place: &Place, agent: &Agent) -> Outcome<()> {
     let first = place.pods.first().ok_or("no pod")?;
     let mut add = Way::new("ADD alone", Whose::Children);
-    let within = [
-        Within::since(
-            agent,
-            "of that the agent",
-            r#"culvert_cni_request_duration_seconds{command="add"}"#,
-        )?,
-        Within::since(
-            agent,
-            "of that the allocation",
-            r#"culvert_ipam_request_duration_seconds{request="assign"}"#,
-        )?,
-    ];
+    let within = parts(agent)?;
     for _ in 0..ALONE {
         add.add(|| Ok(vec![place.node.within(|| place.call(&[], "ADD", first))??.0]))?;
         place.node.within(|| place.call(&[], "DEL", first))??;

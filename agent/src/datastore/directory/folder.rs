@@ -178,8 +178,7 @@ impl Folder {
         self.unlisted = unlisted;
         self.files.retain(|known, _| paths.contains(known));
         for path in &paths {
-            let skip = unsettled.contains(path) && self.files.contains_key(path);
-            if !skip && self.refresh_file(path, reread.includes(path)) {
+            if !self.is_kept(path, unsettled) && self.refresh_file(path, reread.includes(path)) {
                 self.faults.retain(|fault| fault.file != *path);
                 changed = true;
             }
@@ -196,16 +195,25 @@ impl Folder {
         self.reindex()
     }
 
-    /// The same at several files, of which each is read.
-    pub(super) fn refresh_these(&mut self, paths: &BTreeSet<PathBuf>) -> Vec<Fault> {
+    /// The same at several files, of which each is read, but for those in `unsettled` that are known.
+    pub(super) fn refresh_these(
+        &mut self,
+        paths: &BTreeSet<PathBuf>,
+        unsettled: &BTreeSet<PathBuf>,
+    ) -> Vec<Fault> {
         let mut any = false;
         for path in paths {
-            if self.refresh_file(path, true) {
+            if !self.is_kept(path, unsettled) && self.refresh_file(path, true) {
                 self.faults.retain(|fault| fault.file != *path);
                 any = true;
             }
         }
         if any { self.reindex() } else { Vec::new() }
+    }
+
+    /// Whether a file keeps its last state: somebody is writing it.
+    fn is_kept(&self, path: &Path, unsettled: &BTreeSet<PathBuf>) -> bool {
+        unsettled.contains(path) && self.files.contains_key(path)
     }
 
     /// Finds objects and faults again, and returns the faults that are new.

@@ -400,12 +400,7 @@ impl Shared {
         let lock = StoreLock::acquire(&self.root, Access::Shared)?;
         let faults = match &look.reread {
             // Each event names its file: that it came, went or changed.
-            Reread::Named(files) if !look.rearm => {
-                let is_kept =
-                    |path: &&PathBuf| look.unsettled.contains(*path) && folder.files.contains_key(*path);
-                let files = files.iter().filter(|path| !is_kept(path)).cloned().collect();
-                folder.refresh_these(&files)
-            }
+            Reread::Named(files) if !look.rearm => folder.refresh_these(files, &look.unsettled),
             reread => folder.refresh(reread, &look.unsettled)?,
         };
         report(&faults);

@@ -113,7 +113,7 @@ impl Folder {
         for (place, one) in self.finish(ready) {
             answer(place, one);
         }
-        report(&self.refresh_these(&files));
+        report(&self.refresh_these(&files, &BTreeSet::new()));
         left
     }
 
