@@ -12,21 +12,20 @@ use std::path::{Path, PathBuf};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth};
 
-use super::blocking::{Blocking, Failed, Named, links, named_link};
+use super::blocking::{Blocking, Named};
 use super::connection::Request;
 use super::{decode, encode};
 use crate::dataplane::{DataplaneError, Namespace, Refusal, sysctl};
-use crate::fib::{
-    Address, Link, MAIN_TABLE, NextHop, Route, RouteKey, RouteKind, SCOPE_LINK, SCOPE_UNIVERSE,
-};
+use crate::fib::{Address, MAIN_TABLE, NextHop, Route, RouteKey, RouteKind, SCOPE_LINK, SCOPE_UNIVERSE};
 
 /// The gateway of every pod.
 pub const POD_GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -46,6 +45,17 @@ pub struct MacAddress(
     /// Its bytes in the order of the wire.
     pub [u8; 6],
 );
+
+impl MacAddress {
+    /// One that nobody else is likely to have, as the kernel makes them for links that are given none
+    /// (linux/etherdevice.h, `eth_random_addr`): of one link, and administered locally.
+    fn random() -> Self {
+        let mut bytes = [0; 6];
+        fastrand::Rng::new().fill(&mut bytes);
+        bytes[0] = bytes[0] & !1 | 2;
+        Self(bytes)
+    }
+}
 
 impl fmt::Display for MacAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -95,14 +105,17 @@ pub fn attach_pod(pod: &PodLink) -> Result<PodAttached, DataplaneError> {
         )
     })?;
     let mut host = connect()?;
-    let mut inside = pod_netns.visit(connect).map_err(entering)??;
-    let ends = create(pod, &pod_netns, &mut host)?;
-    let attached = wire(pod, &ends, &pod_netns, &mut host, &mut inside);
-    if attached.is_err() {
+    let pod_mac = MacAddress::random();
+    create(pod, pod_mac, &pod_netns, &mut host)?;
+    if let Err(error) = wire(pod, &pod_netns, &mut host) {
         // Takes the pod's end, its address and all routes along. The first error is the one to tell.
         let _ = delete_veth(&mut host, &pod.host_name);
+        return Err(error);
     }
-    attached
+    Ok(PodAttached {
+        host_mac: HOST_MAC,
+        pod_mac,
+    })
 }
 
 /// Removes the host end `host_name`, and in `pod_netns`, if that is given and there, the end `pod_name`. What is gone
@@ -126,97 +139,59 @@ pub fn detach_pod(host_name: &str, pod_netns: Option<&Path>, pod_name: &str) -> 
     }
 }
 
-/// The two ends of a pair.
-struct Ends {
-    host: Link,
-    host_mac: MacAddress,
-    /// The pod's, by what is known of it on the host.
-    pod: Link,
+/// An end of a pair, in its own namespace.
+struct End<'a> {
+    name: &'a str,
+    index: u32,
+}
+
+impl<'a> End<'a> {
+    /// The link of this name in the namespace of the calling thread. This asks without waiting for the lock under which the
+    /// kernel changes links (net/core/dev_ioctl.c, `SIOCGIFINDEX`), for which other pods may be waiting.
+    fn find(name: &'a str) -> Result<Self, DataplaneError> {
+        match if_nametoindex(name) {
+            Ok(index) => Ok(Self { name, index }),
+            Err(errno) => Err(DataplaneError::new(format!("find the link {name}"), errno.into())),
+        }
+    }
 }
 
 /// Makes the pair, in the place of one that was left over.
-fn create(pod: &PodLink, pod_netns: &Namespace, host: &mut Blocking) -> Result<Ends, DataplaneError> {
-    let made = match make(pod, pod_netns, host) {
-        Err(Failed { place: 0, error })
-            if error.errno() == Some(Errno::EEXIST as i32) && delete_veth(host, &pod.host_name)? =>
-        {
-            make(pod, pod_netns, host)
+fn create(
+    pod: &PodLink,
+    pod_mac: MacAddress,
+    pod_netns: &Namespace,
+    host: &mut Blocking,
+) -> Result<(), DataplaneError> {
+    let make = |host: &mut Blocking| {
+        let creation = format!("create the veth pair {} and {}", pod.host_name, pod.pod_name);
+        host.transact(vec![(creation, veth(pod, pod_mac, pod_netns))])
+            .map(drop)
+    };
+    match make(host) {
+        Err(error) if error.errno() == Some(Errno::EEXIST as i32) && delete_veth(host, &pod.host_name)? => {
+            make(host)
         }
         made => made,
-    };
-    let failed = match made {
-        Ok(Some(ends)) => return Ok(ends),
-        Ok(None) => Failed {
-            place: 1,
-            error: unknown(&pod.host_name),
-        },
-        Err(failed) => failed,
-    };
-    if failed.place > 0 {
-        let _ = delete_veth(host, &pod.host_name);
     }
-    Err(failed.error)
-}
-
-/// Makes the pair, and looks at what was made; none when that does not tell enough.
-fn make(pod: &PodLink, pod_netns: &Namespace, host: &mut Blocking) -> Result<Option<Ends>, Failed> {
-    let creation = format!("create the veth pair {} and {}", pod.host_name, pod.pod_name);
-    let look = format!("find the link {}", pod.host_name);
-    let answers = host.transact(vec![
-        (creation, veth(pod, pod_netns)),
-        (look, named_link(&pod.host_name)),
-    ])?;
-    Ok(links(answers).find_map(|message| {
-        let peer = message.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::Link(index) => Some(*index),
-            _ => None,
-        })?;
-        let host = decode::link(&message)?;
-        let pod = Link {
-            index: peer,
-            name: pod.pod_name.clone(),
-            ..host.clone()
-        };
-        Some(Ends {
-            host,
-            host_mac: hardware_address(&message)?,
-            pod,
-        })
-    }))
-}
-
-/// What was made must be there.
-fn unknown(name: &str) -> DataplaneError {
-    DataplaneError::refused(
-        format!("find the link {name}"),
-        Refusal {
-            errno: Errno::ENODEV as i32,
-            words: String::new(),
-        },
-    )
 }
 
 /// The pod's side first: with its routes it is complete before the first packet can reach it by the host's.
-fn wire(
-    pod: &PodLink,
-    ends: &Ends,
-    pod_netns: &Namespace,
-    host: &mut Blocking,
-    inside: &mut Blocking,
-) -> Result<PodAttached, DataplaneError> {
+fn wire(pod: &PodLink, pod_netns: &Namespace, host: &mut Blocking) -> Result<(), DataplaneError> {
     sysctl::enable_forwarding()?;
+    let on_host = End::find(&pod.host_name)?;
     if pod.address_v6.is_some() {
-        prepare_v6(pod, ends, pod_netns, host)?;
+        prepare_v6(pod, &on_host, host)?;
     }
-    let answers = inside.transact(inside_requests(pod, ends)?);
-    let found = links(answers.map_err(|failed| failed.error)?).find_map(|link| hardware_address(&link));
-    let pod_mac = found.ok_or_else(|| unknown(&pod.pod_name))?;
-    let done = host.transact(host_requests(pod, ends)?);
-    done.map_err(|failed| failed.error)?;
-    Ok(PodAttached {
-        host_mac: ends.host_mac,
-        pod_mac,
-    })
+    let enter = || {
+        if pod.address_v6.is_some() {
+            switches_v6_inside(&pod.pod_name)?;
+        }
+        Ok::<_, DataplaneError>((connect()?, End::find(&pod.pod_name)?))
+    };
+    let (mut inside, in_pod) = pod_netns.visit(enter).map_err(entering)??;
+    inside.transact(inside_requests(pod, &in_pod)?)?;
+    host.transact(host_requests(pod, &on_host)?).map(drop)
 }
 
 /// The addresses that a pod gets.
@@ -225,9 +200,8 @@ fn addresses(pod: &PodLink) -> impl Iterator<Item = IpAddr> {
     wanted.into_iter().flatten()
 }
 
-/// What is to be done in the pod; at last its end is looked at.
-fn inside_requests(pod: &PodLink, ends: &Ends) -> Result<Vec<Named>, DataplaneError> {
-    let link = &ends.pod;
+/// What is to be done in the pod.
+fn inside_requests(pod: &PodLink, link: &End<'_>) -> Result<Vec<Named>, DataplaneError> {
     let up = encode::set_link(link.index, pod.mtu);
     let mut requests = vec![(format!("set {} in the pod up", link.name), up)];
     for address in addresses(pod) {
@@ -242,19 +216,16 @@ fn inside_requests(pod: &PodLink, ends: &Ends) -> Result<Vec<Named>, DataplaneEr
         let operation = format!("give {} in the pod the address {address}", link.name);
         requests.push((operation, encode::add_own_address(&own)));
         // Before the first route, so that the first packet finds it.
-        let operation = format!("tell the pod that {gateway} is at {}", ends.host_mac);
-        requests.push((operation, neighbour(link.index, gateway, ends.host_mac)));
+        let operation = format!("tell the pod that {gateway} is at {HOST_MAC}");
+        requests.push((operation, neighbour(link.index, gateway, HOST_MAC)));
         requests.push(install(&route(IpNet::from(gateway), None, link), link)?);
         requests.push(install(&route(everywhere, Some(gateway), link), link)?);
     }
-    let look = format!("find the link {}", link.name);
-    requests.push((look, named_link(&link.name)));
     Ok(requests)
 }
 
 /// What is to be done on the host once both ends are up: its switches, and the way to the pod.
-fn host_requests(pod: &PodLink, ends: &Ends) -> Result<Vec<Named>, DataplaneError> {
-    let link = &ends.host;
+fn host_requests(pod: &PodLink, link: &End<'_>) -> Result<Vec<Named>, DataplaneError> {
     let mut requests = vec![
         (
             format!("set proxy_arp, rp_filter and forwarding of {} to 1", link.name),
@@ -274,25 +245,14 @@ fn host_requests(pod: &PodLink, ends: &Ends) -> Result<Vec<Named>, DataplaneErro
 /// [`POD_GATEWAY_V6`] as the address of a link.
 const LINK_LOCAL: Ipv6Net = Ipv6Net::new_assert(POD_GATEWAY_V6, 64);
 
-/// What both ends need for IPv6 before they are up; then the host's is set up.
-fn prepare_v6(
-    pod: &PodLink,
-    ends: &Ends,
-    pod_netns: &Namespace,
-    host: &mut Blocking,
-) -> Result<(), DataplaneError> {
+/// What the host's end needs for IPv6 before it is up; then it is set up.
+fn prepare_v6(pod: &PodLink, link: &End<'_>, host: &mut Blocking) -> Result<(), DataplaneError> {
     switches_v6(&pod.host_name)?;
-    // Many runtimes switch IPv6 off in what they make; no address that is given here needs to be probed for.
-    let inside = || {
-        sysctl::set_link_v6(&pod.pod_name, "disable_ipv6", "0")?;
-        sysctl::set_link_v6(&pod.pod_name, "accept_dad", "0")
-    };
-    pod_netns.visit(inside).map_err(entering)??;
     let gateway = Address {
-        link: ends.host.index,
+        link: link.index,
         net: IpNet::V6(LINK_LOCAL),
     };
-    let done = host.transact(vec![
+    let requests = vec![
         (
             format!("give {} the address {LINK_LOCAL}", pod.host_name),
             // Before it is up, when it would make the same by itself and probe for it.
@@ -300,10 +260,17 @@ fn prepare_v6(
         ),
         (
             format!("set {} up", pod.host_name),
-            encode::set_link(ends.host.index, pod.mtu),
+            encode::set_link(link.index, pod.mtu),
         ),
-    ]);
-    done.map(drop).map_err(|failed| failed.error)
+    ];
+    host.transact(requests).map(drop)
+}
+
+/// Those of the pod's end, set in its namespace.
+fn switches_v6_inside(pod_name: &str) -> Result<(), DataplaneError> {
+    // Many runtimes switch IPv6 off in what they make; no address that is given here needs to be probed for.
+    sysctl::set_link_v6(pod_name, "disable_ipv6", "0")?;
+    sysctl::set_link_v6(pod_name, "accept_dad", "0")
 }
 
 /// Those of the host end. That the host forwards IPv6 at all is the agent's to see to, which knows what it may cost.
@@ -323,15 +290,20 @@ fn switches_v6(host_name: &str) -> Result<(), DataplaneError> {
 
 /// The pair, the pod's end of which is made in the pod's namespace at once: its name need not be free on the host. The
 /// host's is up from the beginning, but for IPv6, for which there are switches to be set first.
-fn veth(pod: &PodLink, pod_netns: &Namespace) -> Request {
+fn veth(pod: &PodLink, pod_mac: MacAddress, pod_netns: &Namespace) -> Request {
     let peer = LinkMessageBuilder::<LinkUnspec>::new()
         .name(pod.pod_name.as_str())
         .mtu(pod.mtu)
+        .address(pod_mac.0.to_vec())
+        .append_extra_attribute(ONE_QUEUE.0)
+        .append_extra_attribute(ONE_QUEUE.1)
         .setns_by_fd(pod_netns.file().as_raw_fd())
         .build();
     let host = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
         .name(pod.host_name.as_str())
         .mtu(pod.mtu)
+        .append_extra_attribute(ONE_QUEUE.0)
+        .append_extra_attribute(ONE_QUEUE.1)
         .address(HOST_MAC.0.to_vec())
         .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)));
     let host = if pod.address_v6.is_some() { host } else { host.up() };
@@ -340,6 +312,11 @@ fn veth(pod: &PodLink, pod_netns: &Namespace) -> Request {
         NLM_F_CREATE | NLM_F_EXCL,
     )
 }
+
+/// A queue in each direction. Without being told so the kernel makes one for each processor that there may be, and takes all
+/// but one away again before the link is up (drivers/net/veth.c, `veth_get_num_queues` and `veth_init_queues`).
+const ONE_QUEUE: (LinkAttribute, LinkAttribute) =
+    (LinkAttribute::NumTxQueues(1), LinkAttribute::NumRxQueues(1));
 
 fn neighbour(link: u32, gateway: IpAddr, mac: MacAddress) -> Request {
     let (family, destination) = match gateway {
@@ -362,7 +339,7 @@ fn neighbour(link: u32, gateway: IpAddr, mac: MacAddress) -> Request {
     )
 }
 
-fn route(prefix: IpNet, gateway: Option<IpAddr>, link: &Link) -> Route {
+fn route(prefix: IpNet, gateway: Option<IpAddr>, link: &End<'_>) -> Route {
     Route {
         key: RouteKey {
             table: MAIN_TABLE,
@@ -388,10 +365,10 @@ fn route(prefix: IpNet, gateway: Option<IpAddr>, link: &Link) -> Route {
     }
 }
 
-fn install(route: &Route, link: &Link) -> Result<Named, DataplaneError> {
+fn install(route: &Route, link: &End<'_>) -> Result<Named, DataplaneError> {
     let operation = format!(
         "install the route {}",
-        route.with_names(|_| Some(link.name.clone()))
+        route.with_names(|_| Some(link.name.to_owned()))
     );
     match encode::replace_route(route) {
         Ok(request) => Ok((operation, request)),
@@ -407,13 +384,6 @@ fn connect() -> Result<Blocking, DataplaneError> {
 
 fn entering(source: io::Error) -> DataplaneError {
     DataplaneError::new("enter the network namespace of the pod", source)
-}
-
-fn hardware_address(message: &LinkMessage) -> Option<MacAddress> {
-    message.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Address(bytes) => <[u8; 6]>::try_from(bytes.as_slice()).ok().map(MacAddress),
-        _ => None,
-    })
 }
 
 /// Deletes the veth of this name, if there is one: whether there was.
@@ -440,7 +410,7 @@ fn delete_veth(connection: &mut Blocking, name: &str) -> Result<bool, DataplaneE
     let request = (RouteNetlinkMessage::DelLink(message), 0);
     match connection.transact(vec![(operation, request)]) {
         // Somebody was faster.
-        Err(failed) if failed.error.errno() == Some(Errno::ENODEV as i32) => Ok(true),
-        done => done.map(|_| true).map_err(|failed| failed.error),
+        Err(error) if error.errno() == Some(Errno::ENODEV as i32) => Ok(true),
+        done => done.map(|_| true),
     }
 }

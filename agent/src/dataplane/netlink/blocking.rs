@@ -33,14 +33,6 @@ pub(super) struct Blocking {
 /// A request, and what is asked in words.
 pub(super) type Named = (String, Request);
 
-/// Why a batch was not done.
-#[derive(Debug)]
-pub(super) struct Failed {
-    /// The place of the request in its batch.
-    pub(super) place: usize,
-    pub(super) error: DataplaneError,
-}
-
 impl Blocking {
     /// A connection in the namespace of the calling thread.
     ///
@@ -60,7 +52,10 @@ impl Blocking {
     ///
     /// # Errors
     /// The first that the kernel refused, or that the connection is gone.
-    pub(super) fn transact(&mut self, requests: Vec<Named>) -> Result<Vec<RouteNetlinkMessage>, Failed> {
+    pub(super) fn transact(
+        &mut self,
+        requests: Vec<Named>,
+    ) -> Result<Vec<RouteNetlinkMessage>, DataplaneError> {
         let first = self.sequence.wrapping_add(1);
         let count = requests.len();
         let mut output = Vec::new();
@@ -76,20 +71,13 @@ impl Blocking {
         }
         let mut refused = vec![None; count];
         let answers = self.exchange(&output, first, &mut refused);
-        let mut failed = refused.into_iter().zip(&operations).enumerate();
-        let failed = failed.find_map(|(place, (refused, operation))| {
-            refused.map(|why| Failed {
-                place,
-                error: DataplaneError::refused(operation, why),
-            })
-        });
+        let mut refused = refused.into_iter().zip(&operations);
+        let failed = refused
+            .find_map(|(refused, operation)| refused.map(|why| DataplaneError::refused(operation, why)));
         match (failed, answers) {
             (Some(failed), _) => Err(failed),
             (None, Ok(answers)) => Ok(answers),
-            (None, Err(source)) => Err(Failed {
-                place: 0,
-                error: DataplaneError::new(operations.join("; "), source),
-            }),
+            (None, Err(source)) => Err(DataplaneError::new(operations.join("; "), source)),
         }
     }
 
@@ -149,14 +137,14 @@ impl Blocking {
     pub(super) fn link_named(&mut self, name: &str) -> Result<Option<LinkMessage>, DataplaneError> {
         match self.transact(vec![(format!("find the link {name}"), named_link(name))]) {
             Ok(answers) => Ok(links(answers).next()),
-            Err(failed) if failed.error.errno() == Some(Errno::ENODEV as i32) => Ok(None),
-            Err(failed) => Err(failed.error),
+            Err(error) if error.errno() == Some(Errno::ENODEV as i32) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 }
 
 /// Asks for one link, without its counters.
-pub(super) fn named_link(name: &str) -> Request {
+fn named_link(name: &str) -> Request {
     let mut message = LinkMessage::default();
     message.attributes = vec![
         LinkAttribute::IfName(name.to_owned()),
@@ -166,7 +154,7 @@ pub(super) fn named_link(name: &str) -> Request {
 }
 
 /// The links among answers.
-pub(super) fn links(answers: Vec<RouteNetlinkMessage>) -> impl Iterator<Item = LinkMessage> {
+fn links(answers: Vec<RouteNetlinkMessage>) -> impl Iterator<Item = LinkMessage> {
     answers.into_iter().filter_map(|answer| match answer {
         RouteNetlinkMessage::NewLink(link) => Some(link),
         _ => None,
