@@ -38,6 +38,41 @@ pub(super) fn event(message: &RouteNetlinkMessage, flags: u16) -> Option<KernelE
     }
 }
 
+/// A notification about a link with nothing but what is kept of it; none if `message` is about something else, or malformed.
+/// The counters of a link and the switches of its families are nine tenths of what it tells, and a pod that comes or goes is
+/// told several times.
+pub(super) fn lean_link(message: &[u8]) -> Option<Vec<u8>> {
+    // linux/rtnetlink.h and linux/if_link.h.
+    const RTM_NEWLINK: u16 = 16;
+    const RTM_DELLINK: u16 = 17;
+    const KEPT: [u16; 3] = [IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO];
+    const IFLA_IFNAME: u16 = 3;
+    const IFLA_MTU: u16 = 4;
+    const IFLA_LINKINFO: u16 = 18;
+    // struct nlmsghdr, struct ifinfomsg, and struct nlattr.
+    const HEADERS: usize = 16 + 16;
+    const ATTRIBUTE: usize = 4;
+    let kind = NetlinkBuffer::new_checked(message).ok()?.message_type();
+    if !matches!(kind, RTM_NEWLINK | RTM_DELLINK) {
+        return None;
+    }
+    let (headers, attributes) = message.split_at_checked(HEADERS)?;
+    let mut lean = headers.to_vec();
+    for attribute in NlasIterator::new(attributes) {
+        let attribute: NlaBuffer<&[u8]> = attribute.ok()?;
+        if KEPT.contains(&attribute.kind()) {
+            let value = attribute.value();
+            lean.extend(u16::try_from(ATTRIBUTE + value.len()).ok()?.to_ne_bytes());
+            lean.extend(attribute.kind().to_ne_bytes());
+            lean.extend(value);
+            lean.resize(lean.len().next_multiple_of(4), 0);
+        }
+    }
+    let length = u32::try_from(lean.len()).ok()?.to_ne_bytes();
+    lean.get_mut(..length.len())?.copy_from_slice(&length);
+    Some(lean)
+}
+
 /// What the kernel tells of its switches, which the library does not read: none if `message` is not about them.
 pub(super) fn netconf(message: &[u8]) -> Option<Option<KernelEvent>> {
     // linux/rtnetlink.h and linux/netconf.h. The switches of single links follow that of the host.

@@ -132,7 +132,8 @@ impl Listener {
                 told.into_iter().for_each(|event| self.offer(event));
                 continue;
             }
-            match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message) {
+            let lean = decode::lean_link(message);
+            match NetlinkMessage::<RouteNetlinkMessage>::deserialize(lean.as_deref().unwrap_or(message)) {
                 Ok(NetlinkMessage {
                     header,
                     payload: NetlinkPayload::InnerMessage(inner),

@@ -1,7 +1,10 @@
-use netlink_packet_core::NetlinkMessage;
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{InfoData, InfoIpTunnel, InfoKind, LinkMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteMessage};
 
 use nix::sys::socket::{setsockopt, sockopt};
+use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 
 use super::connection::{Answer, Connection};
 use super::{Dataplane, DataplaneError, Netlink, decode, encode};
@@ -22,7 +25,7 @@ fn blackhole(table: u32) -> Route {
 /// The message that the kernel would send about `route`, give or take `alter`.
 fn told(route: &Route, alter: impl FnOnce(&mut RouteMessage)) -> Option<Route> {
     let (message, _) = encode::replace_route(route).unwrap();
-    let netlink_packet_route::RouteNetlinkMessage::NewRoute(mut message) = message else {
+    let RouteNetlinkMessage::NewRoute(mut message) = message else {
         unreachable!()
     };
     alter(&mut message);
@@ -114,4 +117,41 @@ async fn a_dead_connection_is_replaced_for_the_next_request() {
         "{results:?}"
     );
     assert!(!netlink.dump().await.unwrap().links.is_empty());
+}
+
+/// The bytes of a message about a link.
+fn framed_link(message: LinkMessage) -> Vec<u8> {
+    let mut framed = NetlinkMessage::from(RouteNetlinkMessage::NewLink(message));
+    framed.finalize();
+    let mut bytes = vec![0; framed.buffer_len()];
+    framed.serialize(&mut bytes);
+    bytes
+}
+
+#[tokio::test]
+async fn a_link_without_what_is_not_kept_of_it_is_the_same_link_in_a_fraction_of_the_bytes() {
+    let read = |bytes: &[u8]| match NetlinkMessage::deserialize(bytes).unwrap().payload {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(message)) => {
+            decode::link(&message).unwrap()
+        }
+        other => panic!("{other:?}"),
+    };
+    let mut connection = Connection::open(&Namespace::current().unwrap()).unwrap();
+    let tunnel = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::IpIp)
+        .name("tunl0")
+        .mtu(1480)
+        .set_info_data(InfoData::IpTunnel(vec![InfoIpTunnel::PMtuDisc(false)]))
+        .build();
+    let mut links = connection.links().await.unwrap();
+    assert!(!links.is_empty());
+    links.push(tunnel);
+    for link in links {
+        let whole = framed_link(link);
+        let lean = decode::lean_link(&whole).unwrap();
+        assert!(lean.len() <= whole.len());
+        assert_eq!(read(&lean), read(&whole));
+    }
+    // What ends in the middle of an attribute is left to the library to refuse.
+    let whole = framed_link(LinkMessageBuilder::<LinkUnspec>::new().name("lo").build());
+    assert_eq!(decode::lean_link(&whole[..whole.len() - 2]), None);
 }
