@@ -211,13 +211,30 @@ impl Folder {
         if any { self.reindex() } else { Vec::new() }
     }
 
+    /// Takes in what was just written to a file, or that it was removed, without reading it again; the caller has the objects
+    /// found anew. Its stamp proves nothing yet, so that the next look reads it, should somebody have changed it since.
+    pub(super) fn wrote(&mut self, path: &Path, manifest: Option<Manifest>) {
+        self.faults.retain(|fault| fault.file != path);
+        match manifest {
+            Some(manifest) => {
+                let file = ReadFile {
+                    stamp: None,
+                    readable: true,
+                    manifest,
+                };
+                self.files.insert(path.to_owned(), file);
+            }
+            None => drop(self.files.remove(path)),
+        }
+    }
+
     /// Whether a file keeps its last state: somebody is writing it.
     fn is_kept(&self, path: &Path, unsettled: &BTreeSet<PathBuf>) -> bool {
         unsettled.contains(path) && self.files.contains_key(path)
     }
 
     /// Finds objects and faults again, and returns the faults that are new.
-    fn reindex(&mut self) -> Vec<Fault> {
+    pub(super) fn reindex(&mut self) -> Vec<Fault> {
         let mut faults = self.index();
         faults.extend(self.unlisted.iter().cloned());
         let fresh = faults.difference(&self.faults).cloned().collect();

@@ -15,8 +15,9 @@ use crate::datastore::DatastoreError;
 pub(super) const LOCK_FILE: &str = ".lock";
 /// The file that keeps the highest counter given out, in the store's folder.
 pub(super) const COUNTER_FILE: &str = ".revision";
-/// How the names of unfinished files begin and end; a name that begins with a dot is never read as a manifest.
-const UNFINISHED: (&str, &str) = (".culvert-", ".tmp");
+/// The folder of unfinished files, in each folder of manifests: on the same file system, and watched by nobody, to whom each
+/// step of a write would be an event.
+const UNFINISHED_FOLDER: &str = ".unfinished";
 /// The mode of a new manifest.
 const NEW_FILE_MODE: u32 = 0o644;
 
@@ -85,12 +86,15 @@ impl Unfinished {
     /// When the folder cannot be written.
     pub(super) fn write(path: &Path, text: &str) -> Result<Self, DatastoreError> {
         let failed = |operation: &str| io_error(operation, path);
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let builder = &mut tempfile::Builder::new();
-        let builder = builder.prefix(UNFINISHED.0).suffix(UNFINISHED.1);
-        let mut unfinished = builder
-            .tempfile_in(folder)
-            .map_err(failed("cannot make a file beside"))?;
+        let folder = path.parent().unwrap_or(Path::new(".")).join(UNFINISHED_FOLDER);
+        let unfinished = NamedTempFile::new_in(&folder).or_else(|error| {
+            if error.kind() != io::ErrorKind::NotFound {
+                return Err(error);
+            }
+            fs::create_dir(&folder)?;
+            NamedTempFile::new_in(&folder)
+        });
+        let mut unfinished = unfinished.map_err(failed("cannot make a file beside"))?;
         let file = unfinished.as_file_mut();
         file.write_all(text.as_bytes())
             .map_err(failed("cannot write the new text of"))?;
@@ -140,24 +144,20 @@ pub(super) fn sync_folder(folder: &Path) -> Result<(), DatastoreError> {
     opened.sync_all().map_err(io_error("cannot sync", folder))
 }
 
-/// Removes what a writer that died has left in a folder.
+/// Removes what a writer that died has left of the files of a folder.
 ///
 /// The caller holds the exclusive lock: no writer is at work, so that whatever is unfinished stays so.
 pub(super) fn remove_unfinished(folder: &Path) {
-    let Ok(entries) = fs::read_dir(folder) else {
+    let Ok(entries) = fs::read_dir(folder.join(UNFINISHED_FOLDER)) else {
         return;
     };
     for entry in entries.flatten() {
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with(UNFINISHED.0) && name.ends_with(UNFINISHED.1) {
-            match fs::remove_file(entry.path()) {
-                Ok(()) => {
-                    tracing::info!(file = %entry.path().display(), "removed what a writer that died had left");
-                }
-                Err(error) => {
-                    tracing::warn!(file = %entry.path().display(), %error, "cannot remove a leftover");
-                }
+        match fs::remove_file(entry.path()) {
+            Ok(()) => {
+                tracing::info!(file = %entry.path().display(), "removed what a writer that died had left");
+            }
+            Err(error) => {
+                tracing::warn!(file = %entry.path().display(), %error, "cannot remove a leftover");
             }
         }
     }
@@ -184,7 +184,23 @@ pub(super) fn next_counters(
         .unwrap_or(0)
         .max(highest);
     let next = last.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
-    // Not synced: after a loss of power it heals from the files, and the revisions carry the content's hash besides.
-    Unfinished::write(&path, &format!("{next}\n"))?.put(&path)?;
+    // Neither synced nor replaced as a whole: what a crash spoils heals from the files, and the revisions carry the content's
+    // hash besides. Of one length, so that the file's blocks stay.
+    let text = format!("{next:020}\n");
+    let write = || {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)?;
+        file.write_all(text.as_bytes())?;
+        let is_longer = file.metadata()?.len() > text.len() as u64;
+        if is_longer {
+            file.set_len(text.len() as u64)
+        } else {
+            Ok(())
+        }
+    };
+    write().map_err(io_error("cannot write", &path))?;
     Ok(last.saturating_add(1)..=next)
 }

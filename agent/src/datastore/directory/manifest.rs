@@ -148,6 +148,15 @@ impl Manifest {
         Self { text, documents }
     }
 
+    /// The text of one document, of which is known what a reader sees in it.
+    pub(super) fn of_one(text: String, stored: Stored) -> Self {
+        let documents = vec![Document {
+            range: 0..text.len(),
+            content: Content::Object(Arc::new(stored)),
+        }];
+        Self { text, documents }
+    }
+
     /// A file that cannot be read at all.
     pub(super) fn broken(text: String, fault: Fault) -> Self {
         let content = Content::Broken { key: None, fault };
@@ -178,8 +187,15 @@ impl Manifest {
         }
     }
 
-    /// The text with another document in place of one; the comments before its first field stay.
-    pub(super) fn replaced(&self, document: usize, rendered: &str) -> Option<String> {
+    /// The file with another document in place of one, which a reader sees as `stored`; the comments before its first field
+    /// stay.
+    pub(super) fn replaced(
+        &self,
+        file: &Path,
+        document: usize,
+        rendered: &str,
+        stored: Stored,
+    ) -> Option<Self> {
         let Range { start, end } = self.documents.get(document)?.range;
         let old = self.text.get(start..end)?;
         let mut new = String::with_capacity(self.text.len() + rendered.len());
@@ -187,18 +203,24 @@ impl Manifest {
         new.push_str(&old[..head_of(old)]);
         new.push_str(rendered);
         new.push_str(self.text.get(end..)?);
-        Some(new)
+        Some(if self.documents.len() == 1 {
+            Self::of_one(new, stored)
+        } else {
+            // What is wrong with the others may stand in other lines now.
+            Self::parse(file, new, true)
+        })
     }
 
-    /// The text without one document, or `None` when nothing is left that would need a file.
-    pub(super) fn without(&self, document: usize) -> Option<String> {
+    /// The file without one document, or `None` when nothing is left that would need a file.
+    pub(super) fn without(&self, file: &Path, document: usize) -> Option<Self> {
         let Range { start, end } = self.documents.get(document)?.range;
         let others = self.documents.iter().enumerate().filter(|(i, _)| *i != document);
         let mut contents = others.map(|(_, d)| &d.content);
         if contents.all(|c| matches!(c, Content::Nothing)) {
             return None;
         }
-        Some(format!("{}{}", self.text.get(..start)?, self.text.get(end..)?))
+        let rest = format!("{}{}", self.text.get(..start)?, self.text.get(end..)?);
+        Some(Self::parse(file, rest, true))
     }
 }
 

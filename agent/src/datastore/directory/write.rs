@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::folder::{Entry, Folder};
 use super::lock::{Unfinished, io_error, next_counters, sync_folder};
-use super::manifest::{Fault, render};
+use super::manifest::{Fault, Manifest, render};
 use super::queue::Written;
 use super::{Scope, report};
 use crate::api::{Key, Object, check_name};
@@ -52,8 +52,8 @@ struct Prepared {
     revision: String,
     /// The file's text until now; none where there must be no file.
     old: Option<String>,
-    /// The new one, beside it; none where the file goes.
-    new: Option<Unfinished>,
+    /// The new one, beside it, and what is in that; none where the file goes.
+    new: Option<(Unfinished, Manifest)>,
     /// What is answered.
     object: Option<Object>,
 }
@@ -113,7 +113,6 @@ impl Folder {
         for (place, one) in self.finish(ready) {
             answer(place, one);
         }
-        report(&self.refresh_these(&files, &BTreeSet::new()));
         left
     }
 
@@ -152,12 +151,14 @@ impl Folder {
         let (key, revision, old, new, object) = match write {
             Write::Create(object) => {
                 let (text, stored) = render(file, &object, counter)?;
+                let created = stored.object.clone();
                 let folder = file.parent().unwrap_or(&self.root);
                 if !folder.exists() {
                     fs::create_dir_all(folder).map_err(io_error("cannot make", folder))?;
                     sync_folder(&self.root)?;
                 }
-                (object.key(), String::new(), None, Some(text), Some(stored.object))
+                let new = Manifest::of_one(text, stored);
+                (object.key(), String::new(), None, Some(new), Some(created))
             }
             Write::Update(object) => {
                 let key = object.key();
@@ -167,24 +168,29 @@ impl Folder {
                     return Ok(Step::Nothing(object));
                 }
                 let (rendered, stored) = render(file, &object, counter)?;
-                let manifest = self.files.get(file).map(|file| &file.manifest);
-                let texts = manifest.and_then(|m| Some((&m.text, m.replaced(entry.document, &rendered)?)));
-                let Some((old, new)) = texts else {
+                let updated = stored.object.clone();
+                let old = self.files.get(file).map(|file| &file.manifest);
+                let replaced = old.and_then(|old| {
+                    Some((&old.text, old.replaced(file, entry.document, &rendered, stored)?))
+                });
+                let Some((old, new)) = replaced else {
                     return Err(DatastoreError::Conflict { key, revision });
                 };
-                (key, revision, Some(old.clone()), Some(new), Some(stored.object))
+                (key, revision, Some(old.clone()), Some(new), Some(updated))
             }
             Write::Delete(key, revision) => {
                 let entry = self.at_revision(&key, &revision)?;
                 let Some(manifest) = self.files.get(file).map(|file| &file.manifest) else {
                     return Err(DatastoreError::Conflict { key, revision });
                 };
-                let rest = manifest.without(entry.document);
+                let rest = manifest.without(file, entry.document);
                 (key, revision, Some(manifest.text.clone()), rest, None)
             }
         };
-        let new = new.map(|text| Unfinished::write(file, &text)).transpose()?;
-        if let Some(new) = &new {
+        let new = new
+            .map(|manifest| Ok::<_, DatastoreError>((Unfinished::write(file, &manifest.text)?, manifest)))
+            .transpose()?;
+        if let Some((new, _)) = &new {
             new.begin_sync();
         }
         Ok(Step::Ready(Prepared {
@@ -199,21 +205,37 @@ impl Folder {
     }
 
     /// Puts the new texts on the disk, then each in its place, and then the folders on the disk.
-    fn finish(&self, ready: Vec<Prepared>) -> Vec<(usize, Written)> {
+    fn finish(&mut self, ready: Vec<Prepared>) -> Vec<(usize, Written)> {
         let folders: BTreeSet<PathBuf> = ready
             .iter()
             .map(|prepared| prepared.file.parent().unwrap_or(&self.root).to_owned())
             .collect();
         let synced = |mut prepared: Prepared| {
-            let done = prepared.new.as_mut().map_or(Ok(()), Unfinished::sync);
+            let done = prepared.new.as_mut().map_or(Ok(()), |(new, _)| new.sync());
             (prepared, done)
         };
         // All of them before the first rename: one trip to the disk takes along what waits behind it.
         let ready: Vec<_> = ready.into_iter().map(synced).collect();
-        let mut written: Vec<_> = ready
-            .into_iter()
-            .map(|(prepared, synced)| (prepared.place, synced.and_then(|()| prepared.put())))
-            .collect();
+        let (mut written, mut refused, mut any_put) = (Vec::new(), BTreeSet::new(), false);
+        for (prepared, synced) in ready {
+            let (place, file) = (prepared.place, prepared.file.clone());
+            let one = match synced.and_then(|()| prepared.put()) {
+                Ok((manifest, object)) => {
+                    self.wrote(&file, manifest);
+                    any_put = true;
+                    Ok(object)
+                }
+                Err(error) => {
+                    refused.insert(file);
+                    Err(error)
+                }
+            };
+            written.push((place, one));
+        }
+        if any_put {
+            report(&self.reindex());
+        }
+        report(&self.refresh_these(&refused, &BTreeSet::new()));
         for folder in folders {
             let Err(error) = sync_folder(&folder) else {
                 continue;
@@ -283,8 +305,9 @@ enum Step {
 }
 
 impl Prepared {
-    /// The last step: puts the new text in the place of the old, unless somebody who does not know the lock was faster.
-    fn put(self) -> Written {
+    /// The last step: puts the new text in the place of the old, unless somebody who does not know the lock was faster. What
+    /// is in the file then, and what is answered.
+    fn put(self) -> Result<(Option<Manifest>, Option<Object>), DatastoreError> {
         let is_as_it_was = match &self.old {
             Some(old) => is_still(&self.file, old),
             None => !self.file.exists(),
@@ -299,11 +322,17 @@ impl Prepared {
                 None => DatastoreError::AlreadyExists { key },
             });
         }
-        match self.new {
-            Some(new) => new.put(&self.file)?,
-            None => fs::remove_file(&self.file).map_err(io_error("cannot remove", &self.file))?,
-        }
-        Ok(self.object)
+        let manifest = match self.new {
+            Some((new, manifest)) => {
+                new.put(&self.file)?;
+                Some(manifest)
+            }
+            None => {
+                fs::remove_file(&self.file).map_err(io_error("cannot remove", &self.file))?;
+                None
+            }
+        };
+        Ok((manifest, self.object))
     }
 }
 

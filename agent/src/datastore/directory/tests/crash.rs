@@ -35,13 +35,9 @@ async fn write_for_ever(folder: &Path) {
 }
 
 fn unfinished(folder: &Path) -> usize {
-    let entries = [folder.to_owned(), folder.join("nodes")].into_iter();
-    let entries = entries
-        .flat_map(|f| fs::read_dir(f).unwrap())
-        .map(|e| e.unwrap().file_name());
-    entries
-        .filter(|name| name.to_string_lossy().ends_with(".tmp"))
-        .count()
+    let folders = [folder.to_owned(), folder.join("nodes")].into_iter();
+    let entries = folders.filter_map(|of| fs::read_dir(of.join(".unfinished")).ok());
+    entries.map(Iterator::count).sum()
 }
 
 #[tokio::test]
@@ -98,16 +94,17 @@ async fn a_writer_killed_at_any_point_leaves_every_file_whole() {
 #[test]
 fn what_a_dead_writer_left_is_removed_at_open_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
-    fs::create_dir(folder.path().join("nodes")).unwrap();
-    let keep = [".culvert-notes", "a.tmp", "nodes/.a.yaml.swp", "nodes/a.yaml.tmp"];
+    fs::create_dir_all(folder.path().join("nodes/.unfinished")).unwrap();
+    fs::create_dir(folder.path().join(".unfinished")).unwrap();
+    let keep = [".notes", "a.tmp", "nodes/.a.yaml.swp", "nodes/a.yaml.tmp"];
     for file in keep {
         write(&folder, file, "mine");
     }
-    write(&folder, ".culvert-x1.tmp", "half");
-    write(&folder, "nodes/.culvert-x2.tmp", "half");
+    write(&folder, ".unfinished/x1", "half");
+    write(&folder, "nodes/.unfinished/x2", "half");
+    assert_eq!(unfinished(folder.path()), 2);
     open(folder.path());
-    assert!(!folder.path().join(".culvert-x1.tmp").exists());
-    assert!(!folder.path().join("nodes/.culvert-x2.tmp").exists());
+    assert_eq!(unfinished(folder.path()), 0);
     for file in keep {
         assert!(folder.path().join(file).exists(), "{file}");
     }

@@ -331,7 +331,8 @@ fn reading_marks_nothing_and_a_file_being_written_waits_for_its_end() {
     for path in [
         ".lock",
         ".revision",
-        "nodes/.culvert-x.tmp",
+        "nodes/.unfinished",
+        "nodes/.unfinished/a.yaml",
         "nodes/a.yaml~",
         "deeper/a.yaml",
     ] {
