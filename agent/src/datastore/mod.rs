@@ -6,6 +6,7 @@ pub mod kubernetes;
 pub mod last_good;
 #[cfg(test)]
 pub(crate) mod memory;
+mod remembered;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -67,22 +68,23 @@ pub async fn open(
         }
         Location::Directory(directory) => directory.clone(),
     };
-    let open = move || -> Result<Arc<dyn Datastore>, DatastoreError> {
+    let open = move || {
         if missing == MissingFolder::Refuse {
             std::fs::metadata(&directory).map_err(|source| DatastoreError::Io {
                 operation: format!("cannot open the datastore {}", directory.display()),
                 source,
             })?;
         }
-        Ok(Arc::new(DirectoryStore::open(&directory)?))
+        DirectoryStore::open(&directory)
     };
     let opened = tokio::task::spawn_blocking(open).await;
-    opened.unwrap_or_else(|error| {
+    let opened = opened.unwrap_or_else(|error| {
         Err(DatastoreError::Io {
             operation: "opening the datastore was given up".to_owned(),
             source: std::io::Error::other(error),
         })
-    })
+    });
+    Ok(Arc::new(opened?.of_node(node)))
 }
 
 /// Refused writes of annotations, one after the other, after which they are given up.
@@ -182,8 +184,7 @@ pub trait Datastore: Send + Sync {
         false
     }
 
-    /// What the watch last told of what allocation on this node goes by; none while it has not told all of it, and where reading
-    /// costs no more than remembering.
+    /// What the watch last told of what allocation on this node goes by; none while it has not told all of it.
     fn recall(&self, _node: &str) -> Option<Recollection> {
         None
     }

@@ -1,13 +1,13 @@
 //! What a watch has told of what allocation on this node goes by, so that a pod's address does not cost a list of all
-//! affinities of the cluster.
+//! affinities of the cluster, nor a look at all files of a folder.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use culvert_ipam::affinity::AffinityState;
 
+use super::Recollection;
 use crate::api::{BlockAffinity, IpPool, IpReservation, IpamConfig, Key, Kind, Node, Object};
-use crate::datastore::Recollection;
 
 /// The kinds that it is made of.
 const KINDS: [Kind; 5] = [
@@ -40,6 +40,23 @@ struct State {
     affinities: BTreeMap<String, BlockAffinity>,
 }
 
+/// Where a store finds what its watch remembers, as long as that goes on.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Memory(Arc<Mutex<Weak<Remembered>>>);
+
+impl Memory {
+    /// From now on it is this.
+    pub(super) fn set(&self, remembered: &Arc<Remembered>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(remembered);
+    }
+
+    /// What is remembered, if there is a watch, and that is enough to go by for an allocation on `node`.
+    pub(super) fn recall(&self, node: &str) -> Option<Recollection> {
+        let remembered = self.0.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+        remembered?.recall(node)
+    }
+}
+
 impl Remembered {
     /// Of nothing yet.
     pub(super) fn new(node: &str) -> Self {
@@ -57,6 +74,11 @@ impl Remembered {
     /// All objects of a kind were told.
     pub(super) fn whole(&self, kind: Kind) {
         self.state().whole.insert(kind);
+    }
+
+    /// All objects of all kinds were told.
+    pub(super) fn all_whole(&self) {
+        self.state().whole.extend(KINDS);
     }
 
     /// An object appeared or changed.
@@ -91,7 +113,7 @@ impl Remembered {
     }
 
     /// What is remembered, if that is enough to go by for an allocation on `node`: a claim that is under way has to be read.
-    pub(super) fn recall(&self, node: &str) -> Option<Recollection> {
+    fn recall(&self, node: &str) -> Option<Recollection> {
         let state = self.state();
         let stands = |affinity: &BlockAffinity| {
             affinity.spec.state == AffinityState::Confirmed && !affinity.spec.is_deleted()

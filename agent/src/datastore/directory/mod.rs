@@ -15,8 +15,8 @@
 //!
 //! **Writes** hold `.lock` exclusively: look, compare, write a file beside, sync it, compare the old file's bytes once
 //! more, rename, sync the folder. Those that come while others are under way are done together, each step for all of them
-//! ([`queue`]). A process may die anywhere: each file is the old or the new one, whole. What is left
-//! of it is removed at the next [`DirectoryStore::open`]. Who edits by hand does not know the lock; between the last
+//! ([`queue`]). The file beside is in the folder `.unfinished`, which nobody watches. A process may die anywhere: each file is
+//! the old or the new one, whole. What is left of it is removed at the next [`DirectoryStore::open`]. Who edits by hand does not know the lock; between the last
 //! comparison and the rename are some microseconds in which such an edit is lost.
 //!
 //! **Faults.** What cannot be read is named in the log once per change of its file, and left out. An object that was
@@ -48,13 +48,17 @@ use self::lock::{Access, StoreLock, io_error, remove_unfinished};
 pub use self::manifest::Fault;
 use self::queue::{Queue, Waiting, Written};
 use self::write::Write;
-use super::{Datastore, DatastoreError, Update};
+use super::remembered::{Memory, Remembered};
+use super::{Datastore, DatastoreError, Recollection, Update};
 use crate::api::{Key, Kind, Object};
 
 /// A datastore in a folder. Several of them, in several processes, may be open on one folder.
 #[derive(Clone, Debug)]
 pub struct DirectoryStore {
     shared: Arc<Shared>,
+    /// The node for whose allocations its watch remembers what they go by.
+    node: Option<Arc<str>>,
+    memory: Memory,
 }
 
 #[derive(Debug)]
@@ -85,7 +89,20 @@ impl DirectoryStore {
             folder: Mutex::new(folder),
             queue: Mutex::default(),
         });
-        Ok(Self { shared })
+        Ok(Self {
+            shared,
+            node: None,
+            memory: Memory::default(),
+        })
+    }
+
+    /// The same, for the agent of `node`: its watch remembers what an allocation there goes by.
+    #[must_use]
+    pub fn of_node(self, node: &str) -> Self {
+        Self {
+            node: Some(node.into()),
+            ..self
+        }
     }
 
     /// What was wrong in the folder when it was last looked at.
@@ -213,7 +230,15 @@ impl Datastore for DirectoryStore {
         self.write(write).await.map(drop)
     }
 
+    fn recall(&self, node: &str) -> Option<Recollection> {
+        self.memory.recall(node)
+    }
+
     fn watch(&self) -> Result<mpsc::Receiver<Update>, DatastoreError> {
-        watch::start(&self.shared)
+        let remembered = self.node.as_deref().map(|node| Arc::new(Remembered::new(node)));
+        if let Some(remembered) = &remembered {
+            self.memory.set(remembered);
+        }
+        watch::start(&self.shared, remembered)
     }
 }

@@ -4,6 +4,8 @@
 //! burst costs one look and a receiver that lags costs no memory beyond one copy of the state. What a receiver was
 //! told is compared with what there is, and the difference is the next update: latest state wins.
 //!
+//! Handles are not watched, as on an API server: no agent needs those of others, and it reads its own when it allocates.
+//!
 //! Two things are not taken at their word at once. A file that somebody has begun to write and not closed keeps its last
 //! state for [`WRITING`] after the last write. And an object that vanishes is told as deleted only after [`GRACE`]:
 //! editors and `git` replace a file by removing it first.
@@ -25,6 +27,7 @@ use super::lock::{Access, StoreLock};
 use super::manifest::Stored;
 use super::{Shared, report};
 use crate::api::{Key, Kind};
+use crate::datastore::remembered::Remembered;
 use crate::datastore::{DatastoreError, Update};
 
 /// How long after the last write a file that was not closed is taken to be complete.
@@ -39,7 +42,10 @@ const CAPACITY: usize = 64;
 const MARKED_MAX: usize = 1024;
 
 /// Begins to watch, and spawns the task that tells.
-pub(super) fn start(shared: &Arc<Shared>) -> Result<mpsc::Receiver<Update>, DatastoreError> {
+pub(super) fn start(
+    shared: &Arc<Shared>,
+    remembered: Option<Arc<Remembered>>,
+) -> Result<mpsc::Receiver<Update>, DatastoreError> {
     let runtime = tokio::runtime::Handle::try_current().map_err(|e| DatastoreError::Io {
         operation: format!(
             "cannot watch {} outside of a tokio runtime",
@@ -61,9 +67,16 @@ pub(super) fn start(shared: &Arc<Shared>) -> Result<mpsc::Receiver<Update>, Data
         problem: None,
         told_problem: None,
         in_sync: InSync::No,
+        remembered,
     };
     runtime.spawn(watch.run(sender));
     Ok(receiver)
+}
+
+/// Whether objects of a kind are told, and their folder is watched. Handles are not: an allocation reads the one that it needs,
+/// and nothing else goes by them; but each pod that comes or goes has one.
+fn is_watched(kind: Kind) -> bool {
+    kind != Kind::IpamHandle
 }
 
 /// Watches the folder, the folders of the kinds, and the folder's own parent (where it may be replaced as a whole).
@@ -83,8 +96,9 @@ fn arm(marks: &Arc<Marks>) -> Result<RecommendedWatcher, DatastoreError> {
     if let Some(parent) = root.parent() {
         watch(parent, false)?;
     }
-    for folder in Folder::folders(&root) {
-        watch(&folder, folder == root)?;
+    watch(&root, true)?;
+    for folder in &marks.kinds {
+        watch(folder, false)?;
     }
     Ok(watcher)
 }
@@ -146,10 +160,8 @@ pub(super) struct Look {
 
 impl Marks {
     pub(super) fn new(root: PathBuf) -> Self {
-        let kinds = Kind::ALL
-            .into_iter()
-            .map(|kind| root.join(kind.plural()))
-            .collect();
+        let kinds = Kind::ALL.into_iter().filter(|kind| is_watched(*kind));
+        let kinds = kinds.map(|kind| root.join(kind.plural())).collect();
         // The first look finds everything.
         let marked = Marked {
             all: true,
@@ -272,6 +284,8 @@ struct Watch {
     /// What the receiver knows of that.
     told_problem: Option<String>,
     in_sync: InSync,
+    /// What was told, for who remembers it.
+    remembered: Option<Arc<Remembered>>,
 }
 
 impl Watch {
@@ -285,6 +299,7 @@ impl Watch {
                 // The receiver may have taken its time: tell it what is true now.
                 self.look().await;
                 if let Some(update) = self.next_update() {
+                    self.remember(&update);
                     permit.send(update);
                 }
                 continue;
@@ -360,6 +375,18 @@ impl Watch {
         }
     }
 
+    fn remember(&self, update: &Update) {
+        let Some(remembered) = &self.remembered else {
+            return;
+        };
+        match update {
+            Update::Upsert(object) => remembered.upsert(object),
+            Update::Delete(key) => remembered.remove(key),
+            Update::InSync => remembered.all_whole(),
+            Update::Problem(_) => {}
+        }
+    }
+
     fn has_news(&self) -> bool {
         let now = Instant::now();
         self.problem != self.told_problem
@@ -405,7 +432,7 @@ impl Shared {
         };
         report(&faults);
         drop(lock);
-        let objects = folder.objects.iter();
+        let objects = folder.objects.iter().filter(|(key, _)| is_watched(key.kind));
         Ok(objects
             .map(|(key, entry)| (key.clone(), Arc::clone(&entry.stored)))
             .collect())

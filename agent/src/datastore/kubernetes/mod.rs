@@ -17,13 +17,12 @@ mod call;
 mod connection;
 mod interest;
 mod pending;
-mod remembered;
 mod rollout;
 mod service_ranges;
 mod watch;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use hyper::body::Bytes;
@@ -39,9 +38,9 @@ use self::call::{Call, Content, Part, Verb};
 pub use self::connection::Access;
 use self::connection::{Connection, Refusal};
 use self::interest::Borrowed;
-use self::remembered::Remembered;
 pub use self::rollout::{Progress, Rollout};
 pub use self::service_ranges::{ServiceRanges, ServiceSource, service_ranges};
+use super::remembered::Memory;
 use super::{Datastore, DatastoreError, NodeEvent, Recollection, Update};
 use crate::api::{Key, Kind, Object};
 
@@ -66,7 +65,7 @@ pub struct KubernetesStore {
     /// Tells the watch of addresses that are taken in blocks of others.
     borrowed: broadcast::Sender<Borrowed>,
     /// What the watch that is under way has told.
-    remembered: Arc<Mutex<Weak<Remembered>>>,
+    memory: Memory,
 }
 
 impl KubernetesStore {
@@ -80,7 +79,7 @@ impl KubernetesStore {
             node: Arc::from(node),
             secrets: None,
             borrowed: broadcast::Sender::new(BORROWED),
-            remembered: Arc::default(),
+            memory: Memory::default(),
         })
     }
 
@@ -89,11 +88,6 @@ impl KubernetesStore {
     pub fn reading_secrets_of(mut self, namespace: &str) -> Self {
         self.secrets = Some(Arc::from(namespace));
         self
-    }
-
-    /// From now on this is what the watch has told.
-    fn remember(&self, remembered: &Arc<Remembered>) {
-        *self.remembered.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(remembered);
     }
 
     /// The URL of the API server.
@@ -343,12 +337,7 @@ impl Datastore for KubernetesStore {
     }
 
     fn recall(&self, node: &str) -> Option<Recollection> {
-        let remembered = self
-            .remembered
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .upgrade();
-        remembered?.recall(node)
+        self.memory.recall(node)
     }
 
     fn makes_nodes(&self) -> bool {

@@ -20,9 +20,9 @@ use super::call::{Call, Verb};
 use super::connection::{Connection, REQUEST_TIMEOUT, Refusal, Status, in_full};
 use super::interest::{Borrowed, Interest};
 use super::pending::{Pending, Receiver};
-use super::remembered::Remembered;
 use super::{KubernetesStore, page_size, tell};
 use crate::api::{Key, Kind, Object};
+use crate::datastore::remembered::Remembered;
 use crate::datastore::{DatastoreError, Update};
 
 /// Updates that wait for a receiver, beside those that wait to be sent.
@@ -93,7 +93,7 @@ pub(super) fn start(store: &KubernetesStore) -> Result<mpsc::Receiver<Update>, D
         dropped: BTreeSet::new(),
         asked_for: BTreeSet::new(),
     };
-    store.remember(&teller.remembered);
+    store.memory.set(&teller.remembered);
     runtime.spawn(teller.run(sender));
     Ok(receiver)
 }
