@@ -16,7 +16,7 @@ use crate::api::{BlockAffinity, IpamBlock, IpamHandle, Key, Kind, Object};
 use crate::datastore::{Datastore, DatastoreError};
 
 /// Reads and writes that are under way at once: enough to hide the way to the API server, too few to be a burden to it.
-const AT_ONCE: usize = 32;
+pub(super) const AT_ONCE: usize = 32;
 
 /// What is known: the plan's view, and the whole objects, of which the plan sees the specs.
 pub(super) struct Known {

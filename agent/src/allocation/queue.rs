@@ -20,8 +20,9 @@ use crate::metrics::Metrics;
 /// Refused writes of one object after which the requests are given up, as in Calico.
 const MAX_CONFLICTS: u32 = 100;
 
-/// Requests that are planned together: as many as a block of the largest size has pods on a busy node.
-const MAX_BATCH: usize = 256;
+/// Requests that are planned together: as many as have their handles written at once. Those of a larger batch would wait for
+/// each other; so the first are answered, and their pods wired, while the next are written.
+const MAX_BATCH: usize = super::known::AT_ONCE;
 
 /// How long what was read is gone by while requests never stop coming. Between two bursts nothing is remembered.
 const MAX_AGE: Duration = Duration::from_secs(5);

@@ -370,10 +370,11 @@ async fn requests_that_wait_share_the_writes_of_a_block() {
     let all = names.iter().map(|name| one(&node, name));
     let addresses: BTreeSet<IpAddr> = futures_util::future::join_all(all).await.into_iter().collect();
     assert_eq!(addresses.len(), 250);
+    // 32 at a time, and the first alone.
     let block_writes = |writes: &[String]| writes.iter().filter(|w| w.contains("IPAMBlock")).count();
     let writes = store.set(|s| std::mem::take(&mut s.writes));
     assert!(
-        block_writes(&writes) <= 4,
+        block_writes(&writes) <= 9,
         "{} writes of the block",
         block_writes(&writes)
     );
@@ -381,7 +382,7 @@ async fn requests_that_wait_share_the_writes_of_a_block() {
     assert!(released.iter().all(|r| r.as_ref().is_ok_and(|a| a.len() == 1)));
     let writes = store.set(|s| std::mem::take(&mut s.writes));
     assert!(
-        block_writes(&writes) <= 4,
+        block_writes(&writes) <= 9,
         "{} writes of the block",
         block_writes(&writes)
     );

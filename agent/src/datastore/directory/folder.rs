@@ -102,8 +102,6 @@ pub(super) struct Entry {
     pub(super) stored: Arc<Stored>,
     /// Its file.
     pub(super) file: PathBuf,
-    /// Which document of the file it is.
-    pub(super) document: usize,
     /// Why it cannot be read now.
     pub(super) fault: Option<Fault>,
 }
@@ -365,7 +363,6 @@ impl Folder {
                         let entry = Entry {
                             stored: Arc::clone(stored),
                             file: path.clone(),
-                            document,
                             fault: None,
                         };
                         self.objects.insert(key, entry);

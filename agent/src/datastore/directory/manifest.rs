@@ -92,7 +92,7 @@ impl Stored {
 }
 
 /// What a document holds.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Content {
     /// Blank lines and comments.
     Nothing,
@@ -110,7 +110,7 @@ pub(super) enum Content {
 }
 
 /// One document of a file.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Document {
     /// Its bytes in the file, with the `---` before it.
     range: Range<usize>,
@@ -119,7 +119,7 @@ pub(super) struct Document {
 }
 
 /// A file, read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Manifest {
     /// The file's text.
     pub(super) text: String,
@@ -138,23 +138,42 @@ impl Manifest {
                 Document { range, content }
             })
             .collect();
-        let holds_nothing = documents.iter().all(|d| matches!(d.content, Content::Nothing));
-        if known && holds_nothing {
+        let manifest = Self { text, documents };
+        if known && manifest.holds_nothing() {
             return Self::broken(
-                text,
+                manifest.text,
                 Fault::of_file(file, "is empty: to delete what was in it, delete the file"),
             );
         }
-        Self { text, documents }
+        manifest
     }
 
-    /// The text of one document, of which is known what a reader sees in it.
-    pub(super) fn of_one(text: String, stored: Stored) -> Self {
-        let documents = vec![Document {
-            range: 0..text.len(),
+    /// A file with nothing in it yet.
+    pub(super) fn empty() -> Self {
+        Self {
+            text: String::new(),
+            documents: Vec::new(),
+        }
+    }
+
+    /// Adds a rendered document at the end, which a reader sees as `stored`.
+    pub(super) fn push(&mut self, rendered: &str, stored: Stored) {
+        let start = self.text.len();
+        if start > 0 {
+            self.text.push_str("---\n");
+        }
+        self.text.push_str(rendered);
+        self.documents.push(Document {
+            range: start..self.text.len(),
             content: Content::Object(Arc::new(stored)),
-        }];
-        Self { text, documents }
+        });
+    }
+
+    /// Which document is the object `key`: of several, the first.
+    pub(super) fn document_of(&self, key: &Key) -> Option<usize> {
+        let is_it =
+            |d: &Document| matches!(&d.content, Content::Object(stored) if stored.object.key() == *key);
+        self.documents.iter().position(is_it)
     }
 
     /// A file that cannot be read at all.
@@ -187,7 +206,7 @@ impl Manifest {
         }
     }
 
-    /// The file with another document in place of one, which a reader sees as `stored`; the comments before its first field
+    /// The file with a rendered document, which a reader sees as `stored`, in place of one; the comments before its first field
     /// stay.
     pub(super) fn replaced(
         &self,
@@ -196,31 +215,43 @@ impl Manifest {
         rendered: &str,
         stored: Stored,
     ) -> Option<Self> {
-        let Range { start, end } = self.documents.get(document)?.range;
-        let old = self.text.get(start..end)?;
-        let mut new = String::with_capacity(self.text.len() + rendered.len());
-        new.push_str(self.text.get(..start)?);
-        new.push_str(&old[..head_of(old)]);
-        new.push_str(rendered);
-        new.push_str(self.text.get(end..)?);
-        Some(if self.documents.len() == 1 {
-            Self::of_one(new, stored)
-        } else {
-            // What is wrong with the others may stand in other lines now.
-            Self::parse(file, new, true)
-        })
+        let old = self.text.get(self.documents.get(document)?.range.clone())?;
+        let new = format!("{}{rendered}", &old[..head_of(old)]);
+        self.spliced(file, document, &new, Some(Content::Object(Arc::new(stored))))
     }
 
-    /// The file without one document, or `None` when nothing is left that would need a file.
+    /// The file without one document; nothing is left in it that would need a file when it [holds nothing](Self::holds_nothing).
     pub(super) fn without(&self, file: &Path, document: usize) -> Option<Self> {
+        self.spliced(file, document, "", None)
+    }
+
+    /// Whether there are only blank lines and comments.
+    pub(super) fn holds_nothing(&self) -> bool {
+        self.documents
+            .iter()
+            .all(|d| matches!(d.content, Content::Nothing))
+    }
+
+    /// The file with other bytes in place of one document's, and what those are, unless they are none.
+    fn spliced(&self, file: &Path, document: usize, new: &str, content: Option<Content>) -> Option<Self> {
         let Range { start, end } = self.documents.get(document)?.range;
-        let others = self.documents.iter().enumerate().filter(|(i, _)| *i != document);
-        let mut contents = others.map(|(_, d)| &d.content);
-        if contents.all(|c| matches!(c, Content::Nothing)) {
-            return None;
+        let text = format!("{}{new}{}", self.text.get(..start)?, self.text.get(end..)?);
+        let (before, rest) = self.documents.split_at_checked(document)?;
+        let (_, after) = rest.split_first()?;
+        if after.iter().any(|d| matches!(d.content, Content::Broken { .. })) {
+            // What is wrong with them stands in other lines now.
+            return Some(Self::parse(file, text, true));
         }
-        let rest = format!("{}{}", self.text.get(..start)?, self.text.get(end..)?);
-        Some(Self::parse(file, rest, true))
+        let mut documents = before.to_vec();
+        documents.extend(content.map(|content| Document {
+            range: start..start + new.len(),
+            content,
+        }));
+        documents.extend(after.iter().map(|d| Document {
+            range: d.range.start - end + start + new.len()..d.range.end - end + start + new.len(),
+            content: d.content.clone(),
+        }));
+        Some(Self { text, documents })
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! **Layout.** Every `*.yaml` and `*.yml` at the top of the folder, and in the folders named after the kinds
 //! (`nodes`, `ippools`, …), is read; a file may hold several documents. Objects are found by what the documents say,
-//! not by file names. A new object is written to `<plural>/<name>.yaml`; an update rewrites the document where it
+//! not by file names. A new object is written to `<plural>/<name>.yaml`, but for handles that are created at one time: they
+//! share the file of the first. An update rewrites the document where it
 //! stands and leaves the bytes of the other documents alone. Documents of other kinds, files with other names, hidden
 //! files and deeper folders are left alone. `.lock` and `.revision` at the top are the store's own.
 //!

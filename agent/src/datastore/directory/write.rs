@@ -1,21 +1,23 @@
 //! Writes: compare, then swap the file, under the exclusive lock.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use sha2::{Digest, Sha256};
 
-use super::folder::{Entry, Folder};
+use super::folder::{self, Folder};
 use super::lock::{Unfinished, io_error, next_counters, sync_folder};
-use super::manifest::{Fault, Manifest, render};
+use super::manifest::{Fault, Manifest, Stored, render};
 use super::queue::Written;
 use super::{Scope, report};
-use crate::api::{Key, Object, check_name};
+use crate::api::{Key, Kind, Object, check_name};
 use crate::datastore::DatastoreError;
 
 /// Longest part of a name in a file name: with what may follow it stays below the file systems' 255 bytes.
 const FILE_STEM_MAX: usize = 200;
+/// Handles that are created together in one file: what a change of one of them writes again stays small.
+const HANDLES_OF_A_FILE: usize = 32;
 /// How many files of one name are tried before a new object is refused.
 const FILES_OF_A_NAME: u32 = 100;
 
@@ -41,39 +43,78 @@ impl Write {
     }
 }
 
-/// A change of one file that is ready but for its last step.
+/// What one write comes to.
 #[derive(Debug)]
-struct Prepared {
-    /// The place of its write in the batch.
+struct Done {
+    /// The place of the write in its batch.
     place: usize,
-    file: PathBuf,
     key: Key,
     /// The revision that it was made from.
     revision: String,
-    /// The file's text until now; none where there must be no file.
-    old: Option<String>,
-    /// The new one, beside it, and what is in that; none where the file goes.
-    new: Option<(Unfinished, Manifest)>,
     /// What is answered.
     object: Option<Object>,
 }
 
+/// The change of one file, by one or more writes.
+#[derive(Debug)]
+struct Change {
+    file: PathBuf,
+    /// The file's text until now; none where there must be no file.
+    old: Option<String>,
+    /// What is to be in it; it goes when that is nothing.
+    new: Manifest,
+    done: Vec<Done>,
+}
+
+/// A change that is ready but for its last step: the new text is beside the file, unless that goes.
+type Prepared = (Change, Option<Unfinished>);
+
+/// The changes of a batch, by file.
+#[derive(Default)]
+struct Changes {
+    by_file: BTreeMap<PathBuf, Change>,
+    /// The objects that are written. A second write of one has to see what came of the first.
+    keys: BTreeSet<Key>,
+    /// The file of the handles that are created: each is small, each pod has one, and each file of its own would be a trip to
+    /// the disk.
+    of_handles: Option<PathBuf>,
+}
+
+impl Changes {
+    /// Adds a rendered object to the change that makes its file.
+    fn create(&mut self, file: PathBuf, done: Done, rendered: &str, stored: Stored) {
+        self.keys.insert(done.key.clone());
+        let is_handle = done.key.kind == Kind::IpamHandle;
+        let change = self.by_file.entry(file).or_insert_with_key(|file| Change {
+            file: file.clone(),
+            old: None,
+            new: Manifest::empty(),
+            done: Vec::new(),
+        });
+        change.new.push(rendered, stored);
+        change.done.push(done);
+        if is_handle {
+            let has_room = change.done.len() < HANDLES_OF_A_FILE;
+            self.of_handles = has_room.then(|| change.file.clone());
+        }
+    }
+}
+
 impl Folder {
-    /// Does writes as if one came after the other: what came of each, in their order. Those of different files wait for the
-    /// disk together.
+    /// Does writes as if one came after the other: what came of each, in their order. All wait for the disk together.
     pub(super) fn write(&mut self, writes: Vec<Write>) -> Vec<Written> {
         let mut written: Vec<Option<Written>> = Vec::new();
         written.resize_with(writes.len(), || None);
         let mut left: Vec<_> = writes.into_iter().enumerate().collect();
         while !left.is_empty() {
-            left = self.write_files(left, &mut written);
+            left = self.write_once(left, &mut written);
         }
         // Each has been answered by now.
         written.into_iter().map(|one| one.unwrap_or(Ok(None))).collect()
     }
 
-    /// Does those of the writes that have a file of their own, and gives back the others, which need to be looked at anew.
-    fn write_files(
+    /// Does those of the writes that are of different objects, and gives back the others, which need to be looked at anew.
+    fn write_once(
         &mut self,
         writes: Vec<(usize, Write)>,
         written: &mut [Option<Written>],
@@ -83,8 +124,6 @@ impl Folder {
                 *answer = Some(one);
             }
         };
-        let (mut left, mut ready) = (Vec::new(), Vec::new());
-        let mut files = BTreeSet::new();
         let counters = match next_counters(&self.root, self.highest_counter(), writes.len()) {
             Ok(counters) => counters,
             Err(error) => {
@@ -96,141 +135,177 @@ impl Folder {
                 return writes.collect();
             }
         };
+        let (mut left, mut changes) = (Vec::new(), Changes::default());
         for ((place, write), counter) in writes.into_iter().zip(counters) {
-            match self.file_of(&write) {
-                Ok(file) if files.contains(&file) => left.push((place, write)),
-                Ok(file) => match self.prepare(place, write, &file, counter) {
-                    Ok(Step::Ready(prepared)) => {
-                        files.insert(file);
-                        ready.push(prepared);
-                    }
-                    Ok(Step::Nothing(object)) => answer(place, Ok(Some(object))),
+            match self.file_of(&write, &changes) {
+                Ok(None) => left.push((place, write)),
+                Ok(Some(file)) => match self.change(&mut changes, place, write, file, counter) {
+                    Ok(None) => {}
+                    Ok(Some(object)) => answer(place, Ok(Some(object))),
                     Err(error) => answer(place, Err(error)),
                 },
                 Err(error) => answer(place, Err(error)),
             }
         }
-        for (place, one) in self.finish(ready) {
+        let mut prepared = Vec::new();
+        for change in changes.by_file.into_values() {
+            match self.prepare(&change) {
+                Ok(new) => prepared.push((change, new)),
+                Err(error) => fail(change.done, &error)
+                    .into_iter()
+                    .for_each(|(place, one)| answer(place, one)),
+            }
+        }
+        for (place, one) in self.finish(prepared) {
             answer(place, one);
         }
         left
     }
 
-    /// The file that a write changes.
-    fn file_of(&self, write: &Write) -> Result<PathBuf, DatastoreError> {
+    /// The file that a write changes; none where one before it in the batch has to be done first.
+    fn file_of(&self, write: &Write, changes: &Changes) -> Result<Option<PathBuf>, DatastoreError> {
+        let key = match write {
+            Write::Create(object) | Write::Update(object) => checked_key(object)?,
+            Write::Delete(key, _) => key.clone(),
+        };
+        if changes.keys.contains(&key) {
+            return Ok(None);
+        }
         match write {
-            Write::Create(object) => {
-                let key = checked_key(object)?;
+            Write::Create(_) => {
                 if let Some(entry) = self.objects.get(&key) {
                     return Err(entry
                         .fault
                         .clone()
                         .map_or(DatastoreError::AlreadyExists { key }, Into::into));
                 }
-                match self.broken(&key) {
-                    Some(fault) => Err(fault.clone().into()),
-                    None => self.free_path(&key),
+                if let Some(fault) = self.broken(&key) {
+                    return Err(fault.clone().into());
                 }
+                if let Some(file) = changes
+                    .of_handles
+                    .as_ref()
+                    .filter(|_| key.kind == Kind::IpamHandle)
+                {
+                    return Ok(Some(file.clone()));
+                }
+                let file = self.free_path(&key)?;
+                Ok(Some(file).filter(|file| !changes.by_file.contains_key(file)))
             }
             Write::Update(object) => {
-                let key = checked_key(object)?;
                 let Some(revision) = &object.metadata().resource_version else {
                     return Err(DatastoreError::Invalid {
                         place: format!("{key}: metadata.resourceVersion"),
                         reason: "is missing: an update names the revision it was made from".to_owned(),
                     });
                 };
-                self.at_revision(&key, revision).map(|entry| entry.file)
+                self.at_revision(&key, revision).map(|entry| Some(entry.file))
             }
-            Write::Delete(key, revision) => self.at_revision(key, revision).map(|entry| entry.file),
+            Write::Delete(key, revision) => self.at_revision(key, revision).map(|entry| Some(entry.file)),
         }
     }
 
-    /// Writes the new text of `file` beside it, and has it begin its way to the disk.
-    fn prepare(&self, place: usize, write: Write, file: &Path, counter: u64) -> Result<Step, DatastoreError> {
-        let (key, revision, old, new, object) = match write {
+    /// Adds a write to the change of its file; gives the object where nothing is to be done, since it is as it is to be.
+    fn change(
+        &self,
+        changes: &mut Changes,
+        place: usize,
+        write: Write,
+        file: PathBuf,
+        counter: u64,
+    ) -> Result<Option<Object>, DatastoreError> {
+        let present = self.files.get(&file).map(|file| &file.manifest);
+        let change = changes.by_file.get(&file);
+        let before = change.map(|change| &change.new).or(present);
+        let (done, new) = match write {
             Write::Create(object) => {
-                let (text, stored) = render(file, &object, counter)?;
-                let created = stored.object.clone();
-                let folder = file.parent().unwrap_or(&self.root);
-                if !folder.exists() {
-                    fs::create_dir_all(folder).map_err(io_error("cannot make", folder))?;
-                    sync_folder(&self.root)?;
-                }
-                let new = Manifest::of_one(text, stored);
-                (object.key(), String::new(), None, Some(new), Some(created))
+                let (rendered, stored) = render(&file, &object, counter)?;
+                let done = Done::new(place, object.key(), String::new(), Some(stored.object.clone()));
+                changes.create(file, done, &rendered, stored);
+                return Ok(None);
             }
             Write::Update(object) => {
                 let key = object.key();
                 let revision = object.metadata().resource_version.clone().unwrap_or_default();
-                let entry = self.at_revision(&key, &revision)?;
-                if entry.stored.object == object {
-                    return Ok(Step::Nothing(object));
+                if self.at_revision(&key, &revision)?.stored.object == object {
+                    return Ok(Some(object));
                 }
-                let (rendered, stored) = render(file, &object, counter)?;
-                let updated = stored.object.clone();
-                let old = self.files.get(file).map(|file| &file.manifest);
-                let replaced = old.and_then(|old| {
-                    Some((&old.text, old.replaced(file, entry.document, &rendered, stored)?))
-                });
-                let Some((old, new)) = replaced else {
-                    return Err(DatastoreError::Conflict { key, revision });
-                };
-                (key, revision, Some(old.clone()), Some(new), Some(updated))
+                let (rendered, stored) = render(&file, &object, counter)?;
+                let done = Done::new(place, key, revision, Some(stored.object.clone()));
+                let new =
+                    before.and_then(|b| b.replaced(&file, b.document_of(&done.key)?, &rendered, stored));
+                (done, new)
             }
             Write::Delete(key, revision) => {
-                let entry = self.at_revision(&key, &revision)?;
-                let Some(manifest) = self.files.get(file).map(|file| &file.manifest) else {
-                    return Err(DatastoreError::Conflict { key, revision });
-                };
-                let rest = manifest.without(file, entry.document);
-                (key, revision, Some(manifest.text.clone()), rest, None)
+                let new = before.and_then(|b| b.without(&file, b.document_of(&key)?));
+                (Done::new(place, key, revision, None), new)
             }
         };
-        let new = new
-            .map(|manifest| Ok::<_, DatastoreError>((Unfinished::write(file, &manifest.text)?, manifest)))
-            .transpose()?;
-        if let Some((new, _)) = &new {
-            new.begin_sync();
+        let (Some(new), Some(present)) = (new, present) else {
+            return Err(DatastoreError::Conflict {
+                key: done.key,
+                revision: done.revision,
+            });
+        };
+        changes.keys.insert(done.key.clone());
+        let change = changes.by_file.entry(file).or_insert_with_key(|file| Change {
+            file: file.clone(),
+            old: Some(present.text.clone()),
+            new: Manifest::empty(),
+            done: Vec::new(),
+        });
+        change.new = new;
+        change.done.push(done);
+        Ok(None)
+    }
+
+    /// Writes the new text of a file beside it, and has it begin its way to the disk.
+    fn prepare(&self, change: &Change) -> Result<Option<Unfinished>, DatastoreError> {
+        if change.new.holds_nothing() {
+            return Ok(None);
         }
-        Ok(Step::Ready(Prepared {
-            place,
-            file: file.to_owned(),
-            key,
-            revision,
-            old,
-            new,
-            object,
-        }))
+        let folder = change.file.parent().unwrap_or(&self.root);
+        if change.old.is_none() && !folder.exists() {
+            fs::create_dir_all(folder).map_err(io_error("cannot make", folder))?;
+            sync_folder(&self.root)?;
+        }
+        let new = Unfinished::write(&change.file, &change.new.text)?;
+        new.begin_sync();
+        Ok(Some(new))
     }
 
     /// Puts the new texts on the disk, then each in its place, and then the folders on the disk.
-    fn finish(&mut self, ready: Vec<Prepared>) -> Vec<(usize, Written)> {
-        let folders: BTreeSet<PathBuf> = ready
+    fn finish(&mut self, prepared: Vec<Prepared>) -> Vec<(usize, Written)> {
+        let folders: BTreeSet<PathBuf> = prepared
             .iter()
-            .map(|prepared| prepared.file.parent().unwrap_or(&self.root).to_owned())
+            .map(|(change, _)| change.file.parent().unwrap_or(&self.root).to_owned())
             .collect();
-        let synced = |mut prepared: Prepared| {
-            let done = prepared.new.as_mut().map_or(Ok(()), |(new, _)| new.sync());
-            (prepared, done)
+        let synced = |(change, mut new): Prepared| {
+            let done = new.as_mut().map_or(Ok(()), Unfinished::sync);
+            (change, new, done)
         };
         // All of them before the first rename: one trip to the disk takes along what waits behind it.
-        let ready: Vec<_> = ready.into_iter().map(synced).collect();
+        let prepared: Vec<_> = prepared.into_iter().map(synced).collect();
         let (mut written, mut refused, mut any_put) = (Vec::new(), BTreeSet::new(), false);
-        for (prepared, synced) in ready {
-            let (place, file) = (prepared.place, prepared.file.clone());
-            let one = match synced.and_then(|()| prepared.put()) {
-                Ok((manifest, object)) => {
-                    self.wrote(&file, manifest);
+        for (change, new, synced) in prepared {
+            let put = synced.and_then(|()| change.put(new));
+            let Change { file, new, done, .. } = change;
+            match put {
+                Ok(true) => {
+                    let is_there = !new.holds_nothing();
+                    self.wrote(&file, is_there.then_some(new));
                     any_put = true;
-                    Ok(object)
+                    written.extend(done.into_iter().map(|done| (done.place, Ok(done.object))));
+                }
+                Ok(false) => {
+                    written.extend(done.into_iter().map(Done::outrun));
+                    refused.insert(file);
                 }
                 Err(error) => {
+                    written.extend(fail(done, &error));
                     refused.insert(file);
-                    Err(error)
                 }
-            };
-            written.push((place, one));
+            }
         }
         if any_put {
             report(&self.reindex());
@@ -241,19 +316,15 @@ impl Folder {
                 continue;
             };
             // Whether they are on the disk nobody knows.
-            let reason = error.to_string();
             for (_, one) in written.iter_mut().filter(|(_, one)| one.is_ok()) {
-                *one = Err(DatastoreError::Io {
-                    operation: "what was written may be lost".to_owned(),
-                    source: io::Error::other(reason.clone()),
-                });
+                *one = Err(retold("what was written may be lost", &error));
             }
         }
         written
     }
 
     /// The entry of an object if it is good and at this revision.
-    fn at_revision(&self, key: &Key, revision: &str) -> Result<Entry, DatastoreError> {
+    fn at_revision(&self, key: &Key, revision: &str) -> Result<folder::Entry, DatastoreError> {
         let Some(entry) = self.objects.get(key) else {
             let gone = DatastoreError::NotFound { key: key.clone() };
             return Err(self.broken(key).cloned().map_or(gone, Into::into));
@@ -296,43 +367,64 @@ impl Folder {
     }
 }
 
-/// What a write comes to.
-#[derive(Debug)]
-enum Step {
-    Ready(Prepared),
-    /// It is as it is to be.
-    Nothing(Object),
-}
-
-impl Prepared {
-    /// The last step: puts the new text in the place of the old, unless somebody who does not know the lock was faster. What
-    /// is in the file then, and what is answered.
-    fn put(self) -> Result<(Option<Manifest>, Option<Object>), DatastoreError> {
+impl Change {
+    /// The last step: puts the new text in the place of the old. False when somebody who does not know the lock was faster.
+    fn put(&self, new: Option<Unfinished>) -> Result<bool, DatastoreError> {
         let is_as_it_was = match &self.old {
             Some(old) => is_still(&self.file, old),
             None => !self.file.exists(),
         };
         if !is_as_it_was {
-            let key = self.key;
-            return Err(match self.old {
-                Some(_) => DatastoreError::Conflict {
-                    key,
-                    revision: self.revision,
-                },
-                None => DatastoreError::AlreadyExists { key },
-            });
+            return Ok(false);
         }
-        let manifest = match self.new {
-            Some((new, manifest)) => {
-                new.put(&self.file)?;
-                Some(manifest)
-            }
-            None => {
-                fs::remove_file(&self.file).map_err(io_error("cannot remove", &self.file))?;
-                None
-            }
+        match new {
+            Some(new) => new.put(&self.file)?,
+            None => fs::remove_file(&self.file).map_err(io_error("cannot remove", &self.file))?,
+        }
+        Ok(true)
+    }
+}
+
+impl Done {
+    fn new(place: usize, key: Key, revision: String, object: Option<Object>) -> Self {
+        Self {
+            place,
+            key,
+            revision,
+            object,
+        }
+    }
+
+    /// The answer to who was not the first to write.
+    fn outrun(self) -> (usize, Written) {
+        let Self {
+            place, key, revision, ..
+        } = self;
+        let error = if revision.is_empty() {
+            DatastoreError::AlreadyExists { key }
+        } else {
+            DatastoreError::Conflict { key, revision }
         };
-        Ok((manifest, self.object))
+        (place, Err(error))
+    }
+}
+
+/// The answers where a file could not be written.
+fn fail(done: Vec<Done>, error: &DatastoreError) -> Vec<(usize, Written)> {
+    let failed = done.into_iter().map(|done| {
+        (
+            done.place,
+            Err(retold(&format!("cannot write {}", done.key), error)),
+        )
+    });
+    failed.collect()
+}
+
+/// An error that several are told.
+fn retold(operation: &str, error: &DatastoreError) -> DatastoreError {
+    DatastoreError::Io {
+        operation: operation.to_owned(),
+        source: io::Error::other(error.to_string()),
     }
 }
 

@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
 use super::DirectoryStore;
-use crate::api::{Key, Kind, Metadata, Node, Object, Resource};
+use crate::api::{IpamHandle, Key, Kind, Metadata, Node, Object, Resource};
 use crate::datastore::Datastore;
 
 /// Tells a test that it runs as a child process of itself, and on which folder.
@@ -41,6 +41,12 @@ fn node(name: &str) -> Node {
 
 fn node_key(name: &str) -> Key {
     Key::new(Kind::Node, name)
+}
+
+/// A handle without addresses.
+fn handle(name: &str) -> Object {
+    let spec = serde_json::from_value(serde_json::json!({ "handleID": name })).unwrap();
+    Object::IpamHandle(IpamHandle::new(name, spec))
 }
 
 /// The manifest of a Node with a label, as somebody would write it.

@@ -1,8 +1,10 @@
 //! Compare-and-swap: within a process, between processes, and against edits by hand.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::time::SystemTime;
 
+use super::super::manifest::Manifest;
 use super::super::write::Write as Change;
 use super::*;
 use crate::datastore::DatastoreError;
@@ -299,7 +301,7 @@ async fn writes_that_are_done_together_come_to_what_they_would_one_after_the_oth
     let made: Vec<_> = [one, left, right, two]
         .map(|one| one.as_ref().unwrap().clone().unwrap())
         .into();
-    let counters: std::collections::BTreeSet<_> = made.iter().map(counter).collect();
+    let counters: BTreeSet<_> = made.iter().map(counter).collect();
     assert_eq!(counters.len(), made.len(), "each has a counter of its own");
     // Somebody else who looks at the folder sees the same.
     let other = open(folder.path());
@@ -309,6 +311,123 @@ async fn writes_that_are_done_together_come_to_what_they_would_one_after_the_oth
     assert_eq!(label(&get(&other, "stale").await), "newer");
     assert_eq!(other.get(&node_key("gone")).await.unwrap(), None);
     assert!(other.faults().is_empty(), "{:?}", other.faults());
+}
+
+/// What is known of each file is what a reader finds in it, and others find the same objects.
+async fn assert_known_is_written(folder: &TempDir, store: &DirectoryStore) {
+    for (path, file) in &store.shared.folder().files {
+        let text = fs::read_to_string(path).unwrap();
+        assert_eq!(file.manifest.text, text);
+        let read = Manifest::parse(path, text, true);
+        assert_eq!(
+            format!("{:?}", file.manifest.documents),
+            format!("{:?}", read.documents),
+            "{}",
+            path.display()
+        );
+    }
+    let other = open(folder.path());
+    for kind in [Kind::IpamHandle, Kind::Node] {
+        assert_eq!(other.list(kind).await.unwrap(), store.list(kind).await.unwrap());
+    }
+    assert!(other.faults().is_empty(), "{:?}", other.faults());
+}
+
+#[tokio::test]
+async fn handles_that_are_made_together_share_files_and_are_written_and_deleted_one_by_one() {
+    let (folder, store) = fresh();
+    let files = || {
+        let entries = fs::read_dir(folder.path().join("ipamhandles")).unwrap();
+        let names = entries.map(|e| e.unwrap().file_name().into_string().unwrap());
+        names
+            .filter(|name| name.ends_with(".yaml"))
+            .collect::<BTreeSet<_>>()
+    };
+    let create = |range: std::ops::Range<u32>| range.map(|n| Change::Create(handle(&format!("h{n:02}"))));
+    let all_are_done = |written: Vec<Result<Option<Object>, DatastoreError>>| {
+        written.into_iter().map(Result::unwrap).collect::<Vec<_>>()
+    };
+    let made = all_are_done(store.shared.folder().write(create(0..40).collect()));
+    assert_eq!(files(), ["h00.yaml", "h32.yaml"].map(str::to_owned).into());
+    assert_known_is_written(&folder, &store).await;
+
+    // The first, one in the middle and the last of a file go, one changes, and new ones come, all at once.
+    let made: Vec<Object> = made.into_iter().flatten().collect();
+    let delete = |n: usize| Change::Delete(made[n].key(), revision(&made[n]));
+    let mut changed = made[5].clone();
+    set_label(&mut changed, "changed");
+    let mut writes = vec![
+        delete(0),
+        delete(31),
+        Change::Update(changed),
+        delete(7),
+        delete(33),
+    ];
+    writes.extend(create(40..43));
+    writes.push(Change::Create(node("beside").into_object()));
+    all_are_done(store.shared.folder().write(writes));
+    assert_eq!(
+        files(),
+        ["h00.yaml", "h32.yaml", "h40.yaml"].map(str::to_owned).into()
+    );
+    assert_known_is_written(&folder, &store).await;
+
+    // The file is taken, though the handle of its name is gone.
+    all_are_done(store.shared.folder().write(create(0..1).collect()));
+    assert_eq!(
+        files(),
+        ["h00.2.yaml", "h00.yaml", "h32.yaml", "h40.yaml"]
+            .map(str::to_owned)
+            .into()
+    );
+    assert_known_is_written(&folder, &store).await;
+
+    let left = store.list(Kind::IpamHandle).await.unwrap();
+    assert_eq!(left.len(), 40 - 4 + 3 + 1);
+    let delete = |object: &Object| Change::Delete(object.key(), revision(object));
+    all_are_done(
+        store
+            .shared
+            .folder()
+            .write(left.iter().rev().map(delete).collect()),
+    );
+    assert_eq!(files(), BTreeSet::new());
+    assert_known_is_written(&folder, &store).await;
+}
+
+#[tokio::test]
+async fn an_edit_by_hand_stops_the_writes_of_its_file_and_no_others() {
+    let (folder, store) = fresh();
+    let create = |name: &str| Change::Create(handle(name));
+    let made = store.shared.folder().write(vec![create("a"), create("b")]);
+    let made: Vec<Object> = made.into_iter().flat_map(Result::unwrap).collect();
+    let apart = store.create(node("apart").into_object()).await.unwrap();
+    let path = folder.path().join("ipamhandles/a.yaml");
+    let text = fs::read_to_string(&path).unwrap();
+    let edit = format!("# by hand\n{text}");
+    fs::write(&path, &edit).unwrap();
+    let delete = |object: &Object| Change::Delete(object.key(), revision(object));
+    // Without a look in between, as if the edit came after it.
+    let written = store
+        .shared
+        .folder()
+        .write(vec![delete(&made[0]), delete(&apart), delete(&made[1])]);
+    let [first, apart, second] = written.as_slice() else {
+        panic!("{written:?}")
+    };
+    assert!(matches!(first, Err(DatastoreError::Conflict { .. })), "{first:?}");
+    assert!(
+        matches!(second, Err(DatastoreError::Conflict { .. })),
+        "{second:?}"
+    );
+    assert!(matches!(apart, Ok(None)), "{apart:?}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), edit);
+    assert_known_is_written(&folder, &store).await;
+    // What was refused is looked at again.
+    for object in store.list(Kind::IpamHandle).await.unwrap() {
+        store.delete(&object.key(), &revision(&object)).await.unwrap();
+    }
+    assert!(!path.exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use culvert_ipam::affinity::{Affinity, AffinityState};
 use notify::event::{AccessKind, AccessMode, DataChange, EventKind, ModifyKind};
 use proptest::prelude::*;
 use tokio::sync::mpsc::Receiver;
@@ -11,6 +12,7 @@ use tokio::time::timeout;
 
 use super::super::watch::Marks;
 use super::*;
+use crate::api::BlockAffinity;
 use crate::datastore::{DatastoreError, Update};
 
 /// Far beyond anything that a loaded machine needs.
@@ -112,6 +114,55 @@ async fn all_that_is_there_comes_first_then_in_sync_then_changes() {
         .unwrap();
     told.until(|t| !t.state.contains_key(&c.key())).await;
     assert_eq!(told.count, 5);
+}
+
+#[tokio::test]
+async fn an_allocation_goes_by_what_was_told_and_handles_are_not_told() {
+    let (_folder, store) = fresh();
+    let store = store.of_node("a");
+    store.create(handle("before")).await.unwrap();
+    let affinity = Affinity {
+        state: AffinityState::Confirmed,
+        ..Affinity::pending("a", "10.0.0.0/26".parse().unwrap())
+    };
+    let affinity = store
+        .create(Object::BlockAffinity(BlockAffinity::new(
+            "a-10-0-0-0-26",
+            affinity,
+        )))
+        .await
+        .unwrap();
+    assert_eq!(store.recall("a"), None, "nobody watches");
+    let mut told = Told::in_sync(&store).await;
+    let recalled = |store: &DirectoryStore| {
+        let recalled = store.recall("a").unwrap();
+        let affinities: Vec<_> = recalled
+            .affinities
+            .into_iter()
+            .map(Resource::into_object)
+            .collect();
+        (affinities, recalled.node.map(Resource::into_object))
+    };
+    assert_eq!(recalled(&store), (vec![affinity.clone()], None));
+    assert_eq!(store.recall("b"), None, "it is of another node");
+
+    store.create(handle("after")).await.unwrap();
+    let node = create(&store, "a").await;
+    told.until(|t| t.state.contains_key(&node.key())).await;
+    assert_eq!(recalled(&store), (vec![affinity.clone()], Some(node)));
+    let revision = affinity.metadata().resource_version.as_deref().unwrap();
+    store.delete(&affinity.key(), revision).await.unwrap();
+    told.until(|t| t.deleted.contains(&affinity.key())).await;
+    assert_eq!(
+        store.recall("a"),
+        None,
+        "without a block of its own it has to read"
+    );
+    assert!(
+        told.state.keys().all(|key| key.kind == Kind::Node),
+        "{:?}",
+        told.state
+    );
 }
 
 #[tokio::test]
