@@ -24,7 +24,7 @@ const FILES_OF_A_NAME: u32 = 100;
 /// A write of one object.
 #[derive(Debug)]
 pub(super) enum Write {
-    /// Of a new object, into a file of its own.
+    /// Of a new object, into a new file.
     Create(Object),
     /// Over the revision that it carries, in the document where it stands.
     Update(Object),
