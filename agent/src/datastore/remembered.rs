@@ -42,9 +42,9 @@ struct State {
 
 /// Where a store finds what its watch remembers, as long as that goes on.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Memory(Arc<Mutex<Weak<Remembered>>>);
+pub(super) struct CurrentWatch(Arc<Mutex<Weak<Remembered>>>);
 
-impl Memory {
+impl CurrentWatch {
     /// From now on it is this.
     pub(super) fn set(&self, remembered: &Arc<Remembered>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(remembered);

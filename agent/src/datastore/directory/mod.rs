@@ -49,7 +49,7 @@ use self::lock::{Access, StoreLock, io_error, remove_unfinished};
 pub use self::manifest::Fault;
 use self::queue::{Queue, Waiting, Written};
 use self::write::Write;
-use super::remembered::{Memory, Remembered};
+use super::remembered::{CurrentWatch, Remembered};
 use super::{Datastore, DatastoreError, Recollection, Update};
 use crate::api::{Key, Kind, Object};
 
@@ -59,7 +59,7 @@ pub struct DirectoryStore {
     shared: Arc<Shared>,
     /// The node for whose allocations its watch remembers what they go by.
     node: Option<Arc<str>>,
-    memory: Memory,
+    current_watch: CurrentWatch,
 }
 
 #[derive(Debug)]
@@ -93,7 +93,7 @@ impl DirectoryStore {
         Ok(Self {
             shared,
             node: None,
-            memory: Memory::default(),
+            current_watch: CurrentWatch::default(),
         })
     }
 
@@ -232,13 +232,13 @@ impl Datastore for DirectoryStore {
     }
 
     fn recall(&self, node: &str) -> Option<Recollection> {
-        self.memory.recall(node)
+        self.current_watch.recall(node)
     }
 
     fn watch(&self) -> Result<mpsc::Receiver<Update>, DatastoreError> {
         let remembered = self.node.as_deref().map(|node| Arc::new(Remembered::new(node)));
         if let Some(remembered) = &remembered {
-            self.memory.set(remembered);
+            self.current_watch.set(remembered);
         }
         watch::start(&self.shared, remembered)
     }

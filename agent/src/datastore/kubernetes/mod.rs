@@ -40,7 +40,7 @@ use self::connection::{Connection, Refusal};
 use self::interest::Borrowed;
 pub use self::rollout::{Progress, Rollout};
 pub use self::service_ranges::{ServiceRanges, ServiceSource, service_ranges};
-use super::remembered::Memory;
+use super::remembered::CurrentWatch;
 use super::{Datastore, DatastoreError, NodeEvent, Recollection, Update};
 use crate::api::{Key, Kind, Object};
 
@@ -65,7 +65,7 @@ pub struct KubernetesStore {
     /// Tells the watch of addresses that are taken in blocks of others.
     borrowed: broadcast::Sender<Borrowed>,
     /// What the watch that is under way has told.
-    memory: Memory,
+    current_watch: CurrentWatch,
 }
 
 impl KubernetesStore {
@@ -79,7 +79,7 @@ impl KubernetesStore {
             node: Arc::from(node),
             secrets: None,
             borrowed: broadcast::Sender::new(BORROWED),
-            memory: Memory::default(),
+            current_watch: CurrentWatch::default(),
         })
     }
 
@@ -337,7 +337,7 @@ impl Datastore for KubernetesStore {
     }
 
     fn recall(&self, node: &str) -> Option<Recollection> {
-        self.memory.recall(node)
+        self.current_watch.recall(node)
     }
 
     fn makes_nodes(&self) -> bool {

@@ -93,7 +93,7 @@ pub(super) fn start(store: &KubernetesStore) -> Result<mpsc::Receiver<Update>, D
         dropped: BTreeSet::new(),
         asked_for: BTreeSet::new(),
     };
-    store.memory.set(&teller.remembered);
+    store.current_watch.set(&teller.remembered);
     runtime.spawn(teller.run(sender));
     Ok(receiver)
 }
