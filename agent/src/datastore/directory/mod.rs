@@ -16,9 +16,10 @@
 //!
 //! **Writes** hold `.lock` exclusively: look, compare, write a file beside, sync it, compare the old file's bytes once
 //! more, rename, sync the folder. Those that come while others are under way are done together, each step for all of them
-//! ([`queue`]). The file beside is in the folder `.unfinished`, which nobody watches. A process may die anywhere: each file is
-//! the old or the new one, whole. What is left of it is removed at the next [`DirectoryStore::open`]. Who edits by hand does not know the lock; between the last
-//! comparison and the rename are some microseconds in which such an edit is lost.
+//! ([`queue`]). The file beside is in the folder `.unfinished`, which nobody watches. A process may die anywhere: each
+//! file is the old or the new one, whole. What is left of it is removed at the next [`DirectoryStore::open`]. Who edits
+//! by hand does not know the lock; between the last comparison and the rename are some microseconds in which such an
+//! edit is lost.
 //!
 //! **Faults.** What cannot be read is named in the log once per change of its file, and left out. An object that was
 //! known before stays in its last good state, and cannot be written, until its file is mended. A file that became empty

@@ -83,20 +83,27 @@ struct Changes {
 impl Changes {
     /// Adds a rendered object to the change that makes its file.
     fn create(&mut self, file: PathBuf, done: Done, rendered: &str, stored: Stored) {
-        self.keys.insert(done.key.clone());
         let is_handle = done.key.kind == Kind::IpamHandle;
+        let change = self.add(file, None, done);
+        change.new.push(rendered, stored);
+        if is_handle {
+            let has_room = change.done.len() < HANDLES_OF_A_FILE;
+            let file = has_room.then(|| change.file.clone());
+            self.of_handles = file;
+        }
+    }
+
+    /// Adds a write to the change of its file, in which `present` is now; the caller says what is to be in it.
+    fn add(&mut self, file: PathBuf, present: Option<&Manifest>, done: Done) -> &mut Change {
+        self.keys.insert(done.key.clone());
         let change = self.by_file.entry(file).or_insert_with_key(|file| Change {
             file: file.clone(),
-            old: None,
+            old: present.map(|present| present.text.clone()),
             new: Manifest::empty(),
             done: Vec::new(),
         });
-        change.new.push(rendered, stored);
         change.done.push(done);
-        if is_handle {
-            let has_room = change.done.len() < HANDLES_OF_A_FILE;
-            self.of_handles = has_room.then(|| change.file.clone());
-        }
+        change
     }
 }
 
@@ -241,21 +248,13 @@ impl Folder {
                 (Done::new(place, key, revision, None), new)
             }
         };
-        let (Some(new), Some(present)) = (new, present) else {
+        let Some(new) = new else {
             return Err(DatastoreError::Conflict {
                 key: done.key,
                 revision: done.revision,
             });
         };
-        changes.keys.insert(done.key.clone());
-        let change = changes.by_file.entry(file).or_insert_with_key(|file| Change {
-            file: file.clone(),
-            old: Some(present.text.clone()),
-            new: Manifest::empty(),
-            done: Vec::new(),
-        });
-        change.new = new;
-        change.done.push(done);
+        changes.add(file, present, done).new = new;
         Ok(None)
     }
 
